@@ -1,0 +1,74 @@
+# `make` lists the targets. Everything runs in $(VENV), made on first use; pip is the only network.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+VENV ?= .venv
+PY := $(VENV)/bin/python
+EXTRAS ?= test,dev,report,train
+STAMP := $(VENV)/.installed
+# Extra words for the command of a target: make test ARGS="-k loss", make demo ARGS="--seed 1".
+ARGS ?=
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: help install fix check test test-slow demo table table-quick ablations bench clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+# An existing environment is used as it is: python3.11 is what the suite runs on, a newer python3 is taken without it.
+$(PY):
+	@for python in python3.11 python3; do \
+	  if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	    echo "creating $(VENV) with $$("$$python" --version)"; exec "$$python" -m venv "$(VENV)"; \
+	  fi; \
+	done; \
+	echo "no Python >= 3.11 found as python3.11 or python3: install one (with its venv module) and repeat" >&2; exit 1
+
+$(STAMP): setup.py constraints.txt | $(PY)
+	$(PY) -m pip install -c constraints.txt -e ".[$(EXTRAS)]"
+	@touch $@
+
+install: $(STAMP)  ## .venv with the package and its tools, at the tested versions
+
+fix: $(STAMP)  ## lint with fixes, then format
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+check: $(STAMP)  ## lint, format, types, layers; changes nothing
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(PY) -m pytest -q tests/test_layers.py
+
+test: $(STAMP)  ## everything not marked slow
+	$(PY) -m pytest -q $(ARGS)
+
+test-slow: $(STAMP)  ## the slow tests only
+	$(PY) -m pytest -q -m slow $(ARGS)
+
+demo: $(STAMP)  ## encoders, features, two rows on emoji9, the nine-language table; at most 15 minutes on 2 cores
+	$(PY) recipes/demo.py $(ARGS)
+
+table: $(STAMP)  ## the whole grid on emoji9, 3 seeds; hours, resumes row by row
+	$(PY) recipes/run.py table $(ARGS)
+
+table-quick: $(STAMP)  ## the same path with one seed; at most 20 minutes
+	$(PY) recipes/run.py table --quick $(ARGS)
+
+ablations: $(STAMP)  ## one switch at a time, on validation
+	$(PY) recipes/run.py ablations $(ARGS)
+
+$(STAMP)-bench: $(STAMP)
+	$(PY) -m pip install -c constraints.txt -e ".[bench]"
+	@touch $@
+
+bench: $(STAMP)-bench  ## speed and memory beside the peers
+	$(PY) benchmarks/run_all.py $(ARGS)
+
+clean:  ## caches and build output; keeps .venv, runs and features
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -path ./$(VENV) -prune -o -type d -name __pycache__ -print0 | xargs -0 -r rm -rf

@@ -1,0 +1,66 @@
+"""Package metadata: what is needed, from which version, and what the wheel holds."""
+
+from pathlib import Path
+
+from setuptools import setup
+
+ROOT = Path(__file__).parent
+
+# Floors. transformers 5.6: `@strict` dataclass configs (5.5 closed the known remote-code holes); torch 2.6: what
+# transformers 5 asks for; datasets 4.3: `List`, and huggingface_hub 1. constraints.txt has the versions tested.
+INSTALL_REQUIRES = [
+    "accelerate>=1.10",
+    "datasets>=4.3",
+    "evaluate>=0.4.6",
+    "filelock>=3.16",
+    "huggingface-hub>=1.5",
+    "jinja2>=3.1.4",
+    "jsonargparse[signatures]>=4.49",
+    "numpy>=2.0",
+    "pillow>=11.0",
+    "pyarrow>=21.0",
+    "pyyaml>=6.0.2",
+    "safetensors>=0.5",
+    "tokenizers>=0.22",
+    "torch>=2.6",
+    "tqdm>=4.67",
+    "transformers>=5.6",
+]
+
+EXTRAS_REQUIRE = {
+    # timm's own requirement is a torchvision built for the same torch: see CONTRIBUTING.
+    "vision": ["timm>=1.0.23"],
+    "tensorboard": ["tensorboard>=2.18"],
+    "report": ["matplotlib>=3.9"],
+    "test": ["hypothesis>=6.100", "pytest>=8.3"],
+    "dev": ["mypy>=1.14", "pre-commit>=4.0", "pre-commit-hooks>=5.0", "ruff>=0.9", "types-PyYAML", "types-tqdm"],
+    # The peers that benchmarks/ times beside ours. open_clip is not here: it needs torchvision, as timm does.
+    "bench": ["sentence-transformers>=6.0"],
+}
+EXTRAS_REQUIRE["train"] = EXTRAS_REQUIRE["tensorboard"]
+
+setup(
+    name="modeling_mmt",
+    version="0.1.0",
+    description="Multilingual text-video search that transfers from English to other languages, native to the Hub.",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    author="modeling_mmt developers",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    keywords="video retrieval, multilingual, cross-lingual transfer, contrastive learning, transformers",
+    packages=["modeling_mmt", "datasets_scripts"],
+    package_data={"datasets_scripts": ["emoji9/**"]},
+    python_requires=">=3.11",
+    install_requires=INSTALL_REQUIRES,
+    extras_require=EXTRAS_REQUIRE,
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Operating System :: OS Independent",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)
