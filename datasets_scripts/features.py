@@ -1,0 +1,398 @@
+"""The feature store: ragged frozen features of clips, in Parquet, with a manifest that says whose they are.
+
+A store is a folder with `features-*.parquet` (`video_id` string, `video_features` list of steps of lists of numbers,
+that is `(F, D_v)` a clip, F differing between clips) and `manifest.json`:
+
+    extractor, revision   what made the features (a model's name, and its commit or SHA-256)
+    rate                  steps per second of video; null where the clips have no clock
+    dim, dtype            D_v, and float16 or float32
+    num_clips, shards     how many clips, and each file's name, SHA-256, size in bytes and number of rows
+    source                what they were made from and how: anything that JSON can hold
+
+A store appears whole or not at all: it is written beside its place, as `<folder>.partial`, and renamed at the end.
+Values are checked when written, a shard's SHA-256 and values once more when it is first read. A clip that is not there
+is an error, never a row of zeros.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
+
+DTYPES = {"float16": pa.float16(), "float32": pa.float32()}
+MANIFEST = "manifest.json"
+MAX_SHARD_VALUES = 2**28  # Arrow's list offsets have 32 bits; half a gigabyte of float16 is a fair file
+
+
+class FeatureStoreError(ValueError):
+    """A store, or what should go into one, is not as it must be; the message says where and what helps."""
+
+
+class MissingClipError(KeyError):
+    """A store does not hold the clip that was asked for."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class FeatureStoreWriter:
+    """Writes a store clip by clip, shard by shard, and resumes where an interrupted writer of the same store stopped.
+
+    Use it as a context manager: leaving it without an error finishes the store; leaving it by an error keeps the
+    whole shards in `<folder>.partial`. With `resume=True` these are kept, and `stored_ids` names their clips.
+
+    Args:
+        folder: where the store will be; must not exist.
+        extractor: what makes the features.
+        revision: which version of it.
+        rate: steps per second of video, or None.
+        dtype: `float16` or `float32`, of the stored values.
+        source: what the features are made from, anything that JSON can hold.
+        clips_per_shard: clips a file.
+        resume: whether to go on with the shards of an interrupted writer; they must have been made with the same
+            extractor, revision, rate, dtype and source.
+
+    Raises:
+        FileExistsError: the folder exists.
+        FeatureStoreError: the dtype is unknown, another process is writing this store, or the shards to go on with
+            were made in another way.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        extractor: str,
+        revision: str,
+        rate: float | None = None,
+        dtype: str = "float16",
+        source: Any = None,
+        clips_per_shard: int = 1024,
+        resume: bool = False,
+    ):
+        if dtype not in DTYPES:
+            raise FeatureStoreError(f"dtype is {dtype!r}; choose one of {', '.join(DTYPES)}")
+        if clips_per_shard < 1:
+            raise FeatureStoreError(f"clips_per_shard is {clips_per_shard}; it must be at least 1")
+        self.folder = Path(folder)
+        self.partial = self.folder.with_name(self.folder.name + ".partial")
+        self.dtype, self.clips_per_shard = dtype, clips_per_shard
+        settings = {"extractor": extractor, "revision": revision, "rate": rate, "dtype": dtype, "source": source}
+        self._settings = json.loads(json.dumps(settings))  # as it will be read again: tuples are lists
+        self._dim: int | None = None
+        self._shards: list[dict[str, Any]] = []
+        self.stored_ids: set[str] = set()
+        self._waiting: list[tuple[str, np.ndarray]] = []
+        self._num_waiting_values = 0
+
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(self.folder.with_name(self.folder.name + ".lock"))
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout as error:
+            raise FeatureStoreError(f"{self.folder}: another process is writing this store; wait for it") from error
+        try:
+            self._open_partial(resume)
+        except BaseException:
+            self._release()
+            raise
+
+    def _open_partial(self, resume: bool) -> None:
+        if self.folder.exists():
+            raise FileExistsError(f"{self.folder} exists; choose another folder or delete it")
+        progress = self.partial / MANIFEST
+        if not (resume and progress.is_file()):
+            shutil.rmtree(self.partial, ignore_errors=True)
+            self.partial.mkdir()
+            return
+        found = json.loads(progress.read_text(encoding="utf-8"))
+        for field, value in self._settings.items():
+            if found[field] != value:
+                raise FeatureStoreError(
+                    f"{progress}: {field} is {found[field]!r}, now {value!r}; the interrupted store was made in "
+                    f"another way: finish it as it was begun, or delete {self.partial}"
+                )
+        self._dim, self._shards = found["dim"], found["shards"]
+        for shard in self._shards:
+            self.stored_ids.update(_read_shard(self.partial, shard, found).index)
+
+    def add(self, video_id: str, features: np.ndarray) -> None:
+        """Adds a clip.
+
+        Args:
+            video_id: not yet in the store.
+            features: `(F, D_v)` numbers, F >= 1, finite in the store's dtype; D_v is that of the first clip.
+
+        Raises:
+            FeatureStoreError: one of these does not hold.
+        """
+        where = f"{self.folder}: clip {video_id!r}"
+        if not isinstance(video_id, str) or not video_id:
+            raise FeatureStoreError(f"{where}: the id must be a text that is not empty")
+        if video_id in self.stored_ids:
+            raise FeatureStoreError(f"{where} is there already; give each clip once")
+        features = np.asarray(features)
+        if features.ndim != 2 or 0 in features.shape or features.dtype.kind not in "fiu":
+            raise FeatureStoreError(
+                f"{where}: features are {features.dtype} {features.shape}; give numbers (steps, width), neither 0"
+            )
+        if self._dim is None:
+            self._dim = features.shape[1]
+        if features.shape[1] != self._dim:
+            raise FeatureStoreError(
+                f"{where}: width {features.shape[1]}, the clips before it {self._dim}; put features of another "
+                "extractor into a store of their own"
+            )
+        with np.errstate(over="ignore"):
+            values = features.astype(self.dtype)
+        if not np.isfinite(values).all():
+            step, column = np.argwhere(~np.isfinite(values))[0]
+            raise FeatureStoreError(
+                f"{where}: step {step}, column {column} is {features[step, column]}, not finite as {self.dtype}; "
+                "mend the extractor, or choose dtype='float32' if the number itself is finite"
+            )
+        if self._num_waiting_values + values.size > MAX_SHARD_VALUES:
+            self._write_shard()
+        self.stored_ids.add(video_id)
+        self._waiting.append((video_id, values))
+        self._num_waiting_values += values.size
+        if len(self._waiting) >= self.clips_per_shard:
+            self._write_shard()
+
+    def _write_shard(self) -> None:
+        if not self._waiting:
+            return
+        ids = [video_id for video_id, _ in self._waiting]
+        steps = np.cumsum([0, *(len(values) for _, values in self._waiting)], dtype=np.int32)
+        flat = np.concatenate([values for _, values in self._waiting]).reshape(-1)
+        dim = self._waiting[0][1].shape[1]
+        rows = pa.ListArray.from_arrays(np.arange(0, len(flat) + 1, dim, dtype=np.int32), pa.array(flat))
+        table = pa.table({"video_id": ids, "video_features": pa.ListArray.from_arrays(steps, rows)})
+        name = f"features-{len(self._shards):05d}.parquet"
+        pq.write_table(table, self.partial / name, compression="zstd", use_dictionary=False)
+        data = (self.partial / name).read_bytes()
+        shard = {
+            "file": name,
+            "sha256": hashlib.sha256(data).hexdigest(),
+            "num_bytes": len(data),
+            "num_rows": len(ids),
+        }
+        self._shards.append(shard)
+        self._write_manifest()
+        self._waiting, self._num_waiting_values = [], 0
+
+    def _write_manifest(self) -> None:
+        manifest = {
+            "extractor": self._settings["extractor"],
+            "revision": self._settings["revision"],
+            "rate": self._settings["rate"],
+            "dim": self._dim,
+            "dtype": self.dtype,
+            "num_clips": sum(shard["num_rows"] for shard in self._shards),
+            "shards": self._shards,
+            "source": self._settings["source"],
+        }
+        temporary = self.partial / (MANIFEST + ".new")
+        temporary.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(temporary, self.partial / MANIFEST)
+
+    def finish(self) -> Path:
+        """Writes what is left and puts the store in its place.
+
+        Raises:
+            FeatureStoreError: no clip was added.
+        """
+        self._write_shard()
+        if not self._shards:
+            raise FeatureStoreError(f"{self.folder}: no clip was given, and an empty store is of no use")
+        known = {MANIFEST, *(shard["file"] for shard in self._shards)}
+        for file in self.partial.iterdir():  # a shard that was written, but not listed, when a writer was killed
+            if file.name not in known:
+                file.unlink()
+        os.rename(self.partial, self.folder)
+        self._release()
+        return self.folder
+
+    def _release(self) -> None:
+        Path(self._lock.lock_file).unlink(missing_ok=True)
+        self._lock.release()
+
+    def __enter__(self) -> "FeatureStoreWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if not self._lock.is_locked:
+            return
+        try:
+            if kind is None:
+                self.finish()
+        finally:
+            if self._lock.is_locked:
+                self._release()
+
+
+def write_feature_store(
+    folder: str | Path,
+    clips: Iterable[tuple[str, np.ndarray]],
+    *,
+    extractor: str,
+    revision: str,
+    rate: float | None = None,
+    dtype: str = "float16",
+    source: Any = None,
+) -> Path:
+    """Writes a whole store from (video_id, `(F, D_v)` features) pairs; the arguments are `FeatureStoreWriter`'s.
+
+    If it fails, nothing is left.
+
+    Raises:
+        FileExistsError, FeatureStoreError: as `FeatureStoreWriter` and its `add`.
+    """
+    settings: dict[str, Any] = {"extractor": extractor, "revision": revision, "rate": rate}
+    with FeatureStoreWriter(folder, **settings, dtype=dtype, source=source) as writer:
+        try:
+            for video_id, features in clips:
+                writer.add(video_id, features)
+            return writer.finish()
+        except BaseException:
+            shutil.rmtree(writer.partial, ignore_errors=True)
+            raise
+
+
+class FeatureStore(Mapping[str, np.ndarray]):
+    """A store, read: `store[video_id]` is the clip's `(F, D_v)` array, in the store's dtype and yours to change.
+
+    Opening reads the ids of all shards; a shard's values are read, checked against its SHA-256 and kept in memory when
+    the first of its clips is asked for. `verify()` does this for all shards.
+
+    Raises:
+        FileNotFoundError: the folder holds no manifest, or a shard is missing.
+        FeatureStoreError: the manifest or a shard is not as it must be.
+        MissingClipError: on access, the clip is not in the store.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        path = self.folder / MANIFEST
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{path} is not there; {self.folder} is no finished feature store: write it (again)"
+            )
+        try:
+            self.manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise FeatureStoreError(f"{path}: not JSON ({error}); write the store again") from error
+        for field in ("extractor", "revision", "rate", "dim", "dtype", "num_clips", "shards"):
+            if field not in self.manifest:
+                raise FeatureStoreError(f"{path}: field {field!r} is missing; write the store again")
+        if self.manifest["dtype"] not in DTYPES:
+            raise FeatureStoreError(f"{path}: dtype is {self.manifest['dtype']!r}; known are {', '.join(DTYPES)}")
+        self._rows: dict[str, tuple[int, int]] = {}
+        self._open: dict[int, _Shard] = {}
+        for number, shard in enumerate(self.manifest["shards"]):
+            ids = _read_ids(self.folder, shard)
+            self._rows.update({video_id: (number, row) for row, video_id in enumerate(ids)})
+        if len(self._rows) != self.manifest["num_clips"]:
+            raise FeatureStoreError(
+                f"{path}: num_clips is {self.manifest['num_clips']}, the shards hold {len(self._rows)} different ids; "
+                "write the store again"
+            )
+
+    @property
+    def dim(self) -> int:
+        """D_v, the width of a step."""
+        return self.manifest["dim"]
+
+    def verify(self) -> None:
+        """Reads every shard and checks its SHA-256, its widths and that its values are finite."""
+        for number in range(len(self.manifest["shards"])):
+            self._shard(number)
+
+    def _shard(self, number: int) -> "_Shard":
+        if number not in self._open:
+            self._open[number] = _read_shard(self.folder, self.manifest["shards"][number], self.manifest)
+        return self._open[number]
+
+    def __getitem__(self, video_id: str) -> np.ndarray:
+        if video_id not in self._rows:
+            raise MissingClipError(
+                f"clip {video_id!r} is not in the feature store {self.folder} ({len(self)} clips by "
+                f"{self.manifest['extractor']}); extract its features, or take the clip out of the dataset"
+            )
+        number, row = self._rows[video_id]
+        shard = self._shard(number)
+        return shard.values[shard.offsets[row] : shard.offsets[row + 1]].copy()
+
+    def __contains__(self, video_id: object) -> bool:
+        return video_id in self._rows
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+
+class _Shard:
+    """One file in memory: `(steps of all clips, D_v)` values, where each clip begins, and its row by id."""
+
+    def __init__(self, values: np.ndarray, offsets: np.ndarray, index: dict[str, int]):
+        self.values, self.offsets, self.index = values, offsets, index
+
+
+def _check_size(folder: Path, shard: Mapping[str, Any]) -> Path:
+    path = folder / shard["file"]
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not there, but {folder / MANIFEST} lists it; write the store again")
+    if path.stat().st_size != shard["num_bytes"]:
+        raise FeatureStoreError(
+            f"{path}: {path.stat().st_size} bytes, the manifest says {shard['num_bytes']}; the file was cut short or "
+            "changed: copy or write the store again"
+        )
+    return path
+
+
+def _read_ids(folder: Path, shard: Mapping[str, Any]) -> list[str]:
+    path = _check_size(folder, shard)
+    try:
+        return pq.read_table(path, columns=["video_id"])["video_id"].to_pylist()
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise FeatureStoreError(f"{path}: no readable shard ({error}); copy or write the store again") from error
+
+
+def _read_shard(folder: Path, shard: Mapping[str, Any], manifest: Mapping[str, Any]) -> _Shard:
+    path = _check_size(folder, shard)
+    data = path.read_bytes()
+    got = hashlib.sha256(data).hexdigest()
+    if got != shard["sha256"]:
+        raise FeatureStoreError(
+            f"{path}: SHA-256 is {got}, the manifest says {shard['sha256']}; the file was changed or damaged: copy or "
+            "write the store again"
+        )
+    table = pq.read_table(pa.BufferReader(data), columns=["video_id", "video_features"])
+    wanted = pa.list_(pa.list_(DTYPES[manifest["dtype"]]))
+    column = table["video_features"].combine_chunks()
+    if isinstance(column, pa.ChunkedArray):
+        column = column.chunk(0)
+    if not column.type.equals(wanted):
+        raise FeatureStoreError(f"{path}: video_features has type {column.type}, expected {wanted}")
+    steps, offsets = column.flatten(), column.offsets.to_numpy()
+    widths = np.diff(steps.offsets.to_numpy())
+    if column.null_count or steps.null_count or (widths != manifest["dim"]).any():
+        raise FeatureStoreError(f"{path}: steps of width {sorted(set(widths.tolist()))}, expected {manifest['dim']}")
+    values = steps.flatten().to_numpy(zero_copy_only=False).reshape(len(steps), manifest["dim"])
+    if not np.isfinite(values).all():
+        raise FeatureStoreError(f"{path}: not all values are finite; extract the features again")
+    ids = table["video_id"].to_pylist()
+    return _Shard(values, offsets - offsets[0], {video_id: row for row, video_id in enumerate(ids)})
