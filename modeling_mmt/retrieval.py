@@ -1,0 +1,733 @@
+"""Search and its measure: ranks, R@k, intervals, significance, per language.
+
+Letters: `Nq` queries, `Ng` gallery items, `Nt` captions, `Nv` clips, `P` projection width. A rank is 1 when the
+correct item comes first. R@k and MRR are percentages, 0 to 100; MedR and MeanR are ranks.
+
+Three rules that published evaluation scripts leave open:
+
+- **Ties.** The rank is the expected one if tied items were shuffled. With one correct item that is the average rank,
+  so a constant model ranks every query `(Ng + 1) / 2`. With several correct items, the expected rank of the first.
+- **What a tie is.** Scores are inner products in float64, and two of them tie when float64 cannot tell them apart
+  (`_tie_tolerance`). A float32 matrix product only sorts out what is certainly above or below: what lies within its
+  proven rounding error of the correct item's score is computed again in float64. So ranks depend neither on the block
+  size nor on the order of the gallery nor on the library that multiplies, and equal gallery rows always tie.
+- **NaN.** A score that is not finite is an error that names the row, not a query that goes missing.
+
+Memory is one tile of `block_size x block_size` scores, beside the embeddings and a few vectors.
+
+This module imports neither the model nor the processor: they are arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+Array: TypeAlias = Any  # numpy array, torch tensor (any device, any float type) or nested lists of numbers
+Targets: TypeAlias = Any  # (Nq,) integers, or one sequence of integers for each query
+
+METRICS = ("R@1", "R@5", "R@10", "MedR", "MeanR", "MRR")
+DIRECTIONS = ("t2v", "v2t")
+
+_PAIRS_AT_ONCE = 1 << 18  # pairs scored again together: bounds the memory of that step
+_ROWS_AT_ONCE = 1 << 12  # pairs gathered together, each 2 * P float64
+_SAMPLES_AT_ONCE = 500  # bootstrap samples drawn together: bounds memory at 500 * clips
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# ranks
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def ranks(query_embeds: Array, gallery_embeds: Array, targets: Targets = None, block_size: int = 2048) -> np.ndarray:
+    """Rank of the correct gallery item for every query.
+
+    Args:
+        query_embeds: `(Nq, P)` float (float16, bfloat16, float32 or float64); larger inner product = better.
+        gallery_embeds: `(Ng, P)` float.
+        targets: `(Nq,)` integers, the correct gallery row of each query; or, for queries with several correct items,
+            one sequence of integers for each query (the best-ranked correct item counts). None: row i belongs to
+            row i.
+        block_size: side of the square tile of scores that is in memory at one time. It never changes the result.
+
+    Returns:
+        `(Nq,)` float64, 1 = best; half ranks come from ties.
+
+    Raises:
+        ValueError: an embedding is not finite (names the row), widths differ, or a target lies outside the gallery.
+    """
+    queries = _matrix("query_embeds", query_embeds)
+    gallery = _matrix("gallery_embeds", gallery_embeds)
+    correct = _correct_pairs(targets, len(queries), len(gallery))
+    (result,) = _tiled_ranks(queries, gallery, correct, query_axes=(0,), block_size=block_size)
+    return result
+
+
+def ranks_both_ways(
+    text_embeds: Array, video_embeds: Array, targets: Targets = None, block_size: int = 2048
+) -> tuple[np.ndarray, np.ndarray]:
+    """Text-to-video and video-to-text ranks from one pass over the scores, at half the cost of two calls of `ranks`.
+
+    Args:
+        text_embeds: `(Nt, P)` float.
+        video_embeds: `(Nv, P)` float.
+        targets: as in `ranks`: the clip (or clips) of each caption.
+        block_size: as in `ranks`.
+
+    Returns:
+        `(Nt,)` float64, rank of the clip for each caption; and `(Nv,)` float64, rank of the best-ranked caption for
+        each clip, NaN for a clip that no caption names (there is nothing to find).
+    """
+    texts = _matrix("text_embeds", text_embeds)
+    videos = _matrix("video_embeds", video_embeds)
+    correct = _correct_pairs(targets, len(texts), len(videos))
+    text_ranks, video_ranks = _tiled_ranks(texts, videos, correct, query_axes=(0, 1), block_size=block_size)
+    return text_ranks, video_ranks
+
+
+def ranks_from_scores(scores: Array, targets: Targets = None) -> np.ndarray:
+    """As `ranks`, for a score matrix that exists already; here two scores tie when they are equal.
+
+    Args:
+        scores: `(Nq, Ng)` numbers, larger = better.
+        targets: as in `ranks`.
+
+    Returns:
+        `(Nq,)` float64 ranks, 1 = best.
+    """
+    matrix = _matrix("scores", scores)
+    rows, columns = _correct_pairs(targets, *matrix.shape)
+    best = np.full(len(matrix), -np.inf, dtype=matrix.dtype)
+    np.maximum.at(best, rows, matrix[rows, columns])
+    tied_correct = np.bincount(rows[matrix[rows, columns] == best[rows]], minlength=len(matrix))
+    above = np.count_nonzero(matrix > best[:, None], axis=1)
+    tied = np.count_nonzero(matrix == best[:, None], axis=1)
+    return _expected_rank(above, tied - tied_correct, tied_correct)
+
+
+def _expected_rank(above: np.ndarray, tied_wrong: np.ndarray, tied_correct: np.ndarray) -> np.ndarray:
+    """Rank of the first correct item if ties are shuffled: of m wrong among c correct, m / (c + 1) come before."""
+    return 1.0 + above + tied_wrong / (tied_correct + 1.0)
+
+
+def _tile_error(width: int) -> float:
+    """Bound on |float32 inner product - exact| / (|q| |g|): `width` roundings, two casts of the inputs, 5 % slack."""
+    return 1.05 * (width + 4) * 2.0**-24
+
+
+def _tie_tolerance(width: int) -> float:
+    """Scores that differ by less, relative to |q| max|g|, tie: twice the worst error of two float64 inner products."""
+    return 4.0 * (width + 2) * 2.0**-53
+
+
+class _Direction:
+    """One way to ask the score matrix `rows @ columns.T`: which axis holds the queries, and what was counted so far.
+
+    A query's score to beat is that of its best correct item, in float64. `low` and `high` bracket it, in float32, by
+    the error that a tile's score can have: above `high` certainly beats it, below `low` certainly does not.
+    """
+
+    def __init__(
+        self,
+        axis: int,
+        correct: tuple[np.ndarray, np.ndarray],
+        correct_scores: np.ndarray,
+        norms: tuple[np.ndarray, np.ndarray],
+        width: int,
+    ) -> None:
+        self.axis = axis
+        query_of_pair = correct[axis]
+        scale = norms[axis] * norms[1 - axis].max()  # (Nq,) the largest |score| a query can have
+        self.to_beat = np.full(len(scale), -np.inf)
+        np.maximum.at(self.to_beat, query_of_pair, correct_scores)
+        self.answerable = np.isfinite(self.to_beat)
+        self.to_beat[~self.answerable] = np.inf  # so that nothing is counted
+        self.tolerance = _tie_tolerance(width) * scale
+        margin = _tile_error(width) * scale + width * 2.0**-149 * (1 + norms[0].max() + norms[1].max())
+        self.high = np.nextafter((self.to_beat + margin).astype(np.float32), np.float32(np.inf))
+        self.low = np.nextafter((self.to_beat - margin).astype(np.float32), np.float32(-np.inf))
+        self.low[~self.answerable] = np.inf
+        ties = correct_scores >= (self.to_beat - self.tolerance)[query_of_pair]
+        self.tied_correct = np.bincount(query_of_pair[ties], minlength=len(scale))
+        self.above = np.zeros(len(scale), dtype=np.int64)
+        self.tied_wrong = np.zeros(len(scale), dtype=np.int64)
+
+    def sort_out(self, tile: np.ndarray, row_start: int, column_start: int) -> np.ndarray:
+        """Counts the scores that are certainly better; returns the flat places in the tile left open."""
+        start = (row_start, column_start)[self.axis]
+        mine = slice(start, start + tile.shape[self.axis])
+        high, low = self.high[mine], self.low[mine]
+        if self.axis == 0:
+            high, low = high[:, None], low[:, None]
+        better = tile > high
+        if self.axis == 0:
+            self.above[mine] += np.count_nonzero(better, axis=1)
+        else:
+            self.above[mine] += np.add.reduce(better.view(np.uint8), axis=0, dtype=np.uint32)
+        near = tile >= low
+        near ^= better
+        return np.flatnonzero(near)
+
+    def settle(self, rows: np.ndarray, columns: np.ndarray, scores: np.ndarray) -> None:
+        """Counts wrong items whose float64 scores are known."""
+        queries = (rows, columns)[self.axis]
+        difference = scores - self.to_beat[queries]
+        tolerance = self.tolerance[queries]
+        self.above += np.bincount(queries[difference > tolerance], minlength=len(self.above))
+        self.tied_wrong += np.bincount(queries[np.abs(difference) <= tolerance], minlength=len(self.above))
+
+    def result(self) -> np.ndarray:
+        found = _expected_rank(self.above, self.tied_wrong, self.tied_correct)
+        found[~self.answerable] = np.nan
+        return found
+
+
+def _tiled_ranks(
+    rows: np.ndarray,
+    columns: np.ndarray,
+    correct: tuple[np.ndarray, np.ndarray],
+    query_axes: tuple[int, ...],
+    block_size: int,
+) -> list[np.ndarray]:
+    """Ranks in the asked directions from one pass over tiles of `rows @ columns.T`."""
+    if rows.shape[1] != columns.shape[1]:
+        raise ValueError(f"embedding widths differ: {rows.shape[1]} and {columns.shape[1]}; both come from one model")
+    if block_size < 1:
+        raise ValueError(f"block_size must be at least 1, got {block_size}")
+    width = rows.shape[1]
+    norms = (_norms(rows), _norms(columns))
+    if max(norms[0].max(), norms[1].max(), norms[0].max() * norms[1].max()) > 1e38:
+        raise ValueError("embeddings are so long that a float32 score would overflow; L2-normalise them first")
+    correct_scores = _pair_scores(rows, columns, *correct)
+    directions = [_Direction(axis, correct, correct_scores, norms, width) for axis in query_axes]
+    correct_keys = np.sort(correct[0] * len(columns) + correct[1])
+
+    for row_start in range(0, len(rows), block_size):
+        row_block = rows[row_start : row_start + block_size].astype(np.float32, copy=False)
+        for column_start in range(0, len(columns), block_size):
+            column_block = columns[column_start : column_start + block_size].astype(np.float32, copy=False)
+            tile = row_block @ column_block.T  # (<= block_size, <= block_size)
+            exact_tile = None
+            for direction in directions:
+                open_places = direction.sort_out(tile, row_start, column_start)
+                if exact_tile is None and open_places.size * 32 > tile.size:  # a nearly constant model
+                    exact_tile = (
+                        rows[row_start : row_start + block_size].astype(np.float64)
+                        @ columns[column_start : column_start + block_size].astype(np.float64).T
+                    )
+                for first in range(0, open_places.size, _PAIRS_AT_ONCE):
+                    places = open_places[first : first + _PAIRS_AT_ONCE]
+                    tile_rows, tile_columns = np.divmod(places, tile.shape[1])
+                    pair_rows, pair_columns = tile_rows + row_start, tile_columns + column_start
+                    wrong = ~_contains(correct_keys, pair_rows * len(columns) + pair_columns)
+                    pair_rows, pair_columns = pair_rows[wrong], pair_columns[wrong]
+                    if exact_tile is None:
+                        scores = _pair_scores(rows, columns, pair_rows, pair_columns)
+                    else:
+                        scores = exact_tile[tile_rows[wrong], tile_columns[wrong]]
+                    direction.settle(pair_rows, pair_columns, scores)
+    return [direction.result() for direction in directions]
+
+
+def _pair_scores(rows: np.ndarray, columns: np.ndarray, row: np.ndarray, column: np.ndarray) -> np.ndarray:
+    """Float64 inner products of the given pairs, `(K,)`."""
+    scores = np.empty(len(row))
+    for start in range(0, len(row), _ROWS_AT_ONCE):
+        here = slice(start, start + _ROWS_AT_ONCE)
+        left, right = rows[row[here]].astype(np.float64), columns[column[here]].astype(np.float64)
+        scores[here] = np.einsum("ij,ij->i", left, right)
+    return scores
+
+
+def _norms(embeds: np.ndarray) -> np.ndarray:
+    return np.sqrt(np.einsum("ij,ij->i", embeds, embeds, dtype=np.float64))
+
+
+def _contains(sorted_keys: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    places = np.searchsorted(sorted_keys, keys)
+    return sorted_keys[np.minimum(places, len(sorted_keys) - 1)] == keys
+
+
+def _matrix(name: str, values: Array) -> np.ndarray:
+    """A 2-D float32 or float64 array on the CPU; half precision becomes float32, which holds it exactly."""
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu()
+        values = (values.float() if values.dtype in (torch.float16, torch.bfloat16) else values).numpy()
+    array = np.asarray(values)
+    if array.dtype == np.float16:
+        array = array.astype(np.float32)
+    elif array.dtype not in (np.float32, np.float64):
+        array = array.astype(np.float64)
+    if array.ndim != 2 or 0 in array.shape:
+        raise ValueError(f"{name} must be a matrix with at least one row and one column, got shape {array.shape}")
+    finite = np.isfinite(array).all(axis=1)
+    if not finite.all():
+        raise ValueError(
+            f"{name} row {int(np.argmin(finite))} holds a NaN or infinite value ({int((~finite).sum())} such rows); "
+            "a score that is not finite has no rank: find where the model or its input broke"
+        )
+    return array
+
+
+def _correct_pairs(targets: Targets, num_queries: int, num_items: int) -> tuple[np.ndarray, np.ndarray]:
+    """`(K,)` query and `(K,)` item of each correct pair."""
+    if targets is None:
+        if num_queries != num_items:
+            raise ValueError(f"{num_queries} queries and {num_items} items are not paired row by row: pass `targets`")
+        targets = np.arange(num_queries)
+    if isinstance(targets, torch.Tensor):
+        targets = targets.cpu().numpy()
+    if len(targets) != num_queries:
+        raise ValueError(f"targets has {len(targets)} entries for {num_queries} queries; give one for each query")
+    items_of_query = [np.atleast_1d(np.asarray(items)) for items in targets] if _is_ragged(targets) else None
+    if items_of_query is None:
+        queries, items = np.arange(num_queries), np.asarray(targets)
+    else:
+        counts = np.array([len(items) for items in items_of_query])
+        if (counts == 0).any():
+            raise ValueError(f"targets[{int(np.argmin(counts))}] is empty: a query needs at least one correct item")
+        queries, items = np.repeat(np.arange(num_queries), counts), np.concatenate(items_of_query)
+    if not np.issubdtype(items.dtype, np.integer):
+        raise ValueError(f"targets must be integers (gallery rows), got {items.dtype}")
+    items = items.astype(np.int64)
+    outside = (items < 0) | (items >= num_items)
+    if outside.any():
+        first = int(np.argmax(outside))
+        raise ValueError(f"targets[{queries[first]}] = {items[first]} is outside the gallery of {num_items} items")
+    keys = np.unique(queries * num_items + items)  # an item given twice counts once
+    return keys // num_items, keys % num_items
+
+
+def _is_ragged(targets: Targets) -> bool:
+    if isinstance(targets, np.ndarray) and targets.dtype != object:
+        return targets.ndim > 1
+    return any(np.ndim(items) > 0 for items in targets)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# metrics, per language
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def retrieval_metrics(ranks: Array) -> dict[str, float]:
+    """R@1, R@5, R@10 and MRR in percent (0 to 100), MedR and MeanR as ranks.
+
+    Args:
+        ranks: `(Nq,)` ranks, 1 = best, as `ranks` returns them. R@k counts ranks <= k, so a tie for the first place
+            (rank 1.5) is not a hit at 1.
+
+    Raises:
+        ValueError: no rank, or a rank that is not a number of at least 1.
+    """
+    values = np.asarray(ranks, dtype=np.float64)
+    if values.ndim != 1 or values.size == 0:
+        raise ValueError(f"ranks must be a vector with at least one entry, got shape {values.shape}")
+    if not (values >= 1).all():
+        row = int(np.argmin(values >= 1))
+        raise ValueError(f"ranks[{row}] = {values[row]} is not a rank; ranks are numbers from 1")
+    return {name: float(_STATISTIC[name](_per_query(name, values))) for name in METRICS}
+
+
+def _per_query(metric: str, ranks: np.ndarray) -> np.ndarray:
+    """What a metric averages (or, for MedR, takes the median of) over queries."""
+    if metric.startswith("R@"):
+        return 100.0 * (ranks <= int(metric[2:]))
+    return 100.0 / ranks if metric == "MRR" else ranks
+
+
+_STATISTIC: dict[str, Callable[..., Any]] = {name: np.median if name == "MedR" else np.mean for name in METRICS}
+
+
+def average_over_languages(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Adds `avg`, over all languages, and `avg_non_en`, over all but English (absent if English is alone).
+
+    Args:
+        values: language code -> number or array; every language weighs the same.
+    """
+    result = dict(values)
+    result["avg"] = np.mean(list(values.values()), axis=0)
+    foreign = [value for language, value in values.items() if language != "en"]
+    if foreign:
+        result["avg_non_en"] = np.mean(foreign, axis=0)
+    return result
+
+
+def ranks_by_language(
+    text_embeds: Mapping[str, Array],
+    video_embeds: Array,
+    targets: Targets | Mapping[str, Targets] = None,
+    exclude: Array = None,
+    block_size: int = 2048,
+) -> dict[str, dict[str, np.ndarray]]:
+    """Ranks in both directions for each language's captions against one set of clips.
+
+    Args:
+        text_embeds: language code -> `(Nt, P)` float. Languages may have different numbers of captions.
+        video_embeds: `(Nv, P)` float.
+        targets: the clip of each caption, as in `ranks`, one for all languages or a mapping by language. None: caption
+            i describes clip i.
+        exclude: `(Nv,)` bool; True drops the clip, as an answer and as a query, together with its captions (the
+            numbers "without flags"). A caption stays while one of its clips stays.
+        block_size: as in `ranks`.
+
+    Returns:
+        `{"t2v": {language: (Nt',)}, "v2t": {language: (Nv',)}}`, in the order of the kept captions and clips. Among
+        several captions of a clip, v2t counts the best-ranked one. A clip without a caption in a language has rank NaN
+        in v2t, so that rows of different languages stay aligned.
+    """
+    videos = _matrix("video_embeds", video_embeds)
+    keep = np.ones(len(videos), dtype=bool)
+    if exclude is not None:
+        dropped = np.asarray(exclude.cpu() if isinstance(exclude, torch.Tensor) else exclude)
+        if dropped.dtype != bool or dropped.shape != keep.shape:
+            raise ValueError(f"exclude must be {keep.shape} bool, got {dropped.shape} {dropped.dtype}")
+        keep = ~dropped
+    if not keep.any():
+        raise ValueError("exclude drops every clip; nothing is left to search")
+    new_index = np.cumsum(keep) - 1
+    result: dict[str, dict[str, np.ndarray]] = {direction: {} for direction in DIRECTIONS}
+    for language, embeds in text_embeds.items():
+        texts = _matrix(f"text_embeds[{language!r}]", embeds)
+        language_targets = targets[language] if isinstance(targets, Mapping) else targets
+        caption, clip = _correct_pairs(language_targets, len(texts), len(videos))
+        caption, clip = caption[keep[clip]], new_index[clip[keep[clip]]]
+        if not caption.size:
+            raise ValueError(f"exclude drops every caption in {language!r}")
+        kept_captions, caption = np.unique(caption, return_inverse=True)
+        result["t2v"][language], result["v2t"][language] = _tiled_ranks(
+            texts[kept_captions], videos[keep], (caption, clip), query_axes=(0, 1), block_size=block_size
+        )
+    return result
+
+
+def evaluate_retrieval(
+    text_embeds: Mapping[str, Array],
+    video_embeds: Array,
+    targets: Targets | Mapping[str, Targets] = None,
+    exclude: Array = None,
+    block_size: int = 2048,
+) -> dict[str, dict[str, Any]]:
+    """The multilingual table of one model: every metric, both directions, each language, and the averages.
+
+    Args: as `ranks_by_language`.
+
+    Returns:
+        `{"t2v": {"R@1": {"en": 28.4, ..., "avg": 17.1, "avg_non_en": 15.6}, "R@5": ..., "R@10", "MedR", "MeanR",
+        "MRR"}, "v2t": {...}, "n_queries": {"t2v": {"en": 300, ...}, "v2t": {...}}}`.
+    """
+    found = ranks_by_language(text_embeds, video_embeds, targets, exclude, block_size)
+    result: dict[str, dict[str, Any]] = {}
+    for direction, by_language in found.items():
+        metrics = {language: retrieval_metrics(_answered(values)) for language, values in by_language.items()}
+        result[direction] = {
+            name: {
+                key: float(value)
+                for key, value in average_over_languages({lang: m[name] for lang, m in metrics.items()}).items()
+            }
+            for name in METRICS
+        }
+    result["n_queries"] = {
+        direction: {language: len(_answered(values)) for language, values in by_language.items()}
+        for direction, by_language in found.items()
+    }
+    return result
+
+
+def _answered(ranks: np.ndarray) -> np.ndarray:
+    return ranks[~np.isnan(ranks)]
+
+
+def summarise_seeds(
+    ranks_of_seeds: Sequence[Mapping[str, Mapping[str, np.ndarray]]],
+    num_samples: int = 10_000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
+    """One row of `results.json` from the ranks of the row's seeds.
+
+    Args:
+        ranks_of_seeds: one result of `ranks_by_language` for each training seed, on the same queries. All languages
+            must have the same queries in the same order (one caption a clip), for a clip is resampled in all of them
+            at once.
+        num_samples: bootstrap samples.
+        seed: of the bootstrap.
+        level: of the interval, 0 to 1.
+
+    Returns:
+        `{"t2v": {"R@1": {"en": {"mean", "per_seed", "ci95"}, ..., "avg", "avg_non_en"}, ...}, "v2t": {...}}`: the mean
+        over seeds, each seed's value, and the interval of that mean as in `bootstrap_interval`: over clips, with these
+        seeds held fixed. It says how much the numbers would move with other clips, not with other training runs.
+    """
+    result: dict[str, dict[str, dict[str, dict[str, Any]]]] = {}
+    for direction in ranks_of_seeds[0]:
+        languages = list(ranks_of_seeds[0][direction])
+        shapes = {np.shape(run[direction][language]) for run in ranks_of_seeds for language in languages}
+        if len(shapes) != 1:
+            raise ValueError(
+                f"{direction}: seeds and languages must have the same queries, got shapes {sorted(shapes)}"
+            )
+        stacked = np.stack(
+            [np.stack([run[direction][language] for language in languages], axis=-1) for run in ranks_of_seeds],
+            axis=-1,
+        )  # (clips, languages, seeds)
+        result[direction] = {}
+        for name in METRICS:
+            per_query = _per_query(name, stacked)
+            samples = _bootstrap(per_query, _STATISTIC[name], num_samples, seed, groups=None).mean(axis=-1)
+            point = _STATISTIC[name](per_query, axis=0)
+            points = average_over_languages(dict(zip(languages, point, strict=True)))
+            spreads = average_over_languages(dict(zip(languages, samples.T, strict=True)))
+            result[direction][name] = {
+                key: {
+                    "mean": float(np.mean(points[key])),
+                    "per_seed": [float(value) for value in points[key]],
+                    "ci95": list(_interval(spreads[key], level)),
+                }
+                for key in points
+            }
+    return result
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# uncertainty
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def bootstrap_interval(
+    values: Array,
+    num_samples: int = 10_000,
+    seed: int = 0,
+    level: float = 0.95,
+    statistic: Callable[..., Any] = np.mean,
+    groups: Array = None,
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of a mean or median over clips.
+
+    What is resampled: clips, with replacement. Everything that belongs to a clip moves with it: the trailing axes of
+    `values` (its nine languages, the seeds) are not resampled, because they are not independent draws. With `groups`,
+    whole groups are drawn (all captions of one clip), so an interval over 20 captions a clip is not 20 times too sure.
+    What is not: the training run and the choice of languages.
+
+    Args:
+        values: `(clips,)` or `(clips, ...)` numbers, one per query (such as 100 * (rank <= 1)). The statistic is taken
+            over clips and then averaged over the trailing axes.
+        num_samples: bootstrap samples.
+        seed: of the draws.
+        level: of the interval, 0 to 1.
+        statistic: `numpy.mean` or `numpy.median`.
+        groups: `(clips,)` labels of the rows of `values` that are drawn together; None: each row by itself.
+
+    Returns:
+        Lower and upper end.
+    """
+    samples = _bootstrap(np.asarray(values, dtype=np.float64), statistic, num_samples, seed, groups)
+    return _interval(samples.reshape(num_samples, -1).mean(axis=1), level)
+
+
+def paired_test(
+    values_a: Array, values_b: Array, num_samples: int = 10_000, seed: int = 0, level: float = 0.95
+) -> dict[str, Any]:
+    """Is row A better than row B on the same clips and seeds?
+
+    - `p`, two-sided: the sign of each clip's difference (the mean over seeds, and over languages if given) is flipped
+      at random; p is the share of flips, the real signs included, whose mean is as far from 0. It asks whether the
+      difference would survive other clips from the same source, for these training runs: seeds are averaged, not
+      permuted (3 seeds have only 8 sign patterns).
+    - `ci95`: percentile bootstrap that draws clips and seeds, each with replacement and independently, so it is wider
+      where training runs disagree. With few seeds it is still too narrow: S seeds show (S - 1) / S of their variance.
+
+    The two can disagree: p ignores the spread of training runs, the interval counts it.
+
+    Args:
+        values_a: `(seeds, clips)` or `(seeds, clips, languages)`, one number per query.
+        values_b: the same shape; seed s and clip c are the same in both.
+        num_samples: sign flips, and bootstrap samples.
+        seed: of the draws.
+        level: of the interval, 0 to 1.
+
+    Returns:
+        `{"difference": mean of A - B, "ci95": [low, high], "p"}`.
+    """
+    a, b = np.asarray(values_a, dtype=np.float64), np.asarray(values_b, dtype=np.float64)
+    if a.shape != b.shape or a.ndim < 2 or a.size == 0:
+        raise ValueError(f"values_a and values_b must share a shape (seeds, clips, ...), got {a.shape} and {b.shape}")
+    difference = (a - b).reshape(*a.shape[:2], -1).mean(axis=2)  # (seeds, clips)
+    if not np.isfinite(difference).all():
+        raise ValueError("values_a or values_b holds a NaN or infinite value")
+    num_seeds, num_clips = difference.shape
+    by_clip = difference.mean(axis=0)  # (clips,)
+    observed = abs(by_clip.mean())
+    as_far = 0
+    rng = np.random.default_rng([seed, 0])
+    for count in _chunks(num_samples):
+        flipped = (1.0 - 2.0 * rng.integers(2, size=(count, num_clips))) @ by_clip / num_clips
+        as_far += int(np.count_nonzero(np.abs(flipped) >= observed - 1e-12 * np.abs(by_clip).max()))
+    rng = np.random.default_rng([seed, 1])
+    samples = []
+    for count in _chunks(num_samples):
+        seed_counts = _draw(num_seeds, count, rng)
+        clip_counts = _draw(num_clips, count, rng)
+        samples.append(np.einsum("bs,sc,bc->b", seed_counts, difference, clip_counts, optimize=True))
+    low, high = _interval(np.concatenate(samples) / (num_seeds * num_clips), level)
+    return {"difference": float(by_clip.mean()), "ci95": [low, high], "p": (1 + as_far) / (1 + num_samples)}
+
+
+def _bootstrap(
+    values: np.ndarray, statistic: Callable[..., Any], num_samples: int, seed: int, groups: Array
+) -> np.ndarray:
+    """`(num_samples, ...)` values of the statistic over axis 0."""
+    if values.ndim < 1 or len(values) == 0:
+        raise ValueError(f"values must have at least one row, got shape {values.shape}")
+    if not np.isfinite(values).all():
+        row = int(np.argmin(np.isfinite(values.reshape(len(values), -1)).all(axis=1)))
+        raise ValueError(f"values row {row} is NaN or infinite (a clip without a caption?): leave such rows out")
+    if statistic not in (np.mean, np.median):
+        raise ValueError(f"statistic must be numpy.mean or numpy.median, got {statistic!r}")
+    flat = values.reshape(len(values), -1)
+    group_of_row = np.arange(len(flat)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
+    if len(group_of_row) != len(flat):
+        raise ValueError(f"groups has {len(group_of_row)} labels for {len(flat)} rows")
+    num_groups = int(group_of_row.max()) + 1
+    if num_samples < 1:
+        raise ValueError(f"num_samples must be at least 1, got {num_samples}")
+    rng = np.random.default_rng(seed)
+    samples = []
+    for count in _chunks(num_samples):
+        weights = _draw(num_groups, count, rng)[:, group_of_row]  # (count, rows): how often each row was drawn
+        if statistic is np.mean:
+            samples.append(weights @ flat / weights.sum(axis=1, keepdims=True))
+        else:
+            samples.append(np.stack([_weighted_median(column, weights) for column in flat.T], axis=1))
+    return np.concatenate(samples).reshape(num_samples, *values.shape[1:])
+
+
+def _weighted_median(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Median of `values` repeated `weights[s]` times, for each sample s; an even number averages the middle two."""
+    order = np.argsort(values)
+    reached = np.cumsum(weights[:, order], axis=1)
+    total = reached[:, -1:]
+    lower = np.argmax(reached >= np.floor((total + 1) / 2), axis=1)
+    upper = np.argmax(reached >= np.floor(total / 2) + 1, axis=1)
+    return (values[order][lower] + values[order][upper]) / 2
+
+
+def _draw(size: int, count: int, rng: np.random.Generator) -> np.ndarray:
+    """`(count, size)` float64: how often each of `size` things is drawn in `size` draws with replacement."""
+    drawn = rng.integers(size, size=(count, size)) + size * np.arange(count)[:, None]
+    return np.bincount(drawn.ravel(), minlength=count * size).reshape(count, size).astype(np.float64)
+
+
+def _chunks(num_samples: int) -> list[int]:
+    whole, rest = divmod(num_samples, _SAMPLES_AT_ONCE)
+    return [_SAMPLES_AT_ONCE] * whole + [rest] * (rest > 0)
+
+
+def _interval(samples: np.ndarray, level: float) -> tuple[float, float]:
+    if not 0 < level < 1:
+        raise ValueError(f"level must lie between 0 and 1, got {level}")
+    low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# embedding a corpus
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def embed_texts(
+    model: Any, processor: Any, texts: Sequence[str], batch_size: int = 64, progress: str | None = None
+) -> torch.Tensor:
+    """Unit-norm embeddings of captions, computed shortest first so that batches hold little padding.
+
+    Args:
+        model: has `get_text_features(**inputs).pooler_output`, `(B, P)` not normalised.
+        processor: `processor(text=list_of_captions, return_tensors="pt")` gives the model's inputs, padded.
+        texts: captions.
+        batch_size: captions at a time.
+        progress: label of a progress bar; None shows none.
+
+    Returns:
+        `(len(texts), P)` float32 on the CPU, in the order given. The model is put in eval mode and back.
+
+    Raises:
+        ValueError: nothing to embed, or an embedding that is not finite (names the caption).
+    """
+    lengths = [len(text.encode()) for text in texts]  # bytes follow tokens more closely across scripts than characters
+
+    def embed(chosen: Sequence[int]) -> Any:
+        inputs = processor(text=[texts[i] for i in chosen], return_tensors="pt")
+        return model.get_text_features(**_on_device(inputs, model))
+
+    return _embed("texts", lengths, batch_size, progress, model, embed)
+
+
+def embed_videos(
+    model: Any, processor: Any, video_features: Sequence[Array], batch_size: int = 64, progress: str | None = None
+) -> torch.Tensor:
+    """Unit-norm embeddings of clips, computed shortest first.
+
+    Args:
+        model: has `get_video_features(**inputs).pooler_output`, `(B, P)` not normalised.
+        processor: `processor(video_features=list_of_clips, return_tensors="pt")` gives the model's inputs, padded.
+        video_features: clips, each `(F_i, D_v)` float.
+        batch_size: clips at a time.
+        progress: label of a progress bar; None shows none.
+
+    Returns:
+        `(len(video_features), P)` float32 on the CPU, in the order given.
+
+    Raises:
+        ValueError: as `embed_texts`.
+    """
+    lengths = [len(clip) for clip in video_features]
+
+    def embed(chosen: Sequence[int]) -> Any:
+        inputs = processor(video_features=[video_features[i] for i in chosen], return_tensors="pt")
+        return model.get_video_features(**_on_device(inputs, model))
+
+    return _embed("video_features", lengths, batch_size, progress, model, embed)
+
+
+def _on_device(inputs: Mapping[str, Any], model: Any) -> dict[str, Any]:
+    return {name: value.to(model.device) for name, value in inputs.items()}
+
+
+def _embed(
+    name: str,
+    lengths: Sequence[int],
+    batch_size: int,
+    progress: str | None,
+    model: Any,
+    features_of: Callable[[Sequence[int]], Any],
+) -> torch.Tensor:
+    if not lengths:
+        raise ValueError(f"{name} is empty: nothing to embed")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
+    starts: Any = range(0, len(order), batch_size)
+    if progress is not None:
+        from tqdm.auto import tqdm  # only here: ranking does not need it
+
+        starts = tqdm(starts, desc=progress, unit="batch")
+    was_training = model.training
+    model.eval()
+    parts = []
+    try:
+        with torch.inference_mode():
+            for start in starts:
+                pooled = features_of(order[start : start + batch_size]).pooler_output  # (B, P)
+                parts.append(F.normalize(pooled.float(), dim=-1).cpu())
+    finally:
+        model.train(was_training)
+    embeds = torch.cat(parts)
+    finite = embeds.isfinite().all(dim=1)
+    if not finite.all():
+        raise ValueError(f"{name}[{order[int(finite.int().argmin())]}] has an embedding that is not finite")
+    restored = torch.empty_like(embeds)
+    restored[torch.tensor(order)] = embeds
+    return restored
