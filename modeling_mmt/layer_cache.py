@@ -1,0 +1,192 @@
+"""What the frozen layers say about a caption, kept.
+
+With the embeddings and all layers below frozen and in eval mode (the paper's default), a caption's states at the first
+learning layer never change. They are computed once, held in memory within a stated bound, and written to disk under the
+frozen weights' fingerprint, so that a later run, or another row of a table, starts with them.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Mapping, MutableMapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+logger = logging.getLogger(__name__)
+
+TEXT_VIEWS = ("", "noised_", "paired_", "noised_paired_")
+
+
+class FrozenTextCache:
+    """Token ids to the frozen layers' states.
+
+    Args:
+        text_model: an `MMTTextModel`; `check_frozen_states` refuses, by name, a setting where caching would be wrong.
+        directory: where states are kept between runs, in a folder of the frozen weights' fingerprint; `None`: nowhere.
+        max_bytes: bound on the states held in memory. A caption beyond it is encoded each time it comes: slower, never
+            different.
+        batch_tokens: padded tokens that the encoder sees at once while filling.
+
+    Raises:
+        ValueError: the setting is refused, or a shard on disk does not fit the fingerprint it lies under.
+    """
+
+    def __init__(
+        self,
+        text_model: Any,
+        directory: str | os.PathLike | None = None,
+        max_bytes: int = 8 * 2**30,
+        batch_tokens: int = 4096,
+    ):
+        text_model.check_frozen_states()
+        self.text_model = text_model
+        self.batch_tokens = batch_tokens
+        self.fingerprint = frozen_fingerprint(text_model)
+        self.width = text_model.config.text_config.hidden_size
+        self.max_rows = max_bytes // (4 * self.width)
+        self.directory = None if directory is None else Path(directory) / self.fingerprint
+        self._states = torch.empty(0, self.width)  # (rows, H_text): every kept caption's states, one after another
+        self._place: dict[tuple[int, ...], int] = {}  # token ids -> first row
+        self._num_rows = 0
+        self._unsaved: list[tuple[int, ...]] = []
+        self._warned = False
+        if self.directory is not None and self.directory.is_dir():
+            for path in sorted(self.directory.glob("*.safetensors")):
+                self._load(path)
+
+    def __len__(self) -> int:
+        """Captions kept."""
+        return len(self._place)
+
+    def attach(self, batch: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        """Replace each `*input_ids` of a collated batch by its `*text_states`, in place, and return the batch."""
+        views = [prefix for prefix in TEXT_VIEWS if batch.get(f"{prefix}input_ids") is not None]
+        captions = {prefix: _captions(batch, prefix) for prefix in views}
+        overflow = self._fill([caption for view in captions.values() for caption in view])
+        for prefix in views:
+            length = batch.pop(f"{prefix}input_ids").shape[1]
+            batch[f"{prefix}text_states"] = self._gather(captions[prefix], length, overflow)
+        return batch
+
+    def save(self):
+        """Write what is new as one more shard: whole or not at all."""
+        if self.directory is None or not self._unsaved:
+            return
+        self.directory.mkdir(parents=True, exist_ok=True)
+        index = torch.cat([self._rows(caption) for caption in self._unsaved])
+        tensors = {
+            "lengths": torch.tensor([len(caption) for caption in self._unsaved]),
+            "input_ids": torch.tensor([token for caption in self._unsaved for token in caption]),
+            "states": self._states[index],
+        }
+        digest = sha256(tensors["input_ids"].numpy().tobytes()).hexdigest()[:16]
+        path = self.directory / f"states-{digest}.safetensors"
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        save_file(tensors, temporary, metadata={"fingerprint": self.fingerprint})
+        os.replace(temporary, path)
+        self._unsaved = []
+
+    def _load(self, path: Path):
+        try:
+            with safe_open(path, framework="pt") as shard:
+                found = (shard.metadata() or {}).get("fingerprint")
+                lengths, ids, states = (shard.get_tensor(name) for name in ("lengths", "input_ids", "states"))
+        except SafetensorError as error:
+            raise ValueError(f"{path}: not a readable shard of the layer cache ({error}); delete the file") from error
+        if found != self.fingerprint or states.shape != (int(lengths.sum()), self.width):
+            raise ValueError(f"{path}: fingerprint {found} does not fit these frozen weights; delete the file")
+        tokens, first = ids.tolist(), 0
+        for length in lengths.tolist():
+            self._keep(tuple(tokens[first : first + length]), states[first : first + length])
+            first += length
+
+    def _fill(self, captions: list[tuple[int, ...]]) -> Mapping[tuple[int, ...], torch.Tensor]:
+        """Encode what is not kept yet, in batches of like length; return the states that did not fit the bound."""
+        missing = sorted({caption for caption in captions if caption not in self._place}, key=len, reverse=True)
+        overflow = {}
+        while missing:
+            count = max(1, self.batch_tokens // len(missing[0]))
+            chunk, missing = missing[:count], missing[count:]
+            ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(caption) for caption in chunk], batch_first=True)
+            lengths = torch.tensor([len(caption) for caption in chunk])
+            mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
+            device = self.text_model.device
+            states = self.text_model.frozen_states(ids.to(device), mask.to(device)).float().cpu()
+            for caption, state in zip(chunk, states, strict=True):
+                if self._keep(caption, state[: len(caption)]):
+                    self._unsaved.append(caption)
+                else:
+                    overflow[caption] = state[: len(caption)]
+        return overflow
+
+    def _keep(self, caption: tuple[int, ...], states: torch.Tensor) -> bool:
+        if caption in self._place:
+            return True
+        end = self._num_rows + len(caption)
+        if end > self.max_rows:
+            if not self._warned:
+                logger.warning("layer cache full at %d captions; further ones are encoded each time", len(self))
+                self._warned = True
+            return False
+        if end > len(self._states):
+            grown = torch.empty(min(max(end, 2 * len(self._states), 2**14), self.max_rows), self.width)
+            grown[: self._num_rows] = self._states[: self._num_rows]
+            self._states = grown
+        self._states[self._num_rows : end] = states
+        self._place[caption] = self._num_rows
+        self._num_rows = end
+        return True
+
+    def _rows(self, caption: tuple[int, ...]) -> torch.Tensor:
+        first = self._place[caption]
+        return torch.arange(first, first + len(caption))
+
+    def _gather(self, captions: list[tuple[int, ...]], length: int, overflow) -> torch.Tensor:
+        batch = torch.zeros(len(captions), length, self.width)
+        for row, caption in enumerate(captions):
+            first = self._place.get(caption)
+            batch[row, : len(caption)] = (
+                overflow[caption] if first is None else self._states[first : first + len(caption)]
+            )
+        return batch.to(self.text_model.device)
+
+
+class CachedProcessor:
+    """A processor whose captions come out as the frozen layers' states; for evaluation during training.
+
+    Args:
+        processor: an `MMTProcessor`.
+        cache: of the model that will be called.
+    """
+
+    def __init__(self, processor: Any, cache: FrozenTextCache):
+        self.processor, self.cache = processor, cache
+
+    def __call__(self, **kwargs) -> MutableMapping[str, Any]:
+        """As `MMTProcessor.__call__`, with `text_states` in place of `input_ids`."""
+        return self.cache.attach(self.processor(**kwargs))
+
+
+def frozen_fingerprint(text_model: Any) -> str:
+    """SHA-256 of everything that the frozen states depend on: the encoder's configuration, layers and weights."""
+    config = text_model.config
+    architecture = config.text_config.to_diff_dict()
+    architecture.pop("transformers_version", None)
+    digest = sha256(json.dumps(architecture, sort_keys=True, default=str).encode())
+    digest.update(f"{config.freeze_text_layers} {config.freeze_text_embeddings}".encode())
+    for module in text_model.frozen_modules():
+        for name, tensor in sorted(module.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:32]
+
+
+def _captions(batch: Mapping[str, torch.Tensor], prefix: str) -> list[tuple[int, ...]]:
+    mask = batch["paired_attention_mask" if "paired" in prefix else "attention_mask"]
+    lengths = mask.sum(dim=1).tolist()
+    return [tuple(row[:length]) for row, length in zip(batch[f"{prefix}input_ids"].tolist(), lengths, strict=True)]
