@@ -1,0 +1,657 @@
+"""Pre-train on many languages, fine-tune on English, search in all: one recipe, one run.
+
+On a laptop:               python train.py recipes/emoji9/mmp_en.yaml --output_dir runs/mmp_en
+On four processes:         torchrun --nproc_per_node 4 train.py recipes/emoji9/mmp_en.yaml --output_dir runs/mmp_en
+Any value of the recipe:   python train.py recipes/emoji9/mmp_en.yaml --seed 1 --pretraining.learning_rate 3e-4
+
+A recipe names the data, the model and one or two stages. A stage that is finished is not run again, and one that was
+interrupted goes on from its last checkpoint; both are found in `work_dir` by what the stage is made of.
+"""
+
+import argparse
+import json
+import logging
+import math
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import evaluate
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from datasets import Dataset, Image, Video, load_dataset
+from filelock import FileLock
+from jsonargparse import ArgumentParser
+from safetensors.torch import load_file, save_file
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+from transformers import AutoTokenizer, get_scheduler
+
+from datasets_scripts.features import FeatureStore
+from modeling_mmt import MMTModel, MMTProcessor, MMTVideoFeatureExtractor
+from modeling_mmt.checkpointing import (
+    last_checkpoint,
+    load_checkpoint,
+    load_trainable_state,
+    prune_checkpoints,
+    save_checkpoint,
+    trainable_state,
+)
+from modeling_mmt.data_collator import ClipDataset, EpochBatchSampler, MMTDataCollator
+from modeling_mmt.large_batch import gather_embeddings, gather_ids
+from modeling_mmt.layer_cache import CachedProcessor, FrozenTextCache
+from modeling_mmt.packaged_encoders import resolve_encoder
+from modeling_mmt.pooling_mmt import masked_mean
+from modeling_mmt.retrieval import embed_texts, embed_videos, ranks, ranks_by_language, retrieval_metrics
+from modeling_mmt.streaming_loss import contrastive_loss
+
+logger = logging.getLogger("train")
+
+STOP = threading.Event()  # set by SIGTERM: write a checkpoint after this step, then exit with STOPPED
+STOPPED = 75
+EVALUATION_ONLY = ("test_split", "languages", "other_text_columns", "exclude_column")  # no stage depends on these
+
+
+@dataclass
+class DataArguments:
+    """What is read.
+
+    Args:
+        dataset: folder or Hub name of a dataset with `video_id` and text columns `<kind>_<language>`.
+        revision: tag, branch or commit of a Hub dataset.
+        features: folders of feature stores, side by side in a step. Empty: the dataset has `video_features`.
+        text_column: kind of text that is searched by (validation and test).
+        languages: that are searched in.
+        other_text_columns: further kinds of text that validation is searched by.
+        exclude_column: boolean column of clips to leave out in a second set of figures; `null` for none.
+        test_split: evaluated once, at the end; `null` evaluates on validation alone.
+    """
+
+    dataset: str
+    revision: str | None = None
+    features: list[str] = field(default_factory=list)
+    text_column: str = "caption"
+    languages: list[str] = field(default_factory=lambda: ["en"])
+    other_text_columns: list[str] = field(default_factory=list)
+    exclude_column: str | None = None
+    test_split: str | None = "test"
+
+
+@dataclass
+class ModelArguments:
+    """What is trained.
+
+    Args:
+        text_model: Hub name or folder of a text encoder, or the name of a packaged one (`packaged_encoders.py`).
+        text_revision: tag, branch or commit of it.
+        text_prefix: put before every caption.
+        max_text_length: in tokens.
+        standardize_inputs: measure mean and standard deviation of both heads' inputs on the training split.
+        config: fields of `MMTConfig`; what is not named keeps the paper's value.
+    """
+
+    text_model: str = "FacebookAI/xlm-roberta-large"
+    text_revision: str | None = None
+    text_prefix: str = ""
+    max_text_length: int = 64
+    standardize_inputs: bool = False
+    config: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Source:
+    """One kind of text that a stage learns from; the fields are `MMTDataCollator`'s.
+
+    Args:
+        text_column: kind of text.
+        languages: to sample from.
+        languages_per_clip: 1, or 2 for pairs.
+        max_keywords: join up to so many keywords; `null`: lists are whole captions.
+        keyword_pool_size: joined captions a clip and language; 0 draws afresh.
+        noise_probability: of tokens and steps in the noised copies.
+        noise_pool_size: noised copies a caption; 0 draws afresh.
+        with_video: `false` aligns text across languages alone.
+        weight: of this source's loss.
+        dataset: folder or Hub name, where it is not the recipe's `data.dataset`; its `train` split is read.
+        revision: tag, branch or commit of it.
+        features: its feature stores; with `dataset` only.
+    """
+
+    text_column: str = "caption"
+    languages: list[str] = field(default_factory=lambda: ["en"])
+    languages_per_clip: int = 1
+    max_keywords: int | None = None
+    keyword_pool_size: int = 8
+    noise_probability: float = 0.05
+    noise_pool_size: int = 8
+    with_video: bool = True
+    weight: float = 1.0
+    dataset: str | None = None
+    revision: str | None = None
+    features: list[str] = field(default_factory=list)
+
+
+@dataclass
+class StageArguments:
+    """One stage of training. Names are `transformers.TrainingArguments`' where it has one.
+
+    Args:
+        sources: what is learned from; each step sees a batch of every source.
+        num_train_epochs: passes over the first source's clips.
+        train_batch_size: clips a step over all processes, all of them each other's negatives.
+        gradient_accumulation_steps: batches an optimizer step; adds no negatives.
+        learning_rate: of AdamW.
+        text_learning_rate: of the text tower's parameters; `null`: the same.
+        weight_decay: of AdamW; biases, norms and scalars are not decayed.
+        adam_beta2: of AdamW.
+        warmup_ratio: share of steps with a rising learning rate.
+        lr_scheduler_type: as `transformers.get_scheduler` names it.
+        max_grad_norm: gradients are clipped to this norm; 0 does not clip.
+        freeze: prefixes of parameter names that do not learn in this stage.
+        average_with_start: share of the stage's starting weights in its result (weight averaging); 0 for none.
+        evaluations: how often the English validation score is taken; the best checkpoint is the stage's result.
+            0: the last weights are.
+        save_steps: optimizer steps between checkpoints.
+    """
+
+    sources: list[Source]
+    num_train_epochs: int = 10
+    train_batch_size: int = 64
+    gradient_accumulation_steps: int = 1
+    learning_rate: float = 2e-4
+    text_learning_rate: float | None = None
+    weight_decay: float = 0.0
+    adam_beta2: float = 0.999
+    warmup_ratio: float = 0.0
+    lr_scheduler_type: str = "constant"
+    max_grad_norm: float = 1.0
+    freeze: list[str] = field(default_factory=list)
+    average_with_start: float = 0.0
+    evaluations: int = 10
+    save_steps: int = 500
+
+
+@dataclass
+class Recipe:
+    """A whole run.
+
+    Args:
+        data: what is read.
+        model: what is trained.
+        finetuning: the task's stage; `null` with `pretraining` alone.
+        pretraining: the stage before it; `null` for none.
+        seed: of weights, order, noise and dropout.
+        mixed_precision: `no`, `bf16` or `fp16`.
+        cache_frozen_layers: keep the frozen layers' output for each caption (`layer_cache.py`).
+        cache_dir: of packaged encoders.
+        frozen_states_dir: where the frozen layers' output is kept between runs; `null` for nowhere.
+        work_dir: of stages, for resuming and sharing between recipes.
+        output_dir: of the final model, processor, card and metrics.
+        report_to: tracker that Accelerate knows, such as `tensorboard`; `null` for none.
+        log_steps: steps between two records.
+    """
+
+    data: DataArguments
+    model: ModelArguments
+    finetuning: StageArguments | None = None
+    pretraining: StageArguments | None = None
+    seed: int = 0
+    mixed_precision: str = "no"
+    cache_frozen_layers: bool = True
+    cache_dir: str | None = None
+    frozen_states_dir: str | None = "runs/frozen_states"
+    work_dir: str = "runs/stages"
+    output_dir: str = "runs/model"
+    report_to: str | None = None
+    log_steps: int = 50
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Run a recipe; returns the metrics that it writes to `output_dir/metrics.json`.
+
+    Args:
+        argv: a recipe's path, then options; `None` takes the command line's.
+    """
+    # 1. Arguments
+    recipe, options = parse_recipe(sys.argv[1:] if argv is None else argv)
+
+    # 2. Processes, logging, seed
+    accelerator = Accelerator(
+        mixed_precision=recipe.mixed_precision, log_with=recipe.report_to, project_dir=recipe.output_dir
+    )
+    logging.basicConfig(level=logging.INFO if accelerator.is_main_process else logging.ERROR, format="%(message)s")
+    if recipe.report_to:
+        accelerator.init_trackers("train")
+    set_seed(recipe.seed)
+
+    # 3. Data
+    data = recipe.data
+    columns = [f"{kind}_{lang}" for kind in (data.text_column, *data.other_text_columns) for lang in data.languages]
+    names = [name for name in ("train", "validation", data.test_split) if name]
+    splits = {name: load_split(data.dataset, data.revision, name, columns) for name in names}
+    features = FeatureStores(data.features) if data.features else None
+
+    # 4. Model and processor
+    text_model, hub = (
+        resolve_encoder(recipe.model.text_model, recipe.cache_dir),
+        {"revision": recipe.model.text_revision},
+    )
+    dims = {"video_feature_dims": features.dims} if features else {}
+    model = MMTModel.from_text_encoder(text_model, **hub, **dims, **recipe.model.config).to(accelerator.device)
+    processor = MMTProcessor(
+        MMTVideoFeatureExtractor(model.config.video_feature_dim, model.config.max_video_length),
+        AutoTokenizer.from_pretrained(text_model, **hub),
+        text_prefix=recipe.model.text_prefix,
+        max_text_length=recipe.model.max_text_length,
+    )
+    cache = FrozenTextCache(model.text_model, recipe.frozen_states_dir) if recipe.cache_frozen_layers else None
+
+    # 5. Train
+    run = Run(recipe, accelerator, model, processor, cache, splits, features)
+    if recipe.model.standardize_inputs:
+        run.standardize_inputs()
+    metrics: dict[str, Any] = {"seed": recipe.seed}
+    Path(recipe.work_dir).mkdir(parents=True, exist_ok=True)
+    for name, stage, folder, identity in stages(recipe):
+        with FileLock(f"{folder}.lock") if accelerator.is_main_process else nullcontext():  # rows may share a stage
+            metrics[name] = run.train(name, stage, folder, identity)
+
+    # 6. Search in every language
+    searches = {"validation": ("validation", data.text_column), "test": (data.test_split, data.text_column)}
+    searches |= {f"validation_{kind}": ("validation", kind) for kind in data.other_text_columns}
+    metrics["figures"], ranked = {}, {}
+    for name, (split, kind) in searches.items():
+        if split:
+            metrics["figures"][name], ranked[name] = run.search(split, kind)
+
+    # 7. Save
+    if accelerator.is_main_process:
+        output_dir = Path(recipe.output_dir)
+        model.save_pretrained(output_dir)
+        processor.save_pretrained(output_dir)
+        write_json(output_dir / "metrics.json", metrics)
+        write_json(output_dir / "ranks.json", ranked)
+        write_json(output_dir / "recipe.json", options)
+        logger.info("model, processor and metrics are in %s", output_dir)
+    accelerator.end_training()
+    return metrics
+
+
+@dataclass
+class Run:
+    """What every stage and every evaluation of a run shares."""
+
+    recipe: Recipe
+    accelerator: Accelerator
+    model: MMTModel
+    processor: MMTProcessor
+    cache: FrozenTextCache | None
+    splits: Mapping[str, Dataset]
+    features: Mapping[str, Any] | None
+
+    def train(self, name: str, stage: StageArguments, folder: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
+        """Train one stage, or load it if it is finished; the model is left with the stage's result."""
+        model, accelerator, rank = self.model, self.accelerator, self.accelerator.process_index
+        model.requires_grad_(True)
+        model.freeze()
+        if (folder / "result.json").is_file():
+            load_trainable_state(model, load_file(folder / "result.safetensors"), source=str(folder))
+            return json.loads((folder / "result.json").read_text())
+        start = {key: value.clone() for key, value in trainable_state(model).items()}
+        for key, parameter in model.named_parameters():
+            if key.startswith(tuple(stage.freeze)):
+                parameter.requires_grad_(False)
+
+        # Optimizer and schedule
+        clips = [self.training_clips(source) for source in stage.sources]
+        batches_per_epoch = len(clips[0]) // stage.train_batch_size
+        total = max(1, stage.num_train_epochs * batches_per_epoch // stage.gradient_accumulation_steps)
+        optimizer = torch.optim.AdamW(parameter_groups(model, stage), betas=(0.9, stage.adam_beta2))
+        scheduler = get_scheduler(stage.lr_scheduler_type, optimizer, round(stage.warmup_ratio * total), total)
+        embedder, optimizer = accelerator.prepare(Embedder(model), optimizer)
+        torch.manual_seed(self.recipe.seed + rank)
+
+        # Resume
+        step, progress = 0, {"best": None, "curve": [], "seconds": 0.0}
+        if (checkpoint := last_checkpoint(folder)) is not None:
+            step, progress = load_checkpoint(checkpoint, model, optimizer.optimizer, scheduler, identity, rank)
+            logger.info("%s goes on at step %d of %d", name, step, total)
+        done = step * stage.gradient_accumulation_steps
+        samplers = [self.sampler(stage, position, len(rows), done) for position, rows in enumerate(clips)]
+        batches = [
+            iter(DataLoader(rows, batch_sampler=sampler, collate_fn=collator(self.processor, source)))
+            for rows, sampler, source in zip(clips, samplers, stage.sources, strict=True)
+        ]
+
+        # The loop
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        evaluate_at = {round(total * (i + 1) / stage.evaluations) for i in range(stage.evaluations)}
+        started = time.monotonic() - progress["seconds"]
+        bar = tqdm(total=total, initial=step, desc=name, unit="step", disable=not accelerator.is_main_process)
+        model.train()
+        while step < total:
+            for _ in range(stage.gradient_accumulation_steps):
+                losses: dict[str, torch.Tensor] = {}
+                for source, source_batches in zip(stage.sources, batches, strict=True):
+                    batch = self.to_device(next(source_batches))
+                    with accelerator.autocast():
+                        embeds = embedder(batch)
+                    for objective, value in self.objectives(embeds, batch["positive_ids"]).items():
+                        losses[objective] = losses.get(objective, 0.0) + source.weight * value
+                accelerator.backward(losses["loss"] / stage.gradient_accumulation_steps)
+            norm = accelerator.clip_grad_norm_(parameters, stage.max_grad_norm or math.inf)
+            if not self.is_finite(losses["loss"], norm):
+                raise not_finite(name, step, folder, losses["loss"], norm, seen(clips, samplers, stage, step))
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad()
+            step += 1
+            bar.update()
+            bar.set_postfix(loss=f"{losses['loss'].item():.3f}", refresh=False)
+            if step % self.recipe.log_steps == 0:
+                record = {key: value.item() for key, value in losses.items()}
+                accelerator.log({f"{name}/{key}": value for key, value in record.items()}, step=step)
+
+            if step in evaluate_at:
+                score = self.english_score()
+                progress["curve"].append({"step": step, "loss": losses["loss"].item(), "validation": score})
+                if progress["best"] is None or score > progress["best"]["validation"]:
+                    progress["best"] = progress["curve"][-1]
+                    if accelerator.is_main_process:
+                        save_tensors(folder / "best.safetensors", trainable_state(model))
+                bar.set_postfix(validation=f"{score:.1f}", best=f"{progress['best']['validation']:.1f}")
+            if step % stage.save_steps == 0 or STOP.is_set():
+                progress["seconds"] = time.monotonic() - started
+                save_checkpoint(
+                    folder,
+                    step,
+                    model,
+                    optimizer.optimizer,
+                    scheduler,
+                    identity,
+                    progress,
+                    rank,
+                    accelerator.wait_for_everyone,
+                )
+                prune_checkpoints(folder, keep_last=2)
+                if STOP.is_set():
+                    raise SystemExit(STOPPED)
+        bar.close()
+
+        # The result: the best weights, averaged with the starting ones if the stage says so
+        model.eval()
+        if stage.evaluations:
+            load_trainable_state(model, load_file(folder / "best.safetensors"), source=str(folder))
+        for key, parameter in model.named_parameters():
+            if parameter.requires_grad and stage.average_with_start:
+                parameter.data.lerp_(start[key].to(parameter.device), stage.average_with_start)
+        result = {**progress, "steps": step, "seconds": time.monotonic() - started}
+        model.requires_grad_(True)
+        model.freeze()
+        if accelerator.is_main_process:
+            save_tensors(folder / "result.safetensors", trainable_state(model))
+            write_json(folder / "result.json", result)
+            prune_checkpoints(folder, keep_last=0)
+        if self.cache:
+            self.cache.save()
+        return result
+
+    def standardize_inputs(self):
+        """Measure what the heads are fed: the mean states of the English training captions and clips."""
+        model, rows = self.model, self.splits["train"]
+        _, texts = flat_captions(rows[f"{self.recipe.data.text_column}_en"])
+        for tower, key, items in (("text", "text", texts), ("video", "video_features", self.clips("train"))):
+            means = []
+            for start in range(0, len(items), 64):
+                batch = {k: v.to(model.device) for k, v in self.view(**{key: items[start : start + 64]}).items()}
+                with torch.no_grad():
+                    if tower == "text":
+                        mask = batch["attention_mask"]
+                        states = model.text_model.encode(batch.get("input_ids"), mask, batch.get("text_states"))
+                    else:
+                        mask, states = batch["video_mask"], model.video_model.encode(batch["video_features"])
+                means.append(masked_mean(states, mask))
+            model.set_input_statistics(tower, torch.cat(means))
+
+    def training_clips(self, source: Source) -> ClipDataset:
+        """The rows that a source draws from, with their clips' features."""
+        if source.dataset is None:
+            return ClipDataset(self.splits["train"], self.features if source.with_video else None)
+        columns = [f"{source.text_column}_{language}" for language in source.languages]
+        rows = load_split(source.dataset, source.revision, "train", columns)
+        return ClipDataset(rows, FeatureStores(source.features) if source.features and source.with_video else None)
+
+    def sampler(self, stage: StageArguments, position: int, num_rows: int, start: int) -> EpochBatchSampler:
+        """This process's share of each batch of the stage's source at `position`, from batch `start` on."""
+        return EpochBatchSampler(
+            num_rows,
+            stage.train_batch_size,
+            seed=len(stage.sources) * self.recipe.seed + position,  # sources draw independently
+            start=start,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
+        )
+
+    def to_device(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Frozen layers' output in place of token ids, where it is kept; tensors on the device."""
+        del batch["return_loss"]
+        batch = self.cache.attach(batch) if self.cache else batch
+        return {key: value.to(self.accelerator.device) for key, value in batch.items()}
+
+    def objectives(self, embeds: Mapping[str, torch.Tensor], positive_ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The objectives over the batch of all processes: every clip of it is every other's negative."""
+        gathered = {key: gather_embeddings(value.float()) for key, value in embeds.items()}
+        return self.model.compute_objectives(gathered, gather_ids(positive_ids), contrastive_loss)
+
+    def view(self, **inputs) -> dict[str, torch.Tensor]:
+        """The processor's tensors, with frozen layers' output in place of token ids where it is kept."""
+        processor = CachedProcessor(self.processor, self.cache) if self.cache else self.processor
+        return dict(processor(**inputs))
+
+    def clips(self, split: str) -> list[Any]:
+        """Every clip's features `(F_i, D_v)` of a split."""
+        rows = self.splits[split]
+        return [self.features[key] for key in rows["video_id"]] if self.features else rows["video_features"][:]
+
+    def embed(self, split: str, kind: str, languages: Sequence[str]) -> tuple[dict[str, Any], Any, dict[str, Any]]:
+        """A split's captions of a kind by language, its clips, and which clip each caption belongs to."""
+        texts, targets = {}, {}
+        for language in languages:
+            targets[language], captions = flat_captions(self.splits[split][f"{kind}_{language}"])
+            texts[language] = embed_texts(self.model, self.view, captions)
+        return texts, embed_videos(self.model, self.view, self.clips(split)), targets
+
+    def english_score(self) -> float:
+        """MRR of English text-to-video search on validation: what checkpoints are chosen by."""
+        texts, clips, targets = self.embed("validation", self.recipe.data.text_column, ["en"])
+        return retrieval_metrics(ranks(texts["en"], clips, targets["en"]))["MRR"]
+
+    def search(self, split: str, kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Search a split in every language, both ways: the figures, and every query's rank behind them."""
+        data = self.recipe.data
+        texts, clips, targets = self.embed(split, kind, data.languages)
+        parts = {"all": torch.zeros(len(clips), dtype=torch.bool)}
+        if data.exclude_column:
+            parts[f"without_{data.exclude_column}"] = torch.tensor(self.splits[split][data.exclude_column])
+        metric = evaluate.load(str(Path(__file__).parent / "metrics" / "retrieval"))
+        figures: dict[str, Any] = {}
+        ranked: dict[str, Any] = {}
+        for part, exclude in parts.items():
+            figures[part] = {"t2v": {}, "v2t": {}}
+            for language, embeds in texts.items():
+                clip_of = torch.tensor(targets[language])
+                kept, gallery = embeds[~exclude[clip_of]], clips[~exclude]
+                clip_of = (torch.cumsum(~exclude, 0) - 1)[clip_of[~exclude[clip_of]]]
+                captions_of = [torch.where(clip_of == clip)[0].tolist() for clip in range(len(gallery))]
+                described = [clip for clip, captions in enumerate(captions_of) if captions]
+                figures[part]["t2v"][language] = metric.compute(
+                    predictions=kept, references=clip_of, gallery_embeds=gallery
+                )
+                figures[part]["v2t"][language] = metric.compute(
+                    predictions=gallery[described],
+                    references=[captions_of[clip] for clip in described],
+                    gallery_embeds=kept,
+                )
+            found = ranks_by_language(texts, clips, targets, exclude)
+            ranked[part] = {way: {key: value.tolist() for key, value in of.items()} for way, of in found.items()}
+        return figures, ranked
+
+    def is_finite(self, loss: torch.Tensor, norm: Any) -> bool:
+        """Whether the step may be taken; fp16's loss scaler meets infinite gradients on purpose and skips those."""
+        return math.isfinite(loss.item()) and bool(self.accelerator.scaler or math.isfinite(float(norm)))
+
+
+class Embedder(torch.nn.Module):
+    """What runs under data parallelism: a batch in, the embeddings that the objectives need out."""
+
+    def __init__(self, model: MMTModel):
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The collator's tensors to `MMTModel.embed`'s."""
+        return self.model.embed(batch)
+
+
+class FeatureStores(Mapping[str, Any]):
+    """Several feature stores as one: a clip's streams side by side, step by step."""
+
+    def __init__(self, folders: Sequence[str]):
+        self.stores = [FeatureStore(folder) for folder in folders]
+        self.dims = [store.dim for store in self.stores]
+
+    def __getitem__(self, video_id: str) -> np.ndarray:
+        """`(F, D_v)` float: `D_v` is the sum of the stores' widths."""
+        streams = [store[video_id] for store in self.stores]
+        if len({len(stream) for stream in streams}) > 1:
+            raise ValueError(
+                f"clip {video_id!r} has {[len(s) for s in streams]} steps in its stores; extract at one rate"
+            )
+        return streams[0] if len(streams) == 1 else np.concatenate(streams, axis=1)
+
+    def __iter__(self) -> Iterator[str]:
+        """The first store's clips."""
+        return iter(self.stores[0])
+
+    def __len__(self) -> int:
+        """Clips of the first store."""
+        return len(self.stores[0])
+
+
+def parse_recipe(argv: Sequence[str]) -> tuple[Recipe, dict[str, Any]]:
+    """A recipe's path and options to the recipe, and to its plain values."""
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", action="config", help="YAML or JSON with any of these values")
+    parser.add_class_arguments(Recipe)
+    argv = list(argv)
+    if argv and not argv[0].startswith("-"):
+        argv.insert(0, "--recipe")
+    namespace = parser.parse_args(argv)
+    namespace.pop("recipe", None)
+    recipe = Recipe(**{key: value for key, value in parser.instantiate(namespace).items()})
+    return recipe, asdict(recipe)
+
+
+def stages(recipe: Recipe) -> Iterator[tuple[str, StageArguments, Path, dict[str, Any]]]:
+    """Each stage with its folder, named by a hash of all that its result depends on, and with those values."""
+    before = None
+    for name in ("pretraining", "finetuning"):
+        stage = getattr(recipe, name)
+        if stage is None:
+            continue
+        identity = {
+            "data": {key: value for key, value in asdict(recipe.data).items() if key not in EVALUATION_ONLY},
+            "model": asdict(recipe.model),
+            "stage": {key: value for key, value in asdict(stage).items() if key != "save_steps"},
+            "seed": recipe.seed,
+            "mixed_precision": recipe.mixed_precision,
+            "before": before,
+        }
+        before = sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+        yield name, stage, Path(recipe.work_dir) / f"{name}-{before}", identity
+
+
+def collator(processor: MMTProcessor, source: Source) -> MMTDataCollator:
+    """The collator of a source: its fields are the source's."""
+    not_its = ("weight", "dataset", "revision", "features")
+    return MMTDataCollator(processor, **{key: value for key, value in asdict(source).items() if key not in not_its})
+
+
+def seen(
+    clips: Sequence[ClipDataset], samplers: Sequence[EpochBatchSampler], stage: StageArguments, step: int
+) -> list[list[str]]:
+    """The ids of the clips of an optimizer step, by source."""
+    batches = range(step * stage.gradient_accumulation_steps, (step + 1) * stage.gradient_accumulation_steps)
+    return [
+        [dataset.rows[draw[2]]["video_id"] for batch in batches for draw in sampler.batch(batch)]
+        for dataset, sampler in zip(clips, samplers, strict=True)
+    ]
+
+
+def not_finite(name: str, step: int, folder: Path, loss: torch.Tensor, norm: Any, ids: Any) -> FloatingPointError:
+    """The error for a loss or gradient that is not finite; the batch's clips are in the file that it names."""
+    path = folder / f"not_finite-step-{step}.json"
+    write_json(path, {"loss": str(loss.item()), "gradient_norm": str(float(norm)), "video_ids": ids})
+    return FloatingPointError(f"{name}: loss {loss.item()}, gradient norm {float(norm)} at step {step}; see {path}")
+
+
+def load_split(name: str, revision: str | None, split: str, columns: Sequence[str]) -> Dataset:
+    """One split without its pictures and videos.
+
+    Raises:
+        ValueError: `video_id` or one of `columns` is not there.
+    """
+    rows = load_dataset(name, split=split, revision=revision)
+    for column in ("video_id", *columns):
+        if column not in rows.column_names:
+            raise ValueError(f"{name} ({split}): no column {column}; found {', '.join(rows.column_names)}")
+    media = [name for name, feature in rows.features.items() if isinstance(feature, (Image, Video))]
+    return rows.remove_columns(media)
+
+
+def flat_captions(column: Iterable[str | Sequence[str] | None]) -> tuple[list[int], list[str]]:
+    """One language's column to its captions, and to the row that each belongs to."""
+    captions = [[value] if isinstance(value, str) else value or [] for value in column]
+    rows = [row for row, alternatives in enumerate(captions) for _ in alternatives]
+    return rows, [caption for alternatives in captions for caption in alternatives]
+
+
+def parameter_groups(model: MMTModel, stage: StageArguments) -> list[dict[str, Any]]:
+    """The learning parameters with their rates; biases, norms and scalars are not decayed."""
+    text_rate = stage.learning_rate if stage.text_learning_rate is None else stage.text_learning_rate
+    groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+    for key, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            rate = text_rate if key.startswith("text_") else stage.learning_rate
+            decay = stage.weight_decay if parameter.dim() > 1 else 0.0
+            groups.setdefault((rate, decay), []).append(parameter)
+    return [{"params": group, "lr": rate, "weight_decay": decay} for (rate, decay), group in groups.items()]
+
+
+def save_tensors(path: Path, tensors: dict[str, torch.Tensor]):
+    """Write a safetensors file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, path.with_suffix(".partial"))
+    os.replace(path.with_suffix(".partial"), path)
+
+
+def write_json(path: Path, value: Any):
+    """Write a JSON file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.with_suffix(".partial").write_text(json.dumps(value, indent=1, ensure_ascii=False), encoding="utf-8")
+    os.replace(path.with_suffix(".partial"), path)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: STOP.set())
+    main()
