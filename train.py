@@ -48,6 +48,7 @@ from modeling_mmt.checkpointing import (
     trainable_state,
 )
 from modeling_mmt.data_collator import ClipDataset, EpochBatchSampler, MMTDataCollator
+from modeling_mmt.hub import write_card
 from modeling_mmt.large_batch import gather_embeddings, gather_ids
 from modeling_mmt.layer_cache import CachedProcessor, FrozenTextCache
 from modeling_mmt.packaged_encoders import resolve_encoder
@@ -190,6 +191,8 @@ class Recipe:
         model: what is trained.
         finetuning: the task's stage; `null` with `pretraining` alone.
         pretraining: the stage before it; `null` for none.
+        card: what the model card says that no file tells: `dataset_name`, `dataset_license`, `dataset_description`,
+            `text_license`, `video_license`, `weights_license`, `base_model`.
         seed: of weights, order, noise and dropout.
         mixed_precision: `no`, `bf16` or `fp16`.
         cache_frozen_layers: keep the frozen layers' output for each caption (`layer_cache.py`).
@@ -205,6 +208,7 @@ class Recipe:
     model: ModelArguments
     finetuning: StageArguments | None = None
     pretraining: StageArguments | None = None
+    card: dict[str, str] = field(default_factory=dict)
     seed: int = 0
     mixed_precision: str = "no"
     cache_frozen_layers: bool = True
@@ -246,7 +250,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         resolve_encoder(recipe.model.text_model, recipe.cache_dir),
         {"revision": recipe.model.text_revision},
     )
-    dims = {"video_feature_dims": features.dims} if features else {}
+    dims: dict[str, Any] = {"video_feature_dims": features.dims} if features else {}
     model = MMTModel.from_text_encoder(text_model, **hub, **dims, **recipe.model.config).to(accelerator.device)
     processor = MMTProcessor(
         MMTVideoFeatureExtractor(model.config.video_feature_dim, model.config.max_video_length),
@@ -270,6 +274,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     searches = {"validation": ("validation", data.text_column), "test": (data.test_split, data.text_column)}
     searches |= {f"validation_{kind}": ("validation", kind) for kind in data.other_text_columns}
     metrics["figures"], ranked = {}, {}
+    metrics |= {"n_clips": len(splits[searches["test"][0] or "validation"])}
     for name, (split, kind) in searches.items():
         if split:
             metrics["figures"][name], ranked[name] = run.search(split, kind)
@@ -282,6 +287,16 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         write_json(output_dir / "metrics.json", metrics)
         write_json(output_dir / "ranks.json", ranked)
         write_json(output_dir / "recipe.json", options)
+        write_card(
+            output_dir,
+            Path(__file__).parent / "model_card.md",
+            model_id=output_dir.name,
+            recipe=options,
+            config=model.config,
+            metrics=metrics,
+            extractors=[store.manifest for store in features.stores] if features else [],
+            seconds=sum(metrics[name]["seconds"] for name in ("pretraining", "finetuning") if name in metrics),
+        )
         logger.info("model, processor and metrics are in %s", output_dir)
     accelerator.end_training()
     return metrics
@@ -322,7 +337,8 @@ class Run:
         torch.manual_seed(self.recipe.seed + rank)
 
         # Resume
-        step, progress = 0, {"best": None, "curve": [], "seconds": 0.0}
+        step = 0
+        progress: dict[str, Any] = {"best": None, "curve": [], "seconds": 0.0}
         if (checkpoint := last_checkpoint(folder)) is not None:
             step, progress = load_checkpoint(checkpoint, model, optimizer.optimizer, scheduler, identity, rank)
             logger.info("%s goes on at step %d of %d", name, step, total)
@@ -402,7 +418,7 @@ class Run:
             save_tensors(folder / "result.safetensors", trainable_state(model))
             write_json(folder / "result.json", result)
             prune_checkpoints(folder, keep_last=0)
-        if self.cache:
+        if self.cache is not None:
             self.cache.save()
         return result
 
@@ -445,7 +461,8 @@ class Run:
     def to_device(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Frozen layers' output in place of token ids, where it is kept; tensors on the device."""
         del batch["return_loss"]
-        batch = self.cache.attach(batch) if self.cache else batch
+        if self.cache is not None:
+            self.cache.attach(batch)
         return {key: value.to(self.accelerator.device) for key, value in batch.items()}
 
     def objectives(self, embeds: Mapping[str, torch.Tensor], positive_ids: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -455,7 +472,7 @@ class Run:
 
     def view(self, **inputs) -> dict[str, torch.Tensor]:
         """The processor's tensors, with frozen layers' output in place of token ids where it is kept."""
-        processor = CachedProcessor(self.processor, self.cache) if self.cache else self.processor
+        processor = self.processor if self.cache is None else CachedProcessor(self.processor, self.cache)
         return dict(processor(**inputs))
 
     def clips(self, split: str) -> list[Any]:

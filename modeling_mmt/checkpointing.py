@@ -154,7 +154,7 @@ def read_state(path: str | os.PathLike) -> dict[str, Any]:
     try:
         state = json.loads((path / STATE_FILE).read_text())
         files = state["files"]
-    except (OSError, KeyError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path / STATE_FILE}: missing or torn ({error}); delete the folder") from error
     for name, digest in files.items():
         if not (path / name).is_file() or file_sha256(path / name) != digest:

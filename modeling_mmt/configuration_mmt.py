@@ -77,7 +77,7 @@ class MMTConfig(PreTrainedConfig):
     model_type = "mmt"
     sub_configs = {"text_config": AutoConfig}
 
-    text_config: dict[str, Any] | PreTrainedConfig | None = None
+    text_config: Any = None  # a dict or a PreTrainedConfig when given, a PreTrainedConfig ever after
     video_feature_dims: list[int] | tuple[int, ...] = (512, 512)
     text_output_layer: int | None = 12
     freeze_text_layers: int = 9

@@ -176,7 +176,8 @@ def frozen_fingerprint(text_model: Any) -> str:
     """SHA-256 of everything that the frozen states depend on: the encoder's configuration, layers and weights."""
     config = text_model.config
     architecture = config.text_config.to_diff_dict()
-    architecture.pop("transformers_version", None)
+    for key in ("transformers_version", "dtype"):  # said by the environment; each tensor's dtype counts below
+        architecture.pop(key, None)
     digest = sha256(json.dumps(architecture, sort_keys=True, default=str).encode())
     digest.update(f"{config.freeze_text_layers} {config.freeze_text_embeddings}".encode())
     for module in text_model.frozen_modules():

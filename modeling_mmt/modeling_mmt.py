@@ -14,11 +14,11 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils import ModelOutput, can_return_tuple
+from transformers.utils import ModelOutput, can_return_tuple, logging
 
 from .configuration_mmt import MMTConfig
 from .loss_mmt import LOSSES, objectives, positive_mask
-from .pooling_mmt import MMTLayer, MMTProjection, MMTTransformerPooling, never_empty
+from .pooling_mmt import MMTBranchOutput, MMTProjection, MMTTransformerPooling, never_empty
 
 RESUMABLE_ENCODERS = ("bert", "roberta", "xlm-roberta", "camembert")
 
@@ -66,7 +66,7 @@ class MMTVideoModelOutput(ModelOutput):
     last_hidden_state: torch.Tensor | None = None
 
 
-def encoder_layers(encoder: nn.Module) -> nn.ModuleList:
+def encoder_layers(encoder: PreTrainedModel) -> nn.ModuleList:
     """The stack of transformer layers inside any Hugging Face encoder.
 
     Raises:
@@ -88,7 +88,7 @@ class MMTPreTrainedModel(PreTrainedModel):
     config: MMTConfig
     config_class = MMTConfig
     base_model_prefix = "mmt"
-    input_modalities = ("text", "video")
+    input_modalities = ["text", "video"]
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -122,11 +122,8 @@ class MMTPreTrainedModel(PreTrainedModel):
             init.ones_(module.input_std)
             if module.cls_embedding is not None:
                 init.normal_(module.cls_embedding, std=self.config.initializer_range)
-        elif isinstance(module, MMTProjection) and module.skip is not None and self.config.residual_init == "zero":
-            init.zeros_(module.output.weight)
-        elif isinstance(module, MMTLayer) and self.config.residual_init == "zero":
-            init.zeros_(module.attention.out_proj.weight)
-            init.zeros_(module.fc2.weight)
+        elif isinstance(module, MMTBranchOutput) and self.config.residual_init == "zero":
+            init.zeros_(module.weight)
         elif isinstance(module, MMTModel):
             init.constant_(module.logit_scale, self.config.logit_scale_init_value)
             if module.logit_bias is not None:
@@ -138,7 +135,7 @@ class MMTTextModel(MMTPreTrainedModel):
 
     base_model_prefix = "text_model"
     main_input_name = "input_ids"
-    input_modalities = ("text",)
+    input_modalities = ["text"]
 
     def __init__(self, config: MMTConfig):
         super().__init__(config)
@@ -226,9 +223,10 @@ class MMTTextModel(MMTPreTrainedModel):
         return self.pooling.standardize(states)
 
     def _run_layers(self, states: torch.Tensor, mask: torch.Tensor, layers: slice) -> torch.Tensor:
-        mask = create_bidirectional_mask(config=self.config.text_config, inputs_embeds=states, attention_mask=mask)
+        config = self.config.text_config
+        attention_mask = create_bidirectional_mask(config=config, inputs_embeds=states, attention_mask=mask)
         for layer in encoder_layers(self.encoder)[layers]:
-            output = layer(states, mask)
+            output = layer(states, attention_mask)
             states = output[0] if isinstance(output, tuple) else output
         return states
 
@@ -247,7 +245,8 @@ class MMTTextModel(MMTPreTrainedModel):
         """
         attention_mask = _default_mask(attention_mask, input_ids if text_states is None else text_states)
         states = self.encode(input_ids, attention_mask, text_states, **kwargs)
-        return self.pooling(states, attention_mask, **kwargs)
+        hidden, pooled = self.pooling(states, attention_mask, **kwargs)
+        return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=pooled)
 
 
 class MMTVideoModel(MMTPreTrainedModel):
@@ -255,7 +254,7 @@ class MMTVideoModel(MMTPreTrainedModel):
 
     base_model_prefix = "video_model"
     main_input_name = "video_features"
-    input_modalities = ("video",)
+    input_modalities = ["video"]
 
     def __init__(self, config: MMTConfig):
         super().__init__(config)
@@ -295,7 +294,8 @@ class MMTVideoModel(MMTPreTrainedModel):
         Returns:
             `last_hidden_state` `(B, F, H)` and `pooler_output` `(B, H)`.
         """
-        return self.pooling(self.encode(video_features), _default_mask(video_mask, video_features), **kwargs)
+        hidden, pooled = self.pooling(self.encode(video_features), _default_mask(video_mask, video_features), **kwargs)
+        return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=pooled)
 
 
 def _default_mask(mask, sequence) -> torch.Tensor:
@@ -306,11 +306,10 @@ def _default_mask(mask, sequence) -> torch.Tensor:
     return mask
 
 
-def pool_and_project(tower, projection: MMTProjection, states, mask, *context, **kwargs) -> BaseModelOutputWithPooling:
-    """A tower's input states to its output, with the joint-space embedding `(B, P)` in `pooler_output`."""
-    output = tower.pooling(states, mask, *context, **kwargs)
-    output.pooler_output = projection(output.pooler_output, states, mask)
-    return output
+def pool_and_project(tower, projection: MMTProjection, states, mask, *context, **kwargs):
+    """A tower's input states to its contextual states `(B, N, H)` and the joint-space embedding `(B, P)`."""
+    hidden, pooled = tower.pooling(states, mask, *context, **kwargs)
+    return hidden, projection(pooled, states, mask)
 
 
 def unit_norm(embeds: torch.Tensor) -> torch.Tensor:
@@ -352,9 +351,14 @@ class MMTModel(MMTPreTrainedModel):
         hub = {"revision": revision, "cache_dir": cache_dir}
         text_config = AutoConfig.from_pretrained(text_model, **hub)
         model = cls(MMTConfig(text_config=text_config.to_dict(), **config))
-        encoder, info = AutoModel.from_pretrained(
-            text_model, config=model.config.text_config, output_loading_info=True, dtype=torch.float32, **hub
-        )
+        verbosity = logging.get_verbosity()
+        logging.set_verbosity_error()  # its report names the pooler, which is not used; what matters is checked below
+        try:
+            encoder, info = AutoModel.from_pretrained(
+                text_model, config=model.config.text_config, output_loading_info=True, dtype=torch.float32, **hub
+            )
+        finally:
+            logging.set_verbosity(verbosity)
         missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
         if missing:
             raise ValueError(f"{text_model}: the checkpoint lacks {missing[:5]}, which the encoder needs")
@@ -382,7 +386,8 @@ class MMTModel(MMTPreTrainedModel):
         """
         mask = _default_mask(attention_mask, input_ids if text_states is None else text_states)
         states = self.text_model.encode(input_ids, mask, text_states, **kwargs)
-        return pool_and_project(self.text_model, self.text_projection, states, mask, **kwargs)
+        hidden, embeds = pool_and_project(self.text_model, self.text_projection, states, mask, **kwargs)
+        return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=embeds)
 
     @can_return_tuple
     def get_video_features(self, video_features=None, video_mask=None, **kwargs):
@@ -394,7 +399,8 @@ class MMTModel(MMTPreTrainedModel):
             kwargs: passed on to the tower.
         """
         states, mask = self.video_model.encode(video_features), _default_mask(video_mask, video_features)
-        return pool_and_project(self.video_model, self.video_projection, states, mask, **kwargs)
+        hidden, embeds = pool_and_project(self.video_model, self.video_projection, states, mask, **kwargs)
+        return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=embeds)
 
     def embed(self, batch: Mapping[str, torch.Tensor | None], **kwargs) -> dict[str, torch.Tensor]:
         """Every unit-norm embedding `(B, P)` that the objectives need, by the name that `loss_mmt.objectives` knows.
@@ -414,22 +420,21 @@ class MMTModel(MMTPreTrainedModel):
             features = batch.get(f"{prefix}video_features")
             if features is not None:
                 states, mask = self.video_model.encode(features), _default_mask(batch.get("video_mask"), features)
-                pooled = pool_and_project(
-                    self.video_model, self.video_projection, states, mask, **kwargs
-                ).pooler_output
-                embeds[f"{prefix}video_embeds"] = unit_norm(pooled)
+                _, projected = pool_and_project(self.video_model, self.video_projection, states, mask, **kwargs)
+                embeds[f"{prefix}video_embeds"] = unit_norm(projected)
                 video = video or (self.video_model.pooling.embed(states), mask)
         for prefix in ("", "noised_", "paired_", "noised_paired_"):
             ids, kept = batch.get(f"{prefix}input_ids"), batch.get(f"{prefix}text_states")
             if ids is None and kept is None:
                 continue
-            mask = batch.get("paired_attention_mask" if "paired" in prefix else "attention_mask")
-            mask = _default_mask(mask, ids if kept is None else kept)
+            given = batch.get("paired_attention_mask" if "paired" in prefix else "attention_mask")
+            mask = _default_mask(given, ids if kept is None else kept)
             states = self.text_model.encode(ids, mask, kept, **kwargs)
-            text = partial(pool_and_project, self.text_model, self.text_projection, states, mask, **kwargs)
-            embeds[f"{prefix}text_embeds"] = unit_norm(text().pooler_output)
+            _, projected = pool_and_project(self.text_model, self.text_projection, states, mask, **kwargs)
+            embeds[f"{prefix}text_embeds"] = unit_norm(projected)
             if is_paired and video and "noised" not in prefix and self.config.cross_weight:
-                embeds[f"conditional_{prefix}text_embeds"] = unit_norm(text(*video).pooler_output)
+                _, projected = pool_and_project(self.text_model, self.text_projection, states, mask, *video, **kwargs)
+                embeds[f"conditional_{prefix}text_embeds"] = unit_norm(projected)
         return embeds
 
     @torch.no_grad()
@@ -440,7 +445,8 @@ class MMTModel(MMTPreTrainedModel):
             tower: `"text"` or `"video"`.
             states: `(M, D)` float: tokens' states, or video steps, of the training data; at least two rows.
         """
-        pooling = {"text": self.text_model, "video": self.video_model}[tower].pooling
+        towers: dict[str, MMTTextModel | MMTVideoModel] = {"text": self.text_model, "video": self.video_model}
+        pooling = towers[tower].pooling
         pooling.input_mean.copy_(states.mean(dim=0))
         pooling.input_std.copy_(states.std(dim=0) + 1e-6)
 
@@ -550,7 +556,7 @@ class MMTTextModelWithProjection(MMTPreTrainedModel):
 
     base_model_prefix = "mmt"
     main_input_name = "input_ids"
-    input_modalities = ("text",)
+    input_modalities = ["text"]
     _keys_to_ignore_on_load_unexpected = [r"^video_model\.", r"^video_projection\.", r"^logit_scale$", r"^logit_bias$"]
 
     def __init__(self, config: MMTConfig):
@@ -572,8 +578,8 @@ class MMTTextModelWithProjection(MMTPreTrainedModel):
         """`(B, L)` tokens to `text_embeds` `(B, P)`, not normalised."""
         mask = _default_mask(attention_mask, input_ids)
         states = self.text_model.encode(input_ids, mask, **kwargs)
-        output = pool_and_project(self.text_model, self.text_projection, states, mask, **kwargs)
-        return MMTTextModelOutput(text_embeds=output.pooler_output, last_hidden_state=output.last_hidden_state)
+        hidden, embeds = pool_and_project(self.text_model, self.text_projection, states, mask, **kwargs)
+        return MMTTextModelOutput(text_embeds=embeds, last_hidden_state=hidden)
 
 
 class MMTVideoModelWithProjection(MMTPreTrainedModel):
@@ -581,7 +587,7 @@ class MMTVideoModelWithProjection(MMTPreTrainedModel):
 
     base_model_prefix = "mmt"
     main_input_name = "video_features"
-    input_modalities = ("video",)
+    input_modalities = ["video"]
     _keys_to_ignore_on_load_unexpected = [r"^text_model\.", r"^text_projection\.", r"^logit_scale$", r"^logit_bias$"]
 
     def __init__(self, config: MMTConfig):
@@ -594,5 +600,5 @@ class MMTVideoModelWithProjection(MMTPreTrainedModel):
     def forward(self, video_features=None, video_mask=None, **kwargs) -> MMTVideoModelOutput:
         """`(B, F, D_v)` features to `video_embeds` `(B, P)`, not normalised."""
         states, mask = self.video_model.encode(video_features), _default_mask(video_mask, video_features)
-        output = pool_and_project(self.video_model, self.video_projection, states, mask, **kwargs)
-        return MMTVideoModelOutput(video_embeds=output.pooler_output, last_hidden_state=output.last_hidden_state)
+        hidden, embeds = pool_and_project(self.video_model, self.video_projection, states, mask, **kwargs)
+        return MMTVideoModelOutput(video_embeds=embeds, last_hidden_state=hidden)

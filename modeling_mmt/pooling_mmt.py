@@ -8,7 +8,6 @@ from torch import nn
 from transformers.activations import ACT2FN
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_mmt import MMTConfig
@@ -24,6 +23,13 @@ def eager_attention_forward(module, query, key, value, attention_mask, scaling, 
     return (weights @ value).transpose(1, 2).contiguous(), weights
 
 
+class MMTBranchOutput(nn.Linear):
+    """The last map of a residual branch; zero at first where the configuration's `residual_init` is `"zero"`.
+
+    A class of its own because `PreTrainedModel` initialises only modules that hold parameters themselves.
+    """
+
+
 class MMTAttention(nn.Module):
     """Multi-head attention; keys and values may come from a longer sequence than the queries."""
 
@@ -37,7 +43,7 @@ class MMTAttention(nn.Module):
         self.q_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.k_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
-        self.out_proj = nn.Linear(config.hidden_size, config.hidden_size)
+        self.out_proj = MMTBranchOutput(config.hidden_size, config.hidden_size)
 
     def forward(self, hidden: torch.Tensor, memory: torch.Tensor, attention_mask, **kwargs) -> torch.Tensor:
         """`hidden` `(B, N, H)` looks at `memory` `(B, M, H)`; returns `(B, N, H)`."""
@@ -61,7 +67,7 @@ class MMTLayer(GradientCheckpointingLayer):
         self.attention_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
         self.activation = ACT2FN[config.hidden_act]
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.fc2 = MMTBranchOutput(config.intermediate_size, config.hidden_size)
         self.output_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
@@ -91,6 +97,8 @@ class MMTTransformerPooling(nn.Module):
     def __init__(self, config: MMTConfig, input_dim: int, num_positions: int = 0):
         super().__init__()
         self.config = config
+        self.input_mean: torch.Tensor
+        self.input_std: torch.Tensor
         self.register_buffer("input_mean", torch.zeros(input_dim))
         self.register_buffer("input_std", torch.ones(input_dim))
         self.input_projection = nn.Linear(input_dim, config.hidden_size) if input_dim != config.hidden_size else None
@@ -119,7 +127,7 @@ class MMTTransformerPooling(nn.Module):
             hidden = hidden + self.position_embeddings(positions)
         return hidden
 
-    def forward(self, states, mask, context=None, context_mask=None, **kwargs) -> BaseModelOutputWithPooling:
+    def forward(self, states, mask, context=None, context_mask=None, **kwargs):
         """Contextualise and pool.
 
         Args:
@@ -131,7 +139,7 @@ class MMTTransformerPooling(nn.Module):
             kwargs: passed to the attention function.
 
         Returns:
-            `last_hidden_state` `(B, N, H)` and `pooler_output` `(B, H)`.
+            Contextual states `(B, N, H)` and the pooled vector `(B, H)`.
         """
         mask = never_empty(mask)
         hidden = self.dropout(self.embed(states))
@@ -156,7 +164,7 @@ class MMTTransformerPooling(nn.Module):
             pooled = hidden[:, 0]
         if self.cls_embedding is not None:
             hidden = hidden[:, 1:]
-        return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=pooled)
+        return hidden, pooled
 
 
 def masked_mean(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -185,7 +193,8 @@ class MMTProjection(nn.Module):
             dropout = nn.Dropout(config.projection_dropout_prob)
             hidden = nn.Linear(config.hidden_size, config.projection_hidden_dim)
             self.hidden = nn.Sequential(dropout, hidden, nn.GELU(), dropout)
-        self.output = nn.Linear(config.projection_hidden_dim or config.hidden_size, config.projection_dim, bias=False)
+        linear = MMTBranchOutput if config.projection_skip else nn.Linear
+        self.output = linear(config.projection_hidden_dim or config.hidden_size, config.projection_dim, bias=False)
         self.skip = nn.Linear(input_dim, config.projection_dim) if config.projection_skip else None
 
     def forward(self, pooled: torch.Tensor, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
