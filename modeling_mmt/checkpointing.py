@@ -1,9 +1,9 @@
 """Training checkpoints: whole or not at all, resumed exactly, safetensors and JSON only.
 
-A checkpoint is a folder `step-00000120/` with `trainable.safetensors` (the weights that learn), `optimizer.safetensors`,
-one `rng-RANK.safetensors` a process and `state.json` (step, scheduler, optimizer scalars, what the run was, SHA-256 of
-every other file). Frozen weights are not stored again: their fingerprint is. The data order needs no state beyond the
-step (`data_collator.EpochBatchSampler`).
+A checkpoint is a folder `step-00000120/` with `trainable.safetensors` (the weights that learn),
+`optimizer.safetensors`, one `rng-RANK.safetensors` a process and `state.json` (step, scheduler, optimizer scalars,
+what the run was, SHA-256 of every other file). Frozen weights are not stored again: their fingerprint is. The data
+order needs no state beyond the step (`data_collator.EpochBatchSampler`).
 
 Accelerate's `save_state` pickles optimizer and random states, hence this module.
 """

@@ -1,9 +1,9 @@
 """Configuration of the Multilingual Multimodal Transformer (MMT).
 
-The defaults are the paper's own setting (arXiv 2103.08849, section 4): the first 12 layers of XLM-R-large, layers below
-the 9th frozen, two 512-wide 3D-CNN streams per second of video, transformer pooling of 2 layers and 4 heads, D = 1024,
-temperature 0.1. What the paper does not say (feed-forward width, activation, dropout, positions, norm placement) takes
-BERT's values.
+The defaults are the paper's own setting (arXiv 2103.08849, section 4): the first 12 layers of XLM-R-large, layers
+below the 9th frozen, two 512-wide 3D-CNN streams per second of video, transformer pooling of 2 layers and 4 heads,
+D = 1024, temperature 0.1. What the paper does not say (feed-forward width, activation, dropout, positions, norm
+placement) takes BERT's values.
 """
 
 import math
@@ -46,7 +46,8 @@ class MMTConfig(PreTrainedConfig):
         num_attention_heads: attention heads of each TP layer.
         intermediate_size: feed-forward width of a TP layer.
         hidden_act: feed-forward activation.
-        input_dropout_prob: dropout of whole input dimensions, the same for all positions of a sequence.
+        text_input_dropout_prob: dropout of whole dimensions of the text head's input, the same for all positions.
+        video_input_dropout_prob: the same for the video head's input.
         hidden_dropout_prob: dropout after each TP sub-layer and on the TP head's input.
         attention_probs_dropout_prob: dropout on TP attention weights.
         layer_norm_eps: epsilon of every LayerNorm of the TP heads.
@@ -59,8 +60,8 @@ class MMTConfig(PreTrainedConfig):
         projection_dim: width `P` of the joint space.
         projection_hidden_dim: width of a GELU hidden layer before the joint space; `None` is one linear map.
         projection_dropout_prob: dropout on the projection's input and hidden layer.
-        projection_skip: whether a linear map of the mean input state is added to the projection (ours, not the paper's);
-            with `residual_init` `"zero"` the TP branch then starts at nothing.
+        projection_skip: whether a linear map of the mean input state is added to the projection (ours, not the
+            paper's; with `residual_init` `"zero"` the TP branch then starts at nothing).
         loss_type: `"nce"`, `"multi_positive"`, `"symmetric_softmax"` or `"sigmoid"`; see `loss_mmt.py`.
         logit_scale_init_value: natural log of 1 / temperature; ln(1 / 0.1) in the paper.
         learn_logit_scale: whether the temperature is trained; fixed in the paper.
@@ -87,7 +88,8 @@ class MMTConfig(PreTrainedConfig):
     num_attention_heads: int = 4
     intermediate_size: int = 4096
     hidden_act: str = "gelu"
-    input_dropout_prob: float | int = 0.0
+    text_input_dropout_prob: float | int = 0.0
+    video_input_dropout_prob: float | int = 0.0
     hidden_dropout_prob: float | int = 0.1
     attention_probs_dropout_prob: float | int = 0.1
     layer_norm_eps: float = 1e-5
@@ -151,7 +153,8 @@ class MMTConfig(PreTrainedConfig):
         )
         self._require("hidden_act", self.hidden_act in ACT2FN, f"one of {', '.join(sorted(ACT2FN))}")
         for name in (
-            "input_dropout_prob",
+            "text_input_dropout_prob",
+            "video_input_dropout_prob",
             "hidden_dropout_prob",
             "attention_probs_dropout_prob",
             "projection_dropout_prob",

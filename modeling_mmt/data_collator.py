@@ -1,7 +1,7 @@
 """Choose captions and languages, add noise, call the processor: rows of a corpus to what `MMTModel.forward` takes.
 
-Every choice is a pure function of (seed, epoch, row), so the order and the draws are the same for any number of workers
-and processes, and a run resumes at a step without replaying what came before.
+Every choice is a pure function of (seed, epoch, row), so the order and the draws are the same for any number of
+workers and processes, and a run resumes at a step without replaying what came before.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -89,8 +89,8 @@ class MMTDataCollator:
         languages_per_clip: 1 for pre-training as in the paper (section 4.2), 2 for pairs (x, v, y).
         max_keywords: a list holds keywords: join a random 1 to `max_keywords` of them by commas. `None`: a list holds
             whole captions, one is drawn.
-        keyword_pool_size: a clip's joined captions come from a seeded pool of this many in each language, so that their
-            frozen states can be kept; 0 draws afresh.
+        keyword_pool_size: a clip's joined captions come from a seeded pool of this many in each language, so that
+            their frozen states can be kept; 0 draws afresh.
         noise_probability: share of tokens replaced by the mask token in x^m, and of steps set to zero in v^m
             (5 % in the paper); 0 makes no noised copies.
         noise_pool_size: a caption's noised copies come from a seeded pool of this many; 0 draws afresh.

@@ -1,8 +1,8 @@
 """What the frozen layers say about a caption, kept.
 
 With the embeddings and all layers below frozen and in eval mode (the paper's default), a caption's states at the first
-learning layer never change. They are computed once, held in memory within a stated bound, and written to disk under the
-frozen weights' fingerprint, so that a later run, or another row of a table, starts with them.
+learning layer never change. They are computed once, held in memory within a stated bound, and written to disk under
+the frozen weights' fingerprint, so that a later run, or another row of a table, starts with them.
 """
 
 import json

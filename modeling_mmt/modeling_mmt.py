@@ -142,7 +142,7 @@ class MMTTextModel(MMTPreTrainedModel):
         self.encoder = AutoModel.from_config(config.text_config)
         if getattr(self.encoder, "pooler", None) is not None:
             self.encoder.pooler = None  # the TP head pools
-        self.pooling = MMTTransformerPooling(config, config.text_config.hidden_size)
+        self.pooling = MMTTransformerPooling(config, config.text_config.hidden_size, config.text_input_dropout_prob)
         self.post_init()
         self.freeze()
 
@@ -178,7 +178,7 @@ class MMTTextModel(MMTPreTrainedModel):
         return self
 
     def frozen_states(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        """What the frozen layers say: `(B, L)` tokens to the states `(B, L, H_text)` that the first learning layer sees.
+        """What the frozen layers say: `(B, L)` tokens to the states `(B, L, H_text)` that the first learning one sees.
 
         A pure function of the tokens, so its value can be kept: see `layer_cache.py`.
 
@@ -195,7 +195,7 @@ class MMTTextModel(MMTPreTrainedModel):
             return self._run_layers(states, mask, slice(self.config.freeze_text_layers))
 
     def check_frozen_states(self):
-        """Raise `ValueError`, naming the field, where the frozen layers' output could change or be re-entered wrongly."""
+        """Raise `ValueError`, naming the field, where the frozen layers' output could change or be entered wrongly."""
         if not self.config.freeze_text_embeddings:
             raise ValueError(
                 "freeze_text_embeddings is false: the states change as the embeddings learn; do not cache"
@@ -258,7 +258,9 @@ class MMTVideoModel(MMTPreTrainedModel):
 
     def __init__(self, config: MMTConfig):
         super().__init__(config)
-        self.pooling = MMTTransformerPooling(config, config.video_feature_dim, config.max_video_length)
+        self.pooling = MMTTransformerPooling(
+            config, config.video_feature_dim, config.video_input_dropout_prob, config.max_video_length
+        )
         self.post_init()
 
     def encode(self, video_features: torch.Tensor) -> torch.Tensor:
@@ -406,8 +408,8 @@ class MMTModel(MMTPreTrainedModel):
         """Every unit-norm embedding `(B, P)` that the objectives need, by the name that `loss_mmt.objectives` knows.
 
         With two languages and the video, that includes `c_{x|v}` = TP_x(query = e_x, key = value = [e_x ; e_v]) and
-        `c_{y|v}` (paper section 3.2). Differs: with several TP layers, the queries' own part of the keys is each layer's
-        states, the video's part stays `e_v`.
+        `c_{y|v}` (paper section 3.2). Differs: with several TP layers, the queries' own part of the keys is each
+        layer's states, the video's part stays `e_v`.
 
         Args:
             batch: what `forward` takes, as the collator makes it; the views that are absent are not computed.
@@ -461,8 +463,8 @@ class MMTModel(MMTPreTrainedModel):
         Args:
             embeds: from `embed`, or gathered over processes.
             positive_ids: `(B, K)` long; rows that share an id in a column are mutual positives. `None`: the diagonal.
-            contrastive_loss: called as `contrastive_loss(loss_type, a, b, scale, positive_ids, logit_bias)` in place of
-                the dense loss; `streaming_loss.contrastive_loss` needs no `(B, B)` matrix and has the same value.
+            contrastive_loss: called as `contrastive_loss(loss_type, a, b, scale, positive_ids, logit_bias)` in place
+                of the dense loss; `streaming_loss.contrastive_loss` needs no `(B, B)` matrix and has the same value.
         """
         config, bias = self.config, {} if self.logit_bias is None else {"logit_bias": self.logit_bias}
         weights = {"inter": config.inter_weight, "intra": config.intra_weight, "cross": config.cross_weight}

@@ -1,6 +1,6 @@
 """The transformer-pooling (TP) head and the projection to the joint space (paper section 3.1).
 
-Letters in shapes: B batch, N positions of a sequence (tokens or steps), H width of the head, P width of the joint space.
+Letters in shapes: B batch, N positions of a sequence (tokens or steps), H width of the head, P of the joint space.
 """
 
 import torch
@@ -90,11 +90,11 @@ class MMTLayer(GradientCheckpointingLayer):
 class MMTTransformerPooling(nn.Module):
     """TP head (paper section 3.1): a sequence of states in, contextual states and one pooled vector out.
 
-    Differs: the paper does not say how states of another width enter; a linear map does it here. A video's states carry
-    no position, so they get learned ones; a text encoder's states already carry theirs.
+    Differs: the paper does not say how states of another width enter; a linear map does it here. A video's states
+    carry no position, so they get learned ones; a text encoder's states already carry theirs.
     """
 
-    def __init__(self, config: MMTConfig, input_dim: int, num_positions: int = 0):
+    def __init__(self, config: MMTConfig, input_dim: int, input_dropout: float, num_positions: int = 0):
         super().__init__()
         self.config = config
         self.input_mean: torch.Tensor
@@ -104,7 +104,7 @@ class MMTTransformerPooling(nn.Module):
         self.input_projection = nn.Linear(input_dim, config.hidden_size) if input_dim != config.hidden_size else None
         self.position_embeddings = nn.Embedding(num_positions, config.hidden_size) if num_positions else None
         self.cls_embedding = nn.Parameter(torch.zeros(config.hidden_size)) if config.pooling == "cls" else None
-        self.input_dropout = nn.Dropout(config.input_dropout_prob)
+        self.input_dropout = nn.Dropout(input_dropout)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.layers = nn.ModuleList(MMTLayer(config) for _ in range(config.num_hidden_layers))
         pre_norm = config.norm_placement == "pre"

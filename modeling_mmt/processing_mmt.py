@@ -36,7 +36,7 @@ class MMTVideoFeatureExtractor(FeatureExtractionMixin):
             `video_features` `(B, F, D_v)` float32, padded with zeros, and `video_mask` `(B, F)` long, 1 = real.
 
         Raises:
-            ValueError: no clips, an empty clip, a wrong width, or a value that is not finite; names the clip's position.
+            ValueError: no clips, an empty clip, a wrong width, or a value that is not finite; names the clip.
         """
         if return_tensors != "pt":
             raise ValueError(f"return_tensors is {return_tensors!r}; only 'pt' is supported")

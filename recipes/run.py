@@ -88,7 +88,8 @@ ABLATIONS: dict[str, dict[str, Any]] = {  # name -> the one difference to `mmp_e
     "TP pooling: mean": {"model.config.pooling": "mean"},
     "TP: one layer": {"model.config.num_hidden_layers": 1},
     "without the linear skip": {"model.config.projection_skip": False, "model.config.residual_init": "normal"},
-    "without input dropout": {"model.config.input_dropout_prob": 0.0},
+    "without input dropout": {"model.config.video_input_dropout_prob": 0.0},
+    "input dropout on text too": {"model.config.text_input_dropout_prob": 0.3},
     "temperature 0.05": {"model.config.logit_scale_init_value": math.log(1 / 0.05)},
     "temperature 0.2": {"model.config.logit_scale_init_value": math.log(1 / 0.2)},
     "temperature learned": {"model.config.learn_logit_scale": True},
@@ -312,7 +313,7 @@ def changed(recipe: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
     for path, value in changes.items():
         *parents, last = path.split(".")
         if parents == ["*"]:
-            stages = [result[stage] for stage in ("pretraining", "finetuning") if stage in result]
+            stages = [result[stage] for stage in ("pretraining", "finetuning") if result.get(stage)]
             for source in (source for stage in stages for source in stage["sources"]):
                 if last != "max_keywords" or "max_keywords" in source:
                     source[last] = value
