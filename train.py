@@ -49,7 +49,7 @@ from modeling_mmt.checkpointing import (
 )
 from modeling_mmt.data_collator import ClipDataset, EpochBatchSampler, MMTDataCollator
 from modeling_mmt.hub import write_card
-from modeling_mmt.large_batch import gather_embeddings, gather_ids
+from modeling_mmt.large_batch import embed_by_length, gather_embeddings, gather_ids
 from modeling_mmt.layer_cache import CachedProcessor, FrozenTextCache
 from modeling_mmt.packaged_encoders import resolve_encoder
 from modeling_mmt.pooling_mmt import masked_mean
@@ -345,7 +345,14 @@ class Run:
         done = step * stage.gradient_accumulation_steps
         samplers = [self.sampler(stage, position, len(rows), done) for position, rows in enumerate(clips)]
         batches = [
-            iter(DataLoader(rows, batch_sampler=sampler, collate_fn=collator(self.processor, source)))
+            iter(
+                DataLoader(
+                    rows,
+                    batch_sampler=sampler,
+                    collate_fn=collator(self.processor, source),
+                    generator=torch.Generator(),  # or the iterator draws from the generator that dropout resumes with
+                )
+            )
             for rows, sampler, source in zip(clips, samplers, stage.sources, strict=True)
         ]
 
@@ -399,7 +406,8 @@ class Run:
                     rank,
                     accelerator.wait_for_everyone,
                 )
-                prune_checkpoints(folder, keep_last=2)
+                if accelerator.is_main_process:
+                    prune_checkpoints(folder, keep_last=2)
                 if STOP.is_set():
                     raise SystemExit(STOPPED)
         bar.close()
@@ -537,7 +545,7 @@ class Embedder(torch.nn.Module):
 
     def forward(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The collator's tensors to `MMTModel.embed`'s."""
-        return self.model.embed(batch)
+        return embed_by_length(self.model.embed, batch)
 
 
 class FeatureStores(Mapping[str, Any]):

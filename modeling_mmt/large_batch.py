@@ -279,3 +279,49 @@ def unique_rows(*keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     first = rows.new_full((len(distinct),), len(table)).scatter_reduce(0, group, rows, "amin")
     first, by_appearance = first.sort()
     return first, by_appearance.argsort()[group]
+
+
+def embed_by_length(
+    embed: Callable[[Mapping[str, torch.Tensor]], Mapping[str, torch.Tensor]],
+    batch: Mapping[str, torch.Tensor],
+    num_groups: int = 4,
+) -> dict[str, torch.Tensor]:
+    """Embed a collated batch in groups of rows of like length, each cut to its longest: less padding, equal result.
+
+    Captions and clips are grouped apart, each by their own lengths. Where rows hold two languages, whose conditional
+    embeddings need captions and clip together, whole rows are grouped, by the captions' lengths.
+
+    Args:
+        embed: such as `MMTModel.embed`; rows must not depend on each other, nor on padding.
+        batch: name to `(B, ...)`; masks as `attention_mask`, `paired_attention_mask`, `video_mask`.
+        num_groups: of about B / `num_groups` rows each; 1 leaves the batch whole.
+
+    Returns:
+        What `embed` returns for the whole batch, rows in the order given.
+    """
+    texts = {name: value for name, value in batch.items() if "video" not in name and name != "positive_ids"}
+    clips = {name: value for name, value in batch.items() if "video" in name}
+    if "paired_attention_mask" in batch:
+        parts = [({**texts, **clips}, batch["attention_mask"].sum(dim=1) + batch["paired_attention_mask"].sum(dim=1))]
+    else:
+        parts = [
+            (view, view[mask].sum(dim=1)) for view, mask in ((texts, "attention_mask"), (clips, "video_mask")) if view
+        ]
+    embeds: dict[str, torch.Tensor] = {}
+    for view, lengths in parts:
+        order = lengths.argsort()
+        groups = [_cut({name: value[rows] for name, value in view.items()}) for rows in order.chunk(num_groups)]
+        found = [embed(group) for group in groups]
+        inverse = order.argsort()
+        embeds.update({name: torch.cat([group[name] for group in found])[inverse] for name in found[0]})
+    return embeds
+
+
+def _cut(view: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Without the positions that no row of a group has."""
+
+    def mask_of(name: str) -> str:
+        return "video_mask" if "video" in name else "paired_attention_mask" if "paired" in name else "attention_mask"
+
+    longest = {name: int(value.sum(dim=1).max()) for name, value in view.items() if name.endswith("mask")}
+    return {name: value[:, : longest[mask_of(name)]] for name, value in view.items()}

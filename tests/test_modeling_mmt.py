@@ -785,8 +785,8 @@ def test_the_model_traces_whole_under_torch_compile(make_model, make_batch):
 def test_the_compiled_model_gives_the_same_loss_and_gradients(make_model, make_batch):
     found = []
     for wrap in (lambda model: model, torch.compile):
-        model = make_model()
-        loss = wrap(model)(**make_batch(), return_loss=True).loss
+        model = make_model(sharpness=1, freeze_text_layers=1, text_output_layer=2, num_hidden_layers=1)
+        loss = wrap(model)(**make_batch(with_pairs=False), return_loss=True).loss
         loss.backward()
         found.append({"loss": loss} | gradients(model))
     assert_same(found[1], found[0], rtol=1e-3, atol=1e-4)
