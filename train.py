@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ from modeling_mmt.checkpointing import (
 )
 from modeling_mmt.data_collator import ClipDataset, EpochBatchSampler, MMTDataCollator
 from modeling_mmt.hub import write_card
-from modeling_mmt.large_batch import embed_by_length, gather_embeddings, gather_ids
+from modeling_mmt.large_batch import embed_by_length, gather_embeddings, gather_ids, two_pass_backward
 from modeling_mmt.layer_cache import CachedProcessor, FrozenTextCache
 from modeling_mmt.packaged_encoders import resolve_encoder
 from modeling_mmt.pooling_mmt import masked_mean
@@ -150,6 +151,8 @@ class StageArguments:
         sources: what is learned from; each step sees a batch of every source.
         num_train_epochs: passes over the first source's clips.
         train_batch_size: clips a step over all processes, all of them each other's negatives.
+        micro_batch_size: clips encoded at a time in each process; fewer than the batch's trade time for memory, at
+            the same loss and gradients (`large_batch.two_pass_backward`). `null`: the whole batch at once.
         gradient_accumulation_steps: batches an optimizer step; adds no negatives.
         learning_rate: of AdamW.
         text_learning_rate: of the text tower's parameters; `null`: the same.
@@ -168,6 +171,7 @@ class StageArguments:
     sources: list[Source]
     num_train_epochs: int = 10
     train_batch_size: int = 64
+    micro_batch_size: int | None = None
     gradient_accumulation_steps: int = 1
     learning_rate: float = 2e-4
     text_learning_rate: float | None = None
@@ -363,15 +367,13 @@ class Run:
         bar = tqdm(total=total, initial=step, desc=name, unit="step", disable=not accelerator.is_main_process)
         model.train()
         while step < total:
+            losses: dict[str, torch.Tensor] = {}
             for _ in range(stage.gradient_accumulation_steps):
-                losses: dict[str, torch.Tensor] = {}
                 for source, source_batches in zip(stage.sources, batches, strict=True):
                     batch = self.to_device(next(source_batches))
-                    with accelerator.autocast():
-                        embeds = embedder(batch)
-                    for objective, value in self.objectives(embeds, batch["positive_ids"]).items():
-                        losses[objective] = losses.get(objective, 0.0) + source.weight * value
-                accelerator.backward(losses["loss"] / stage.gradient_accumulation_steps)
+                    weight = source.weight / stage.gradient_accumulation_steps
+                    for objective, value in self.backward(embedder, batch, weight, stage.micro_batch_size).items():
+                        losses[objective] = losses.get(objective, 0.0) + weight * value
             norm = accelerator.clip_grad_norm_(parameters, stage.max_grad_norm or math.inf)
             if not self.is_finite(losses["loss"], norm):
                 raise not_finite(name, step, folder, losses["loss"], norm, seen(clips, samplers, stage, step))
@@ -473,10 +475,34 @@ class Run:
             self.cache.attach(batch)
         return {key: value.to(self.accelerator.device) for key, value in batch.items()}
 
-    def objectives(self, embeds: Mapping[str, torch.Tensor], positive_ids: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The objectives over the batch of all processes: every clip of it is every other's negative."""
-        gathered = {key: gather_embeddings(value.float()) for key, value in embeds.items()}
-        return self.model.compute_objectives(gathered, gather_ids(positive_ids), contrastive_loss)
+    def backward(
+        self, embedder: torch.nn.Module, batch: dict[str, torch.Tensor], weight: float, micro_batch_size: int | None
+    ) -> dict[str, torch.Tensor]:
+        """Add the gradients of `weight` times the loss over the batch of all processes; returns the objectives.
+
+        Every clip of the whole batch is every other's negative, whether it is encoded at once or in micro-batches.
+        """
+        accelerator, positive_ids = self.accelerator, gather_ids(batch.pop("positive_ids"))
+        values: dict[str, torch.Tensor] = {}
+
+        def encode(views: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            with accelerator.autocast():
+                return {key: value.float() for key, value in embedder(views).items()}
+
+        def loss(embeds: Mapping[str, torch.Tensor]) -> torch.Tensor:
+            gathered = {key: gather_embeddings(value) if value.dim() else value for key, value in embeds.items()}
+            values.update(self.model.compute_objectives(gathered, positive_ids, contrastive_loss))
+            return weight * values["loss"]
+
+        rows = len(next(iter(batch.values())))
+        if micro_batch_size is None or rows <= micro_batch_size:
+            accelerator.backward(loss(encode(batch)))
+        else:
+            starts = range(0, rows, micro_batch_size)
+            chunks = [{key: value[i : i + micro_batch_size] for key, value in batch.items()} for i in starts]
+            no_sync = partial(accelerator.no_sync, embedder)
+            two_pass_backward(encode, chunks, loss, no_sync, accelerator.backward)
+        return {key: value.detach() for key, value in values.items()}
 
     def view(self, **inputs) -> dict[str, torch.Tensor]:
         """The processor's tensors, with frozen layers' output in place of token ids where it is kept."""
@@ -544,8 +570,8 @@ class Embedder(torch.nn.Module):
         self.model = model
 
     def forward(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The collator's tensors to `MMTModel.embed`'s."""
-        return embed_by_length(self.model.embed, batch)
+        """The collator's tensors to `MMTModel.embed`'s, and the learning scalars that the loss needs."""
+        return {**embed_by_length(self.model.embed, batch), **self.model.loss_scalars()}
 
 
 class FeatureStores(Mapping[str, Any]):

@@ -11,6 +11,7 @@ Benchmarks fail on memory and correctness. Time is printed with its target, and 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import datetime
 import hashlib
 import importlib.metadata
@@ -243,9 +244,12 @@ def _answer(worker: subprocess.Popen, name: str) -> dict[str, Any]:
 def _serve(step: Callable[[], None], check: Callable[[], dict[str, Any]]) -> None:
     """Take a turn for each line of input; answer in JSON lines."""
     out, sys.stdout = sys.stdout, sys.stderr
+    give_back = ctypes.CDLL(None).malloc_trim  # else a step would reuse what the preparation left, unseen
+    give_back(0)
     before = _resident("VmRSS")
     print(json.dumps("ready"), file=out, flush=True)
     for _ in sys.stdin:
+        give_back(0)
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
         start = time.perf_counter()
         step()

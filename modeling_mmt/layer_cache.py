@@ -134,7 +134,8 @@ class FrozenTextCache:
                 self._warned = True
             return False
         if end > len(self._states):
-            grown = torch.empty(min(max(end, 2 * len(self._states), 2**14), self.max_rows), self.width)
+            with torch.inference_mode(False):  # or rows added outside of an evaluation could not be written to it
+                grown = torch.empty(min(max(end, 2 * len(self._states), 2**14), self.max_rows), self.width)
             grown[: self._num_rows] = self._states[: self._num_rows]
             self._states = grown
         self._states[self._num_rows : end] = states

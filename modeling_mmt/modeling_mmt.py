@@ -452,6 +452,11 @@ class MMTModel(MMTPreTrainedModel):
         pooling.input_mean.copy_(states.mean(dim=0))
         pooling.input_std.copy_(states.std(dim=0) + 1e-6)
 
+    def loss_scalars(self) -> dict[str, torch.Tensor]:
+        """What the losses need beside embeddings: `logit_scale` `()`, which is 1 / temperature, and the sigmoid's bias."""
+        scalars = {"logit_scale": self.logit_scale.exp()}
+        return scalars if self.logit_bias is None else {**scalars, "logit_bias": self.logit_bias}
+
     def compute_objectives(
         self,
         embeds: Mapping[str, torch.Tensor],
@@ -461,20 +466,22 @@ class MMTModel(MMTPreTrainedModel):
         """The objectives over a whole batch of embeddings, and `"loss"`, their weighted sum.
 
         Args:
-            embeds: from `embed`, or gathered over processes.
+            embeds: from `embed`, or gathered over processes; with `loss_scalars` if they went another way (through the
+                forward of a data-parallel wrapper).
             positive_ids: `(B, K)` long; rows that share an id in a column are mutual positives. `None`: the diagonal.
             contrastive_loss: called as `contrastive_loss(loss_type, a, b, scale, positive_ids, logit_bias)` in place
                 of the dense loss; `streaming_loss.contrastive_loss` needs no `(B, B)` matrix and has the same value.
         """
-        config, bias = self.config, {} if self.logit_bias is None else {"logit_bias": self.logit_bias}
+        config, scalars = self.config, {name: embeds.get(name, value) for name, value in self.loss_scalars().items()}
+        scale = scalars.pop("logit_scale")
         weights = {"inter": config.inter_weight, "intra": config.intra_weight, "cross": config.cross_weight}
         if contrastive_loss is not None:
-            loss_fn, positives = partial(contrastive_loss, config.loss_type, **bias), positive_ids
+            loss_fn, positives = partial(contrastive_loss, config.loss_type, **scalars), positive_ids
         else:
-            loss_fn, positives = partial(LOSSES[config.loss_type], **bias), None
+            loss_fn, positives = partial(LOSSES[config.loss_type], **scalars), None
             if positive_ids is not None:
                 positives = positive_mask(positive_ids)
-        return objectives(embeds, self.logit_scale.exp(), positives, loss_fn, weights)
+        return objectives(embeds, scale, positives, loss_fn, weights)
 
     @can_return_tuple
     def forward(

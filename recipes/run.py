@@ -233,7 +233,7 @@ def gather_table(
                     "n_queries": len(runs[0]["all"]["t2v"]["en"]),
                     "command": f"python train.py {FOLDER / name}.yaml --seed {{{','.join(map(str, seeds))}}}",
                     "commit": commit(),
-                    "seconds": [round(found[name, seed]["seconds"], 1) for seed in seeds],
+                    "seconds": [training_seconds(found[name, seed]["metrics"]) for seed in seeds],
                 }
             )
     comparisons = []
@@ -280,7 +280,7 @@ def gather_ablations(
                     metric: float(np.mean([f[lang][metric] for f in keywords for lang in FOREIGN]))
                     for metric in ("R@1", "MRR")
                 },
-                "seconds": [round(found[name, seed]["seconds"], 1) for seed in seeds],
+                "seconds": [training_seconds(found[name, seed]["metrics"]) for seed in seeds],
             }
         )
     return {"split": "validation", "rows": rows}
@@ -323,6 +323,11 @@ def changed(recipe: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
                 target = target[int(parent) if parent.isdigit() else parent]
             target[last] = value
     return result
+
+
+def training_seconds(metrics: Mapping[str, Any]) -> float:
+    """Wall time of a run's stages, a shared pre-training counted in every row that builds on it."""
+    return round(sum(metrics[stage]["seconds"] for stage in ("pretraining", "finetuning") if stage in metrics), 1)
 
 
 def as_arrays(ranks: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, dict[str, np.ndarray]]:

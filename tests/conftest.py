@@ -20,9 +20,9 @@ FEATURE_DIMS = [3, 5]
 TEXT_DIM = 16
 
 
-def build_tokenizer(**overrides) -> PreTrainedTokenizerFast:
+def build_tokenizer(vocabulary=VOCABULARY, **overrides) -> PreTrainedTokenizerFast:
     """One token a word, `<s> ... </s>` around them, XLM-R's names and ids of the special ones."""
-    core = Tokenizer(WordLevel({word: index for index, word in enumerate(VOCABULARY)}, unk_token="<unk>"))
+    core = Tokenizer(WordLevel({word: index for index, word in enumerate(vocabulary)}, unk_token="<unk>"))
     core.pre_tokenizer = Whitespace()
     core.post_processor = TemplateProcessing(
         single="<s> $A </s>", pair="<s> $A </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
@@ -208,3 +208,11 @@ def make_clips():
 @pytest.fixture
 def make_batch():
     return build_batch
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    """A folder with all that `train.py` reads; see `tiny_corpus.py`."""
+    from tiny_corpus import build_corpus
+
+    return build_corpus(tmp_path_factory.mktemp("corpus"))

@@ -1,13 +1,14 @@
 """Who may import whom.
 
-    layer 4   train.py  extract_features.py  recipes/  examples/  benchmarks/  metrics/  and both packages' __init__
-    layer 3   report  hub
-    layer 2   data_collator  large_batch  layer_cache  retrieval  search                            emoji9  msrvtt  ...
-    layer 1   modeling_mmt  processing_mmt  streaming_loss  checkpointing  packaged_encoders        features  sampling
+    layer 5   train.py  extract_features.py  recipes/  examples/  benchmarks/  metrics/  and both packages' __init__
+    layer 4   report  hub  trainer
+    layer 3   data_collator  large_batch  layer_cache  retrieval  search                            emoji9  msrvtt  ...
+    layer 2   modeling_mmt  processing_mmt  streaming_loss  checkpointing  packaged_encoders        features  sampling
+    layer 1   pooling_mmt
     layer 0   configuration_mmt  loss_mmt  video_decoding_mmt  efficientnet_lite_mmt
               `-------------------------------- modeling_mmt/ --------------------------------'     `datasets_scripts/'
 
-Imports point down only (scripts of layer 4 may call each other). A new module gets its layer here, or the test fails.
+Imports point down only (scripts of layer 5 may call each other). A new module gets its layer here, or the test fails.
 """
 
 import ast
@@ -23,18 +24,19 @@ ROOT = Path(__file__).resolve().parent.parent
 PICTURE = {
     "modeling_mmt": {
         0: "configuration_mmt loss_mmt video_decoding_mmt efficientnet_lite_mmt",
-        1: "modeling_mmt processing_mmt streaming_loss checkpointing packaged_encoders",
-        2: "data_collator large_batch layer_cache retrieval search",
-        3: "report hub",
-        4: "__init__",
+        1: "pooling_mmt",
+        2: "modeling_mmt processing_mmt streaming_loss checkpointing packaged_encoders",
+        3: "data_collator large_batch layer_cache retrieval search",
+        4: "report hub trainer",
+        5: "__init__",
     },
     "datasets_scripts": {
-        1: "features sampling",
-        2: "emoji9 multi_howto100m msrvtt vatex multi30k storybook8 own_clips translate",
-        4: "__init__",
+        2: "features sampling",
+        3: "emoji9 multi_howto100m msrvtt vatex multi30k storybook8 own_clips translate",
+        5: "__init__",
     },
 }
-TOP = 4
+TOP = 5
 MODEL_AND_PROCESSOR = ("modeling_mmt.modeling_mmt", "modeling_mmt.processing_mmt")
 LAYERS = {
     f"{package}.{name}": layer
@@ -42,8 +44,8 @@ LAYERS = {
     for layer, names in rows.items()
     for name in names.split()
 }
-SCRIPTS = {"setup", "train", "extract_features"}  # beside the packages, layer 4
-SCRIPT_FOLDERS = {"recipes", "examples", "benchmarks", "metrics"}  # all layer 4
+SCRIPTS = {"setup", "train", "extract_features"}  # beside the packages, layer 5
+SCRIPT_FOLDERS = {"recipes", "examples", "benchmarks", "metrics"}  # all layer 5
 NOT_OURS = {"tests", "build", "dist", "runs", "cache", "features", "shared"}
 # `strict`, which makes a config a checked dataclass, lives in a package that transformers always brings.
 SHIPPED_MAY_IMPORT = {"torch", "transformers", "huggingface_hub"} | sys.stdlib_module_names
