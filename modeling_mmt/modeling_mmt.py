@@ -453,7 +453,7 @@ class MMTModel(MMTPreTrainedModel):
         pooling.input_std.copy_(states.std(dim=0) + 1e-6)
 
     def loss_scalars(self) -> dict[str, torch.Tensor]:
-        """What the losses need beside embeddings: `logit_scale` `()`, which is 1 / temperature, and the sigmoid's bias."""
+        """What the losses need beside embeddings: `logit_scale` `()`, 1 over temperature, and the sigmoid's bias."""
         scalars = {"logit_scale": self.logit_scale.exp()}
         return scalars if self.logit_bias is None else {**scalars, "logit_bias": self.logit_bias}
 
