@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -39,7 +39,7 @@ from tqdm.auto import tqdm
 from transformers import AutoTokenizer, get_scheduler
 
 from datasets_scripts.features import FeatureStore
-from modeling_mmt import MMTModel, MMTProcessor, MMTVideoFeatureExtractor
+from modeling_mmt import MMTConfig, MMTModel, MMTProcessor, MMTVideoFeatureExtractor
 from modeling_mmt.checkpointing import (
     last_checkpoint,
     load_checkpoint,
@@ -51,7 +51,7 @@ from modeling_mmt.checkpointing import (
 from modeling_mmt.data_collator import ClipDataset, EpochBatchSampler, MMTDataCollator
 from modeling_mmt.hub import write_card
 from modeling_mmt.large_batch import embed_by_length, gather_embeddings, gather_ids, two_pass_backward
-from modeling_mmt.layer_cache import CachedProcessor, FrozenTextCache
+from modeling_mmt.layer_cache import CachedProcessor, FrozenTextCache, frozen_fingerprint
 from modeling_mmt.packaged_encoders import resolve_encoder
 from modeling_mmt.pooling_mmt import masked_mean
 from modeling_mmt.retrieval import embed_texts, embed_videos, ranks, ranks_by_language, retrieval_metrics
@@ -268,7 +268,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     run = Run(recipe, accelerator, model, processor, cache, splits, features)
     if recipe.model.standardize_inputs:
         run.standardize_inputs()
-    metrics: dict[str, Any] = {"seed": recipe.seed}
+    metrics: dict[str, Any] = {"seed": recipe.seed, "world_size": accelerator.num_processes}
     Path(recipe.work_dir).mkdir(parents=True, exist_ok=True)
     for name, stage, folder, identity in stages(recipe):
         with FileLock(f"{folder}.lock") if accelerator.is_main_process else nullcontext():  # rows may share a stage
@@ -327,8 +327,9 @@ class Run:
             load_trainable_state(model, load_file(folder / "result.safetensors"), source=str(folder))
             return json.loads((folder / "result.json").read_text())
         start = {key: value.clone() for key, value in trainable_state(model).items()}
+        idle = [] if any(source.with_video for source in stage.sources) else ["video_"]  # or data parallelism waits
         for key, parameter in model.named_parameters():
-            if key.startswith(tuple(stage.freeze)):
+            if key.startswith(tuple(stage.freeze + idle)):
                 parameter.requires_grad_(False)
 
         # Optimizer and schedule
@@ -341,6 +342,8 @@ class Run:
         torch.manual_seed(self.recipe.seed + rank)
 
         # Resume
+        frozen = frozen_fingerprint(model.text_model) if self.cache is None else self.cache.fingerprint
+        identity = {**identity, "frozen": frozen, "world_size": accelerator.num_processes}
         step = 0
         progress: dict[str, Any] = {"best": None, "curve": [], "seconds": 0.0}
         if (checkpoint := last_checkpoint(folder)) is not None:
@@ -376,7 +379,8 @@ class Run:
                         losses[objective] = losses.get(objective, 0.0) + weight * value
             norm = accelerator.clip_grad_norm_(parameters, stage.max_grad_norm or math.inf)
             if not self.is_finite(losses["loss"], norm):
-                raise not_finite(name, step, folder, losses["loss"], norm, seen(clips, samplers, stage, step))
+                ids = seen(clips, samplers, stage, step) if accelerator.is_main_process else None
+                raise not_finite(name, step, folder, losses["loss"], norm, ids)
             optimizer.step()
             scheduler.step()
             optimizer.zero_grad()
@@ -395,7 +399,8 @@ class Run:
                     if accelerator.is_main_process:
                         save_tensors(folder / "best.safetensors", trainable_state(model))
                 bar.set_postfix(validation=f"{score:.1f}", best=f"{progress['best']['validation']:.1f}")
-            if step % stage.save_steps == 0 or STOP.is_set():
+            told_to_stop = self.is_told_to_stop()
+            if step % stage.save_steps == 0 or told_to_stop:
                 progress["seconds"] = time.monotonic() - started
                 save_checkpoint(
                     folder,
@@ -410,12 +415,13 @@ class Run:
                 )
                 if accelerator.is_main_process:
                     prune_checkpoints(folder, keep_last=2)
-                if STOP.is_set():
+                if told_to_stop:
                     raise SystemExit(STOPPED)
         bar.close()
 
         # The result: the best weights, averaged with the starting ones if the stage says so
         model.eval()
+        accelerator.wait_for_everyone()  # the best weights may be on their way to the disk
         if stage.evaluations:
             load_trainable_state(model, load_file(folder / "best.safetensors"), source=str(folder))
         for key, parameter in model.named_parameters():
@@ -557,6 +563,11 @@ class Run:
             ranked[part] = {way: {key: value.tolist() for key, value in of.items()} for way, of in found.items()}
         return figures, ranked
 
+    def is_told_to_stop(self) -> bool:
+        """Whether any process got SIGTERM: they hear it at different steps, and must stop after the same one."""
+        heard = torch.tensor([int(STOP.is_set())], device=self.accelerator.device)
+        return bool(self.accelerator.gather(heard).any())
+
     def is_finite(self, loss: torch.Tensor, norm: Any) -> bool:
         """Whether the step may be taken; fp16's loss scaler meets infinite gradients on purpose and skips those."""
         return math.isfinite(loss.item()) and bool(self.accelerator.scaler or math.isfinite(float(norm)))
@@ -610,6 +621,8 @@ def parse_recipe(argv: Sequence[str]) -> tuple[Recipe, dict[str, Any]]:
     namespace = parser.parse_args(argv)
     namespace.pop("recipe", None)
     recipe = Recipe(**{key: value for key, value in parser.instantiate(namespace).items()})
+    if unknown := sorted(recipe.model.config.keys() - {known.name for known in fields(MMTConfig)}):
+        raise ValueError(f"model.config has {unknown[0]!r}, which is no field of MMTConfig; see configuration_mmt.py")
     return recipe, asdict(recipe)
 
 
@@ -652,7 +665,8 @@ def seen(
 def not_finite(name: str, step: int, folder: Path, loss: torch.Tensor, norm: Any, ids: Any) -> FloatingPointError:
     """The error for a loss or gradient that is not finite; the batch's clips are in the file that it names."""
     path = folder / f"not_finite-step-{step}.json"
-    write_json(path, {"loss": str(loss.item()), "gradient_norm": str(float(norm)), "video_ids": ids})
+    if ids is not None:  # one process writes
+        write_json(path, {"loss": str(loss.item()), "gradient_norm": str(float(norm)), "video_ids": ids})
     return FloatingPointError(f"{name}: loss {loss.item()}, gradient norm {float(norm)} at step {step}; see {path}")
 
 

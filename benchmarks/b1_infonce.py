@@ -41,8 +41,8 @@ def contestant(make: Callable[[argparse.Namespace], Loss]) -> harness.Contestant
         loss_fn = make(args)
         last = {}
 
-        def run(rows: int) -> None:
-            loss = loss_fn(a[:rows], b[:rows], leaves[2])
+        def run(rows_a: torch.Tensor, rows_b: torch.Tensor) -> None:
+            loss = loss_fn(rows_a, rows_b, leaves[2])
             if loss.requires_grad:
                 loss.backward()
             last["loss"] = loss.item()
@@ -57,9 +57,9 @@ def contestant(make: Callable[[argparse.Namespace], Loss]) -> harness.Contestant
                 leaf.grad = None
             return outcome
 
-        run(64)
+        run(a[:64], b[:64])
         check()
-        return lambda: run(n), check
+        return lambda: run(a, b), check
 
     return prepare
 

@@ -44,8 +44,8 @@ def contestant(make: Callable[[argparse.Namespace], Loss | None]) -> harness.Con
         leaves = [x.requires_grad_() for x in (a, b, torch.tensor(10.0), torch.tensor(-10.0))]
         last = {}
 
-        def run(rows: int) -> None:
-            loss = loss_fn(a[:rows], b[:rows], leaves[2], leaves[3])
+        def run(rows_a: torch.Tensor, rows_b: torch.Tensor) -> None:
+            loss = loss_fn(rows_a, rows_b, leaves[2], leaves[3])
             loss.backward()
             last["loss"] = loss.item()
 
@@ -55,9 +55,9 @@ def contestant(make: Callable[[argparse.Namespace], Loss | None]) -> harness.Con
                 leaf.grad = None
             return outcome
 
-        run(64)
+        run(a[:64], b[:64])
         check()
-        return lambda: run(n), check
+        return lambda: run(a, b), check
 
     return prepare
 

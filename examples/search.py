@@ -105,7 +105,7 @@ def draw(
         name_column: what is written under a clip.
         right: the right row of each query, which gets a frame; None frames nothing.
         cell: side of a clip in pixels.
-        font: file to draw text with; None takes the first installed font that has the characters.
+        font: file to draw text with that DejaVu Sans lacks characters of; None looks among the installed fonts.
 
     Returns:
         RGB pictures of `picture_size`, one a moment of the clips: as many as the longest clip has frames.
@@ -168,7 +168,7 @@ def write(
     pen: ImageDraw.ImageDraw, place: tuple[int, int], text: str, kind: str, width: int, colour: str, font: str | None
 ):
     """Draw one line of text, cut with an ellipsis where it is wider than `width` pixels."""
-    drawn = ImageFont.truetype(font or font_for(text), FONT_SIZES[kind])
+    drawn = ImageFont.truetype(font_for(text, font), FONT_SIZES[kind])
     if drawn.getlength(text) > width:
         while text and drawn.getlength(text + "…") > width:
             text = text[:-1]
@@ -177,14 +177,14 @@ def write(
 
 
 @cache
-def font_for(text: str) -> str:
-    """File of the first font that has every character of `text`: matplotlib's DejaVu Sans, then what is installed.
+def font_for(text: str, extra: str | None = None) -> str:
+    """File of the first font that has every character of `text`: DejaVu Sans, `extra`, then what is installed.
 
     If none has, the one that lacks fewest, and a note on the standard error stream.
     """
     needed = {ord(character) for character in text if not character.isspace()}
     lacking: dict[str, set[int]] = {}
-    for file in font_files():
+    for file in font_files(extra):
         lacking[file] = needed - characters_of(file)
         if not lacking[file]:
             return file
@@ -198,9 +198,11 @@ def font_for(text: str) -> str:
     return best
 
 
-def font_files() -> Iterator[str]:
-    """DejaVu Sans, then the system's fonts, plain styles first; colour fonts, which cannot be scaled, left out."""
+def font_files(extra: str | None) -> Iterator[str]:
+    """DejaVu Sans, which matplotlib brings, `extra`, then the installed ones: plain styles first, no colour fonts."""
     yield font_manager.findfont("DejaVu Sans")
+    if extra is not None:
+        yield extra
     names = {file: Path(file).name.lower() for file in font_manager.findSystemFonts()}
     plain_first = sorted(names, key=lambda file: (any(style in names[file] for style in STYLED), file))
     yield from (file for file in plain_first if "emoji" not in names[file])
@@ -227,7 +229,7 @@ def add_inputs(parser: argparse.ArgumentParser):
     parser.add_argument("--dataset", default="datasets_scripts/emoji9", help="folder or Hub name (%(default)s)")
     parser.add_argument("--split", default="test", help="searched split (%(default)s)")
     parser.add_argument("--features", default="runs/features/emoji9-lite0-128", help="feature store (%(default)s)")
-    parser.add_argument("--font", help="font file for the picture; default: an installed one that has the characters")
+    parser.add_argument("--font", help="font file for characters that DejaVu Sans lacks; default: an installed one")
 
 
 def open_inputs(arguments: argparse.Namespace, columns: Sequence[str]) -> tuple[Any, Any, Dataset, FeatureStore]:
@@ -238,7 +240,7 @@ def open_inputs(arguments: argparse.Namespace, columns: Sequence[str]) -> tuple[
         columns: that the rows must have, beside those of a picture.
 
     Raises:
-        FileNotFoundError: no checkpoint, dataset or feature store is there.
+        FileNotFoundError: no checkpoint, dataset, feature store or font is there.
         ValueError: the dataset lacks a column.
     """
     if arguments.revision is None and not (Path(arguments.model) / "config.json").is_file():
@@ -246,6 +248,8 @@ def open_inputs(arguments: argparse.Namespace, columns: Sequence[str]) -> tuple[
             f"no checkpoint in {arguments.model}: `make demo` makes runs/demo/mmp_en; or give another folder as "
             "--model, or a Hub name with --revision"
         )
+    if arguments.font and not Path(arguments.font).is_file():
+        raise FileNotFoundError(f"no font file {arguments.font}")
     if not Path(arguments.features).is_dir():
         raise FileNotFoundError(
             f"no feature store in {arguments.features}: `make demo` makes emoji9's, extract_features.py any other"
@@ -273,7 +277,7 @@ def main(argv: Sequence[str] | None = None) -> list[list[Hit]]:
     try:
         check_ending(arguments.output)
         model, processor, rows, features = open_inputs(arguments, [arguments.name_column])
-        processor(text=arguments.queries)  # here a bad query is counted from the first one typed
+        processor(text=arguments.queries)  # names a bad query by its place; `embed_texts` sorts them
         found = search(model, processor, arguments.queries, rows, features, arguments.top)
     except (FileNotFoundError, KeyError, ValueError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")

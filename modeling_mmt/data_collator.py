@@ -56,7 +56,7 @@ class EpochBatchSampler:
 
 
 class ClipDataset(torch.utils.data.Dataset):
-    """Rows of a corpus joined with the clips' features; indexed by `(seed, epoch, row)`.
+    """Rows of a corpus joined with the clips' features; indexed by `(seed, epoch, row)`, or by the row alone.
 
     Args:
         rows: a `datasets.Dataset` or list with `video_id` and text columns `<kind>_<language>`.
@@ -70,17 +70,19 @@ class ClipDataset(torch.utils.data.Dataset):
         """Rows of the corpus."""
         return len(self.rows)
 
-    def __getitem__(self, draw: Draw) -> dict[str, Any]:
-        """The row, its `video_features` where there are any, and its `draw`."""
-        row = dict(self.rows[draw[2]])
+    def __getitem__(self, draw: Draw | int) -> dict[str, Any]:
+        """The row, its `video_features` where there are any, and its `draw` if the index says it."""
+        row = dict(self.rows[draw if isinstance(draw, int) else draw[2]])
         if self.features is not None:
             row["video_features"] = self.features[row["video_id"]]
-        return row | {"draw": draw}
+        return row if isinstance(draw, int) else row | {"draw": draw}
 
 
 @dataclass
 class MMTDataCollator:
     """Rows of a corpus to one training batch.
+
+    A row's choices are drawn from its `draw`; without one, as from another sampler than ours, from torch's generator.
 
     Args:
         processor: an `MMTProcessor`.
@@ -116,7 +118,8 @@ class MMTDataCollator:
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Collate rows of a `ClipDataset`."""
-        generators = [np.random.default_rng(row["draw"]) for row in rows]
+        draws = [row["draw"] if "draw" in row else int(torch.randint(2**62, ())) for row in rows]
+        generators = [np.random.default_rng(draw) for draw in draws]
         captions = [self._captions(row, generator) for row, generator in zip(rows, generators, strict=True)]
         batch: dict[str, Any] = {"return_loss": True}
         ids = [[stable_id(row["video_id"]) for row in rows]]

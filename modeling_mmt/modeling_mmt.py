@@ -37,6 +37,13 @@ class MMTOutput(ModelOutput):
         intra_loss: `()` float: L(X, X^m) + L(V, V^m) (+ L(Y, Y^m)).
         cross_loss: `()` float: L(X|V, Y|V).
         text_loss: `()` float: L(X, Y), only where there is no video at all.
+        noised_text_embeds: `(B, P)` float, unit norm, of x^m; this and the rest come with `return_loss`, where the
+            batch has the view.
+        noised_video_embeds: of v^m.
+        paired_text_embeds: of y.
+        noised_paired_text_embeds: of y^m.
+        conditional_text_embeds: `c_{x|v}`.
+        conditional_paired_text_embeds: `c_{y|v}`.
     """
 
     loss: torch.Tensor | None = None
@@ -48,6 +55,12 @@ class MMTOutput(ModelOutput):
     intra_loss: torch.Tensor | None = None
     cross_loss: torch.Tensor | None = None
     text_loss: torch.Tensor | None = None
+    noised_text_embeds: torch.Tensor | None = None
+    noised_video_embeds: torch.Tensor | None = None
+    paired_text_embeds: torch.Tensor | None = None
+    noised_paired_text_embeds: torch.Tensor | None = None
+    conditional_text_embeds: torch.Tensor | None = None
+    conditional_paired_text_embeds: torch.Tensor | None = None
 
 
 @dataclass
@@ -351,8 +364,9 @@ class MMTModel(MMTPreTrainedModel):
             ValueError: the pretrained weights lack a tensor that the encoder needs.
         """
         hub = {"revision": revision, "cache_dir": cache_dir}
-        text_config = AutoConfig.from_pretrained(text_model, **hub)
-        model = cls(MMTConfig(text_config=text_config.to_dict(), **config))
+        text_config = AutoConfig.from_pretrained(text_model, **hub).to_dict()
+        text_config.pop("_name_or_path", None)  # a folder of this machine says nothing on another
+        model = cls(MMTConfig(text_config=text_config, **config))
         verbosity = logging.get_verbosity()
         logging.set_verbosity_error()  # its report names the pooler, which is not used; what matters is checked below
         try:
@@ -554,8 +568,7 @@ class MMTModel(MMTPreTrainedModel):
             loss=losses.pop("loss", None),
             logits_per_text=logits,
             logits_per_video=None if logits is None else logits.T,
-            text_embeds=text_embeds,
-            video_embeds=video_embeds,
+            **(embeds if return_loss else {"text_embeds": text_embeds, "video_embeds": video_embeds}),
             **{f"{name}_loss": value for name, value in losses.items()},
         )
 

@@ -85,7 +85,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {  # name -> the one difference to `mmp_e
         "model.config.cross_weight": 0.0,
     },
     "pairs of languages, + cross-lingual": {"pretraining.sources.0.languages_per_clip": 2},
-    "TP pooling: mean": {"model.config.pooling": "mean"},
+    "TP pooling: first output token": {"model.config.pooling": "first"},
     "TP: one layer": {"model.config.num_hidden_layers": 1},
     "without the linear skip": {"model.config.projection_skip": False, "model.config.residual_init": "normal"},
     "without input dropout": {"model.config.video_input_dropout_prob": 0.0},
@@ -317,7 +317,7 @@ def changed(recipe: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
             for source in (source for stage in stages for source in stage["sources"]):
                 if last != "max_keywords" or "max_keywords" in source:
                     source[last] = value
-        elif parents[0] in result:
+        elif result.get(parents[0]):
             target: Any = result
             for parent in parents:
                 target = target[int(parent) if parent.isdigit() else parent]

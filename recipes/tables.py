@@ -212,9 +212,10 @@ def _queries(rows: Sequence[Row]) -> str:
 def _commands(rows: Sequence[Row]) -> str:
     lines = ["| row | split | seconds | commit | command |", "|---|---|---|---|---|"]
     for row in rows:
-        seconds = row.get("seconds")
+        seconds = row.get("seconds")  # one number, or one a seed
+        each = seconds if isinstance(seconds, list) else [] if seconds is None else [seconds]
         lines.append(
-            f"| {row_name(row)} | {row['split']} | {'–' if seconds is None else f'{float(seconds):.0f}'} "
+            f"| {row_name(row)} | {row['split']} | {', '.join(f'{value:.0f}' for value in each) or '–'} "
             f"| {str(row.get('commit') or '–')[:10]} | `{row.get('command') or '–'}` |"
         )
     return "\n".join(lines)

@@ -87,6 +87,14 @@ def test_states_are_saved_and_read_again_by_the_next_run(make_model, make_batch,
     assert tokens == []
 
 
+def test_an_evaluation_that_fills_the_cache_leaves_it_open_to_training(make_model, make_processor):
+    cache, processor = FrozenTextCache(make_model().text_model), make_processor()
+    with torch.inference_mode():
+        cache.attach(dict(processor(text=["red dog"])))
+    cache.attach(dict(processor(text=["home"])))
+    assert len(cache) == 2
+
+
 def test_only_what_is_new_is_saved_and_shards_add_up(make_model, make_processor, tmp_path):
     model, processor = make_model(), make_processor()
     cache = FrozenTextCache(model.text_model, tmp_path)

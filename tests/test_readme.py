@@ -1,0 +1,131 @@
+"""The README says what is true: its first code block runs, its table is the measured one, its recipe parses."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+
+from datasets_scripts.features import write_feature_store
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "recipes"))
+import tables  # noqa: E402
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+RESULTS = ROOT / "results" / "emoji9" / "results.json"
+PLACEHOLDER = "# OUTPUT"
+NUMBER = r"-?\d+\.\d+"
+
+
+def code_blocks(language: str) -> list[str]:
+    """The README's blocks of a language, those in lists without their indent."""
+    found = re.findall(rf"^( *)```{language}\n(.*?)^\1```", README, re.DOTALL | re.MULTILINE)
+    return [re.sub(rf"^{indent}", "", block, flags=re.MULTILINE) for indent, block in found]
+
+
+BLOCK = code_blocks("python")[0]
+CLIPS = re.findall(r'store\["(.+?)"\]', BLOCK)
+CAPTIONS = re.findall(r'"(.*?)"', re.search(r"processor\(\[(.*?)\]", BLOCK)[1])
+PRINTED = BLOCK[BLOCK.index("print(") :].splitlines()[1:]  # the comment under the print
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory):
+    """What the block prints in a folder with a briefly trained checkpoint and a store where it looks for them."""
+    from conftest import build_model, build_processor
+
+    work = tmp_path_factory.mktemp("readme")
+    model, processor = build_model(), build_processor()
+    generator = np.random.default_rng(0)
+    clips = {clip: generator.standard_normal((3, 8)).astype(np.float32) for clip in CLIPS}
+    batch = processor(["red dog", "Hund schnell"], list(clips.values()))
+    optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=1e-3)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model.train()(**batch, return_loss=True).loss.backward()
+        optimizer.step()
+    (checkpoint,) = set(re.findall(r'from_pretrained\("(.+?)"', BLOCK))
+    model.eval().save_pretrained(work / checkpoint)
+    processor.save_pretrained(work / checkpoint)
+    (store,) = re.findall(r'FeatureStore\("(.+?)"', BLOCK)
+    write_feature_store(work / store, clips.items(), extractor="random", revision="1")
+    environment = {"PYTHONPATH": str(ROOT), "HF_HOME": str(work / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", BLOCK], cwd=work, env=os.environ | environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_the_first_code_block_prints_a_cosine_for_each_caption_and_clip(output):
+    numbers = [float(number) for number in re.findall(NUMBER, output)]
+    assert len(numbers) == len(CAPTIONS) * len(CLIPS)
+    assert all(-1 <= number <= 1 for number in numbers)
+    assert len(set(numbers)) > 1
+
+
+def test_the_first_code_block_has_ten_lines_and_a_comment_of_what_it_prints():
+    code = [line for line in BLOCK.splitlines() if line.strip() and not line.startswith("#")]
+    assert len(code) == 10
+    assert PRINTED and all(line.startswith("#") for line in PRINTED)
+    if RESULTS.is_file():
+        assert PLACEHOLDER not in PRINTED, "run the block after `make demo` and put what it prints in its place"
+    if PLACEHOLDER not in PRINTED:
+        assert len(re.findall(NUMBER, "\n".join(PRINTED))) == len(CAPTIONS) * len(CLIPS)
+
+
+def test_the_first_code_block_names_test_clips_and_folders_that_the_demo_makes():
+    split = pq.read_table(
+        ROOT / "datasets_scripts" / "emoji9" / "data" / "test-00000-of-00001.parquet", columns=["video_id"]
+    )
+    assert set(CLIPS) <= set(split["video_id"].to_pylist())
+    recipe = yaml.safe_load((ROOT / "recipes" / "emoji9" / "mmp_en.yaml").read_text(encoding="utf-8"))
+    assert f'FeatureStore("{recipe["data"]["features"][0]}")' in BLOCK
+    demo = (ROOT / "recipes" / "demo.py").read_text(encoding="utf-8")
+    assert '"mmp_en"' in demo and '"demo"' in demo and "runs/demo/mmp_en" in BLOCK
+
+
+def test_the_table_is_the_measured_one():
+    shown = re.search(r"<!-- table:start -->\n(.*?)<!-- table:end -->", README, re.DOTALL)[1].strip()
+    if not RESULTS.is_file():
+        assert shown == "", f"the README has a table, but {RESULTS.relative_to(ROOT)} is not there"
+        return
+    rows = json.loads(RESULTS.read_text(encoding="utf-8"))["rows"]
+    measured = tables.metric_table([row for row in rows if row["split"] == "test"])
+    assert shown == measured, f"put this between README.md's table marks:\n\n{measured}\n"
+
+
+def test_the_recipe_for_your_own_clips_parses_and_names_only_fields_of_the_config(tmp_path):
+    from modeling_mmt import MMTConfig
+    from train import parse_recipe
+
+    (text,) = code_blocks("yaml")
+    (tmp_path / "recipe.yaml").write_text(text, encoding="utf-8")
+    recipe, _ = parse_recipe([str(tmp_path / "recipe.yaml"), "--finetuning.learning_rate", "3e-5"])
+    assert recipe.finetuning.learning_rate == 3e-5
+    assert recipe.pretraining.sources[0].text_column == "transcript"
+    assert set(recipe.model.config) <= set(MMTConfig().to_dict())
+
+
+def test_every_path_that_the_readme_names_is_there_or_is_made_by_a_command():
+    made = ("runs/", "results/", "features/mine")
+    named = re.findall(r"`((?:[\w.-]+/)+[\w.-]*|\w+\.(?:py|md))`", README)
+    of_a_checkpoint = {"README.md"}
+    assert named
+    for path in set(named) - of_a_checkpoint:
+        if not path.startswith(made):
+            places = [ROOT / path, ROOT / "recipes" / path]
+            assert any(place.exists() for place in places), f"README.md names {path}"
+
+
+def test_every_make_target_that_the_readme_names_is_in_the_makefile():
+    targets = set(re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    assert {"demo", "test", "table"} <= set(re.findall(r"\bmake ([a-z-]+)\b", README)) - {"sure"} <= targets

@@ -1,0 +1,340 @@
+"""`train.py` end to end on `tiny_corpus.py`, in this process; the last tests start it under `torchrun`."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny_corpus import SPLITS, WITHOUT_DROPOUT, write_recipe
+from train_process import ROOT, Group
+from transformers import AutoModel, AutoProcessor
+
+import train
+from datasets_scripts.features import FeatureStore
+from modeling_mmt.retrieval import embed_texts, embed_videos, ranks_by_language
+
+CHANCE = 100 / SPLITS["test"]
+ONLY_PRETRAINING = {"finetuning": None}
+PAIRS = {
+    "text_column": "caption",
+    "languages": ["en", "de"],
+    "languages_per_clip": 2,
+    "noise_probability": 0.2,
+    "noise_pool_size": 2,
+}
+SECOND_SOURCE = {"text_column": "caption", "languages": ["en"], "noise_probability": 0.2, "weight": 0.5}
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate_state():
+    """Accelerate keeps one precision for a whole process."""
+    yield
+    for state in (AcceleratorState, PartialState, GradientState):
+        state._reset_state()
+
+
+@pytest.fixture
+def run(corpus, tmp_path):
+    """Train with changes to the recipe; runs of one test share their stages' folder."""
+
+    def run(changes=None, name="model", *options):
+        return train.main([write_recipe(corpus, tmp_path, changes, name), *options])
+
+    return run
+
+
+def losses(metrics, stage="pretraining"):
+    return torch.tensor([point["loss"] for point in metrics[stage]["curve"]])
+
+
+def weights(folder):
+    return load_file(Path(folder) / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def trained(corpus, tmp_path_factory):
+    """A run long enough to learn: its metrics, and the folder of the model."""
+    folder = tmp_path_factory.mktemp("trained")
+    longer = {f"{s}.{k}": 20 for s in ("pretraining", "finetuning") for k in ("num_train_epochs", "train_batch_size")}
+    tracker = {"report_to": "tensorboard", "log_steps": 5, "frozen_states_dir": str(folder / "frozen")}
+    metrics = train.main([write_recipe(corpus, folder, longer | tracker, "model")])
+    return metrics, folder
+
+
+# What comes out
+
+
+def test_losses_fall_and_unseen_clips_are_found(trained):
+    metrics, _ = trained
+    for stage in ("pretraining", "finetuning"):
+        assert losses(metrics, stage)[-1] < 0.7 * losses(metrics, stage)[0]
+        assert metrics[stage]["steps"] == 40
+    for split in ("validation", "test"):
+        assert metrics["figures"][split]["all"]["t2v"]["en"]["R@1"] > 3 * CHANCE
+        assert metrics["figures"][split]["all"]["v2t"]["en"]["MRR"] > 50
+
+
+def test_the_metrics_are_whole_and_on_disk(trained):
+    metrics, folder = trained
+    assert json.loads((folder / "model" / "metrics.json").read_text()) == metrics
+    assert metrics["n_clips"] == SPLITS["test"]
+    assert metrics["figures"].keys() == {"validation", "test", "validation_keywords"}
+    for parts in metrics["figures"].values():
+        assert parts.keys() == {"all", "without_is_flag"}
+        for part in parts.values():
+            assert part.keys() == {"t2v", "v2t"}
+            for languages in part.values():
+                assert languages.keys() == {"en", "de"}
+                for figures in languages.values():
+                    assert {"R@1", "R@5", "R@10", "MedR", "MRR"} <= figures.keys()
+                    assert all(math.isfinite(value) for value in figures.values())
+    best = max(point["validation"] for point in metrics["finetuning"]["curve"])
+    assert metrics["finetuning"]["best"]["validation"] == best
+    assert metrics["figures"]["validation"]["all"]["t2v"]["en"]["MRR"] == pytest.approx(best)
+
+
+def test_the_model_on_disk_finds_what_was_found(trained, corpus):
+    _, folder = trained
+    model = AutoModel.from_pretrained(folder / "model").eval()
+    processor = AutoProcessor.from_pretrained(folder / "model")
+    rows = train.load_split(str(corpus / "corpus"), None, "test", [])
+    stores = [FeatureStore(corpus / name) for name in ("colours", "animals")]
+    clips = [torch.cat([torch.tensor(store[key]) for store in stores], dim=1) for key in rows["video_id"]]
+    texts = {lang: embed_texts(model, processor, rows[f"caption_{lang}"][:]) for lang in ("en", "de")}
+    found = ranks_by_language(texts, embed_videos(model, processor, clips), {k: list(range(12)) for k in texts})
+    ranked = json.loads((folder / "model" / "ranks.json").read_text())["test"]["all"]
+    assert {way: {lang: list(r) for lang, r in of.items()} for way, of in found.items()} == ranked
+
+
+def test_the_card_has_the_figures_and_the_recipe_runs_again(trained):
+    metrics, folder = trained
+    card = (folder / "model" / "README.md").read_text()
+    assert f"| R@1 | {metrics['figures']['test']['all']['t2v']['en']['R@1']:.1f} |" in card
+    recipe, _ = train.parse_recipe([str(folder / "model" / "recipe.json")])
+    wanted, _ = train.parse_recipe([str(folder / "model.yaml")])
+    assert recipe == wanted
+
+
+def test_the_tracker_has_every_objective_of_both_stages(trained):
+    _, folder = trained
+    events = EventAccumulator(str(next((folder / "model").rglob("events.*")).parent)).Reload()
+    tags = {f"{stage}/{key}" for stage in ("pretraining", "finetuning") for key in ("loss", "inter", "intra")}
+    assert tags <= set(events.Tags()["scalars"])
+    assert [event.step for event in events.Scalars("finetuning/loss")] == list(range(5, 41, 5))
+
+
+def test_frozen_states_are_kept_between_runs(trained):
+    _, folder = trained
+    assert list((folder / "frozen").glob("*/states-*.safetensors"))
+
+
+# What must not change the result
+
+
+@pytest.mark.parametrize("frozen_layers", [1, 2])
+def test_the_cache_of_frozen_layers_changes_no_loss(run, tmp_path, frozen_layers):
+    changes = {"model.config.freeze_text_layers": frozen_layers, "pretraining.evaluations": 5}
+    cached = run(changes)
+    plain = run(changes | {"cache_frozen_layers": False, "work_dir": str(tmp_path / "elsewhere")})
+    for stage in ("pretraining", "finetuning"):
+        torch.testing.assert_close(losses(cached, stage), losses(plain, stage), rtol=1e-4, atol=1e-4)
+
+
+def test_features_in_the_dataset_are_as_good_as_in_stores(run, corpus):
+    stores = run(ONLY_PRETRAINING)
+    in_dataset = {"data.dataset": str(corpus / "corpus_with_features"), "data.features": []}
+    columns = run(ONLY_PRETRAINING | in_dataset | {"model.config.video_feature_dims": [12]})
+    torch.testing.assert_close(losses(columns), losses(stores), rtol=1e-3, atol=1e-3)  # half precision in both
+
+
+def test_a_second_source_of_weight_zero_changes_nothing_and_of_any_other_does(run):
+    changes = ONLY_PRETRAINING | WITHOUT_DROPOUT
+    alone = run(changes)["pretraining"]["curve"]
+
+    def with_second(weight):
+        recipe_sources = [yaml.safe_load(PRETRAINING_SOURCE), SECOND_SOURCE | {"weight": weight}]
+        return run(changes | {"pretraining.sources": recipe_sources})["pretraining"]["curve"]
+
+    assert with_second(0.0) == alone
+    mixed = with_second(0.5)
+    assert all(both["loss"] > 1.2 * one["loss"] for both, one in zip(mixed[:3], alone[:3], strict=True))
+
+
+PRETRAINING_SOURCE = """
+{text_column: keywords, languages: [en, de], max_keywords: 2, keyword_pool_size: 2, noise_probability: 0.2,
+ noise_pool_size: 2}
+"""
+
+
+def test_a_source_may_have_a_dataset_of_its_own(run, corpus):
+    own = SECOND_SOURCE | {"dataset": str(corpus / "corpus_with_features")}
+    metrics = run(ONLY_PRETRAINING | {"pretraining.sources": [SECOND_SOURCE, own]})
+    assert losses(metrics).isfinite().all()
+    stores = own | {"dataset": str(corpus / "corpus"), "features": [str(corpus / s) for s in ("colours", "animals")]}
+    again = run(ONLY_PRETRAINING | {"pretraining.sources": [SECOND_SOURCE, stores]})
+    torch.testing.assert_close(losses(metrics), losses(again), rtol=1e-3, atol=1e-3)
+
+
+def test_a_finished_stage_is_not_run_again(run, tmp_path, monkeypatch):
+    first = run()
+    other = run({"finetuning.learning_rate": 0.02}, "other")
+    assert other["pretraining"] == first["pretraining"]
+    assert other["finetuning"] != first["finetuning"]
+    assert len(list((tmp_path / "stages").glob("pretraining-*/result.json"))) == 1
+    monkeypatch.delattr(train, "Embedder")  # no step can be taken
+    assert run(None, "again") == first
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(weights(tmp_path / "again").values(), weights(tmp_path / "model").values(), strict=True)
+    )
+
+
+# What a stage can be told
+
+
+def test_frozen_parameters_do_not_learn_in_their_stage(run, tmp_path):
+    run(ONLY_PRETRAINING, "before")
+    run({"finetuning.freeze": ["text_model", "text_projection"], "finetuning.evaluations": 0}, "after")
+    before, after = weights(tmp_path / "before"), weights(tmp_path / "after")
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"video_model", "video_projection"}
+
+
+def test_the_result_is_averaged_with_the_start(run, tmp_path):
+    run(ONLY_PRETRAINING, "start")
+    run({"finetuning.evaluations": 0}, "end")
+    run({"finetuning.evaluations": 0, "finetuning.average_with_start": 0.25}, "between")
+    start, end, between = (weights(tmp_path / name) for name in ("start", "end", "between"))
+    assert any(not torch.equal(start[name], end[name]) for name in start)
+    for name in start:
+        torch.testing.assert_close(between[name], 0.25 * start[name] + 0.75 * end[name], rtol=1e-5, atol=1e-6)
+
+
+def test_accumulated_batches_make_fewer_steps_of_the_same_scale(run):
+    halves = {"pretraining.gradient_accumulation_steps": 2, "pretraining.evaluations": 5}
+    metrics = run(ONLY_PRETRAINING | halves)
+    assert metrics["pretraining"]["steps"] == 5
+    plain = run(ONLY_PRETRAINING)
+    assert losses(metrics)[0] == pytest.approx(losses(plain)[:2].mean().item(), rel=0.2)
+    assert losses(metrics).isfinite().all()
+
+
+def test_micro_batches_have_the_losses_of_the_whole_batch(run):
+    changes = ONLY_PRETRAINING | WITHOUT_DROPOUT | {"model.config.learn_logit_scale": True}
+    whole, micro = run(changes), run(changes | {"pretraining.micro_batch_size": 3})
+    torch.testing.assert_close(losses(micro), losses(whole), rtol=1e-3, atol=1e-3)
+
+
+def test_pairs_of_languages_train_with_the_cross_lingual_objective(run, tmp_path):
+    metrics = run(ONLY_PRETRAINING | {"pretraining.sources": [PAIRS], "report_to": "tensorboard", "log_steps": 1})
+    assert losses(metrics).isfinite().all()
+    events = EventAccumulator(str(next((tmp_path / "model").rglob("events.*")).parent)).Reload()
+    assert {f"pretraining/{key}" for key in ("inter", "intra", "cross", "loss")} <= set(events.Tags()["scalars"])
+
+
+def test_text_alone_is_aligned_without_touching_the_video_tower(run, tmp_path):
+    changes = ONLY_PRETRAINING | {"pretraining.num_train_epochs": 6, "pretraining.weight_decay": 0.1}
+    changes |= {"pretraining.sources": [PAIRS | {"with_video": False}]}
+    metrics = run(changes)
+    assert losses(metrics)[-1] < losses(metrics)[0]
+    run({"pretraining": None, "finetuning.learning_rate": 0.0}, "untrained")
+    before, after = weights(tmp_path / "untrained"), weights(tmp_path / "model")
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"text_model", "text_projection"}
+
+
+def test_a_bf16_run_stays_close_to_full_precision(run):
+    full = run(ONLY_PRETRAINING | WITHOUT_DROPOUT)
+    for state in (AcceleratorState, PartialState, GradientState):
+        state._reset_state()
+    half = run(ONLY_PRETRAINING | WITHOUT_DROPOUT | {"mixed_precision": "bf16"})
+    assert not torch.equal(losses(half), losses(full))
+    torch.testing.assert_close(losses(half)[:3], losses(full)[:3], rtol=0.05, atol=0.05)
+
+
+def test_a_run_without_test_split_reports_validation(run):
+    metrics = run(ONLY_PRETRAINING | {"data.test_split": None, "data.exclude_column": None})
+    assert metrics["figures"].keys() == {"validation", "validation_keywords"}
+    assert metrics["figures"]["validation"].keys() == {"all"}
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"finetuning.learning_rat": 0.1}, "learning_rat"),
+        ({"finetuning.sources.0.languagess": ["en"]}, "languagess"),
+        ({"sed": 1}, "sed"),
+        ({"model.config.hiden_size": 8}, "hiden_size"),
+    ],
+)
+def test_an_unknown_field_is_refused_by_name(run, changes, name, capsys):
+    with pytest.raises((SystemExit, ValueError)) as refusal:
+        run(changes)
+    assert name in capsys.readouterr().err + str(refusal.value)
+
+
+def test_a_missing_column_is_refused_by_name(run):
+    with pytest.raises(ValueError, match="no column caption_fr; found .*caption_en"):
+        run({"data.languages": ["en", "fr"]})
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_ids_of_its_clips(run, tmp_path):
+    changes = ONLY_PRETRAINING | {"pretraining.learning_rate": 1e30, "pretraining.evaluations": 0}
+    with pytest.raises(FloatingPointError, match="pretraining: loss .* at step 1; see .*not_finite-step-1.json"):
+        run(changes)
+    (path,) = (tmp_path / "stages").glob("*/not_finite-step-1.json")
+    record = json.loads(path.read_text())
+    (ids,) = record["video_ids"]
+    assert len(set(ids)) == 8 and all(video_id.startswith("clip-") for video_id in ids)
+    assert not math.isfinite(float(record["loss"])) or not math.isfinite(float(record["gradient_norm"]))
+
+
+# On two processes
+
+
+def by_torchrun(recipe):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [*launcher, "train.py", recipe]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-5000:]
+
+
+def by_hand(recipe):
+    with Group([recipe], 2) as group:
+        assert group.join() == [0, 0], Path(f"{recipe}.0.log").read_text()[-5000:]
+
+
+@pytest.mark.parametrize("launch", [by_hand, pytest.param(by_torchrun, marks=pytest.mark.slow)])
+def test_two_processes_have_the_losses_of_one(run, corpus, tmp_path, launch):
+    """A text-only stage, then two sources with a learned temperature, in micro-batches and accumulated."""
+    changes = WITHOUT_DROPOUT | {
+        "model.config.learn_logit_scale": True,
+        "model.config.loss_type": "sigmoid",
+        "pretraining.sources": [PAIRS | {"with_video": False}],
+        "finetuning.sources": [PAIRS, SECOND_SOURCE],
+        "finetuning.train_batch_size": 7,  # uneven: 4 and 3
+        "finetuning.micro_batch_size": 2,
+        "finetuning.gradient_accumulation_steps": 2,
+        "finetuning.evaluations": 5,
+    }
+    one = run(changes)
+    launch(write_recipe(corpus, tmp_path / "two", changes))
+    two = json.loads((tmp_path / "two" / "recipe" / "metrics.json").read_text())
+    assert two["world_size"] == 2
+    for stage in ("pretraining", "finetuning"):
+        torch.testing.assert_close(losses(two, stage), losses(one, stage), rtol=1e-4, atol=1e-4)
+    found, wanted = weights(tmp_path / "two" / "recipe"), weights(tmp_path / "model")
+    far = [name for name in wanted if not torch.allclose(found[name], wanted[name], rtol=1e-2, atol=1e-3)]
+    assert [name for name in far if "key" not in name and "k_proj" not in name] == []
