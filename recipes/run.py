@@ -164,17 +164,17 @@ class Run:
     def is_done(self) -> bool:
         """Whether this very recipe's figures are there."""
         path = self.folder / "recipe.yaml"
-        return (self.folder / "seconds.json").is_file() and path.is_file() and path.read_text("utf-8") == self._text()
+        return (self.folder / "done.json").is_file() and path.is_file() and path.read_text("utf-8") == self._text()
 
     def write_recipe(self):
         """Put the recipe where `command` reads it."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "seconds.json").unlink(missing_ok=True)
+        (self.folder / "done.json").unlink(missing_ok=True)
         (self.folder / "recipe.yaml").write_text(self._text(), encoding="utf-8")
 
     def finish(self, seconds: float):
-        """Say that the figures are whole."""
-        (self.folder / "seconds.json").write_text(json.dumps(seconds))
+        """Say that the figures are whole, and what made them."""
+        (self.folder / "done.json").write_text(json.dumps({"seconds": seconds, "commit": commit()}))
 
     def start(self, environment: Mapping[str, str], label: str):
         """Run it in a process of its own, unless it is done; its output goes to `log.txt`."""
@@ -204,7 +204,7 @@ class Run:
         """
         if not self.is_done():
             raise FileNotFoundError(f"{self.folder}: no figures; the run failed, see {self.folder / 'log.txt'}")
-        names = ("metrics", "ranks", "seconds")
+        names = ("metrics", "ranks", "done")
         return {name: json.loads((self.folder / f"{name}.json").read_text("utf-8")) for name in names}
 
 
@@ -232,7 +232,7 @@ def gather_table(
                     "without_flags": summarise_seeds([run["without_is_flag"] for run in runs]),
                     "n_queries": len(runs[0]["all"]["t2v"]["en"]),
                     "command": f"python train.py {FOLDER / name}.yaml --seed {{{','.join(map(str, seeds))}}}",
-                    "commit": commit(),
+                    "commit": ", ".join(sorted({found[name, seed]["done"]["commit"] for seed in seeds})),
                     "seconds": [training_seconds(found[name, seed]["metrics"]) for seed in seeds],
                 }
             )

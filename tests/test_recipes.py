@@ -47,6 +47,18 @@ def test_every_recipe_parses_and_its_values_are_allowed(path, tmp_path):
             assert set(source["languages"]) <= set(table.LANGUAGES)
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes" / "paper").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_papers_recipes_parse_and_keep_the_configs_defaults(path):
+    _, values = train.parse_recipe([str(path)])
+    config = MMTConfig()
+    assert values["model"]["config"] == {}
+    assert (config.text_output_layer, config.freeze_text_layers, config.hidden_size) == (12, 9, 1024)
+    assert values["finetuning"]["num_train_epochs"] == 10 and values["finetuning"]["learning_rate"] == 2e-4
+    if values["pretraining"]:
+        languages = values["pretraining"]["sources"][0]["languages"]
+        assert languages == (["en"] if "_mp_" in path.stem else list(table.LANGUAGES))
+
+
 def test_all_recipes_share_the_data_and_the_architecture():
     recipes = [table.read_recipe(path.stem) for path in RECIPES]
     for recipe in recipes:
@@ -146,7 +158,7 @@ def found():
                 **({} if "none" in name else {"pretraining": {"seconds": 20.04}}),
                 "figures": {"validation": figures(), "validation_keywords": figures()},
             },
-            "seconds": 99.0,
+            "done": {"seconds": 99.0, "commit": "0123abcd"},
         }
         for name in table.ROWS
         for seed in SEEDS
