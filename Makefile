@@ -64,6 +64,7 @@ ablations: $(STAMP)  ## one switch at a time, on validation
 
 $(STAMP)-bench: $(STAMP)
 	$(PY) -m pip install -c constraints.txt -e ".[bench]"
+	$(PY) -m pip install --no-deps open_clip_torch==3.3.0  # its loss.py alone is used: benchmarks/requirements.txt
 	@touch $@
 
 bench: $(STAMP)-bench  ## speed and memory beside the peers

@@ -1,0 +1,35 @@
+"""Every benchmark, one after the other: `make bench`.
+
+    python benchmarks/run_all.py           # the sizes of the claims; an hour or so on 2 cores
+    python benchmarks/run_all.py --quick   # that they run
+
+Each prints ours, its peers, the ratio and the physical limit, and fails on memory or correctness alone; so does this.
+"""
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+FOLDER = Path(__file__).resolve().parent
+BENCHMARKS = ("b1_infonce", "b2_sigmoid", "b3_gradient_ratio", "retrieval_metrics")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run them; returns how many failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="small sizes, few repeats")
+    arguments = parser.parse_args(argv)
+    failed = []
+    for name in BENCHMARKS:
+        print(f"\n# {name}\n", flush=True)
+        command = [sys.executable, str(FOLDER / f"{name}.py"), *(["--quick"] if arguments.quick else [])]
+        if subprocess.run(command, check=False).returncode:
+            failed.append(name)
+    print(f"\nfailed: {', '.join(failed) or 'none'}")
+    return len(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
