@@ -9,6 +9,7 @@ four `N x N x d` products, 8 N^2 d operations, timed in the same run.
 """
 
 import argparse
+import itertools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -154,7 +155,7 @@ def judge(results: dict[tuple[str, int], harness.Measurement]) -> list[harness.V
                 f"N = {n}: seconds of NCE, to the four products", results[NCE, n].median, limit, 1.6, False
             )
         )
-    for small, large in zip(sizes, sizes[1:], strict=False):
+    for small, large in itertools.pairwise(sizes):
         if small < 8192:  # below, the tiles' constant is most of it
             continue
         what = f"N = {large}: extra peak MiB, to N = {small} (linear: {large / small:g})"
