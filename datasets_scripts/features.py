@@ -18,7 +18,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -396,3 +396,28 @@ def _read_shard(folder: Path, shard: Mapping[str, Any], manifest: Mapping[str, A
         raise FeatureStoreError(f"{path}: not all values are finite; extract the features again")
     ids = table["video_id"].to_pylist()
     return _Shard(values, offsets - offsets[0], {video_id: row for row, video_id in enumerate(ids)})
+
+
+class FeatureStores(Mapping[str, Any]):
+    """Several feature stores as one: a clip's streams side by side, step by step."""
+
+    def __init__(self, folders: Sequence[str]):
+        self.stores = [FeatureStore(folder) for folder in folders]
+        self.dims = [store.dim for store in self.stores]
+
+    def __getitem__(self, video_id: str) -> np.ndarray:
+        """`(F, D_v)` float: `D_v` is the sum of the stores' widths."""
+        streams = [store[video_id] for store in self.stores]
+        if len({len(stream) for stream in streams}) > 1:
+            raise ValueError(
+                f"clip {video_id!r} has {[len(s) for s in streams]} steps in its stores; extract at one rate"
+            )
+        return streams[0] if len(streams) == 1 else np.concatenate(streams, axis=1)
+
+    def __iter__(self) -> Iterator[str]:
+        """The first store's clips."""
+        return iter(self.stores[0])
+
+    def __len__(self) -> int:
+        """Clips of the first store."""
+        return len(self.stores[0])

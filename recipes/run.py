@@ -29,7 +29,7 @@ import numpy as np
 import tables
 import yaml
 
-from modeling_mmt.retrieval import paired_test, summarise_seeds
+from modeling_mmt.significance import paired_test, summarise_seeds
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = Path("recipes") / "emoji9"

@@ -105,7 +105,7 @@ def test_the_table_is_the_measured_one():
 
 def test_the_recipe_for_your_own_clips_parses_and_names_only_fields_of_the_config(tmp_path):
     from modeling_mmt import MMTConfig
-    from train import parse_recipe
+    from modeling_mmt.training_arguments import parse_recipe
 
     (text,) = code_blocks("yaml")
     (tmp_path / "recipe.yaml").write_text(text, encoding="utf-8")

@@ -13,6 +13,7 @@ from tiny_corpus import write_recipe
 
 import train
 from modeling_mmt import MMTConfig
+from modeling_mmt.training_arguments import parse_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "recipes"))
@@ -30,7 +31,7 @@ def effective(recipe, folder):
     """Every value that a recipe stands for, the defaults of `train.py` and `MMTConfig` filled in."""
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe, allow_unicode=True), encoding="utf-8")
-    _, values = train.parse_recipe([str(path)])
+    _, values = parse_recipe([str(path)])
     config = values["model"]["config"]
     text = build_text_config(num_hidden_layers=12)
     built = MMTConfig(text_config=text, text_output_layer=None, **config)  # checks names and ranges
@@ -49,7 +50,7 @@ def test_every_recipe_parses_and_its_values_are_allowed(path, tmp_path):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes" / "paper").glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_papers_recipes_parse_and_keep_the_configs_defaults(path):
-    _, values = train.parse_recipe([str(path)])
+    _, values = parse_recipe([str(path)])
     config = MMTConfig()
     assert values["model"]["config"] == {}
     assert (config.text_output_layer, config.freeze_text_layers, config.hidden_size) == (12, 9, 1024)

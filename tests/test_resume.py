@@ -20,6 +20,7 @@ from train_process import ROOT, Group
 
 import train
 from modeling_mmt.checkpointing import CheckpointError, last_checkpoint
+from modeling_mmt.training_arguments import parse_recipe, stages
 
 STEPS = 10  # of each stage: 40 clips, batches of 8, two epochs
 EVERY_STEP = {
@@ -163,7 +164,7 @@ def test_another_recipe_never_takes_up_a_checkpoint(stopped, tmp_path):
 def test_a_checkpoint_put_into_another_recipes_folder_is_refused_by_what_differs(stopped, tmp_path):
     recipe, checkpoint = stopped
     other = [recipe, "--seed", "1"]
-    ((_, _, folder, _), _) = train.stages(train.parse_recipe(other)[0])
+    ((_, _, folder, _), _) = stages(parse_recipe(other)[0])
     folder.mkdir()
     checkpoint.rename(folder / checkpoint.name)
     with pytest.raises(CheckpointError, match="saved with .*seed"):

@@ -11,20 +11,17 @@ import torch
 
 from modeling_mmt.retrieval import (
     METRICS,
-    _weighted_median,
     average_over_languages,
-    bootstrap_interval,
     embed_texts,
     embed_videos,
     evaluate_retrieval,
-    paired_test,
     ranks,
     ranks_both_ways,
     ranks_by_language,
     ranks_from_scores,
     retrieval_metrics,
-    summarise_seeds,
 )
+from modeling_mmt.significance import _weighted_median, bootstrap_interval, paired_test, summarise_seeds
 
 
 def oracle_ranks(queries, gallery, targets):

@@ -20,6 +20,7 @@ from transformers import AutoModel, AutoProcessor
 import train
 from datasets_scripts.features import FeatureStore
 from modeling_mmt.retrieval import embed_texts, embed_videos, ranks_by_language
+from modeling_mmt.training_arguments import parse_recipe
 
 CHANCE = 100 / SPLITS["test"]
 ONLY_PRETRAINING = {"finetuning": None}
@@ -118,8 +119,8 @@ def test_the_card_has_the_figures_and_the_recipe_runs_again(trained):
     metrics, folder = trained
     card = (folder / "model" / "README.md").read_text()
     assert f"| R@1 | {metrics['figures']['test']['all']['t2v']['en']['R@1']:.1f} |" in card
-    recipe, _ = train.parse_recipe([str(folder / "model" / "recipe.json")])
-    wanted, _ = train.parse_recipe([str(folder / "model.yaml")])
+    recipe, _ = parse_recipe([str(folder / "model" / "recipe.json")])
+    wanted, _ = parse_recipe([str(folder / "model.yaml")])
     assert recipe == wanted
 
 

@@ -1,0 +1,210 @@
+"""What a recipe may say: the data, the model, one or two stages; and how a command line or YAML file becomes that."""
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser
+
+from .configuration_mmt import MMTConfig
+
+EVALUATION_ONLY = ("test_split", "languages", "other_text_columns", "exclude_column")  # no stage depends on these
+
+
+@dataclass
+class DataArguments:
+    """What is read.
+
+    Args:
+        dataset: folder or Hub name of a dataset with `video_id` and text columns `<kind>_<language>`.
+        revision: tag, branch or commit of a Hub dataset.
+        features: folders of feature stores, side by side in a step. Empty: the dataset has `video_features`.
+        text_column: kind of text that is searched by (validation and test).
+        languages: that are searched in.
+        other_text_columns: further kinds of text that validation is searched by.
+        exclude_column: boolean column of clips to leave out in a second set of figures; `null` for none.
+        test_split: evaluated once, at the end; `null` evaluates on validation alone.
+    """
+
+    dataset: str
+    revision: str | None = None
+    features: list[str] = field(default_factory=list)
+    text_column: str = "caption"
+    languages: list[str] = field(default_factory=lambda: ["en"])
+    other_text_columns: list[str] = field(default_factory=list)
+    exclude_column: str | None = None
+    test_split: str | None = "test"
+
+
+@dataclass
+class ModelArguments:
+    """What is trained.
+
+    Args:
+        text_model: Hub name or folder of a text encoder, or the name of a packaged one (`packaged_encoders.py`).
+        text_revision: tag, branch or commit of it.
+        text_prefix: put before every caption.
+        max_text_length: in tokens.
+        standardize_inputs: measure mean and standard deviation of both heads' inputs on the training split.
+        config: fields of `MMTConfig`; what is not named keeps the paper's value.
+    """
+
+    text_model: str = "FacebookAI/xlm-roberta-large"
+    text_revision: str | None = None
+    text_prefix: str = ""
+    max_text_length: int = 64
+    standardize_inputs: bool = False
+    config: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Source:
+    """One kind of text that a stage learns from; the fields are `MMTDataCollator`'s.
+
+    Args:
+        text_column: kind of text.
+        languages: to sample from.
+        languages_per_clip: 1, or 2 for pairs.
+        max_keywords: join up to so many keywords; `null`: lists are whole captions.
+        keyword_pool_size: joined captions a clip and language; 0 draws afresh.
+        noise_probability: of tokens and steps in the noised copies.
+        noise_pool_size: noised copies a caption; 0 draws afresh.
+        with_video: `false` aligns text across languages alone.
+        weight: of this source's loss.
+        dataset: folder or Hub name, where it is not the recipe's `data.dataset`; its `train` split is read.
+        revision: tag, branch or commit of it.
+        features: its feature stores; with `dataset` only.
+    """
+
+    text_column: str = "caption"
+    languages: list[str] = field(default_factory=lambda: ["en"])
+    languages_per_clip: int = 1
+    max_keywords: int | None = None
+    keyword_pool_size: int = 8
+    noise_probability: float = 0.05
+    noise_pool_size: int = 8
+    with_video: bool = True
+    weight: float = 1.0
+    dataset: str | None = None
+    revision: str | None = None
+    features: list[str] = field(default_factory=list)
+
+
+@dataclass
+class StageArguments:
+    """One stage of training. Names are `transformers.TrainingArguments`' where it has one.
+
+    Args:
+        sources: what is learned from; each step sees a batch of every source.
+        num_train_epochs: passes over the first source's clips.
+        train_batch_size: clips a step over all processes, all of them each other's negatives.
+        micro_batch_size: clips encoded at a time in each process; fewer than the batch's trade time for memory, at
+            the same loss and gradients (`large_batch.two_pass_backward`). `null`: the whole batch at once.
+        gradient_accumulation_steps: batches an optimizer step; adds no negatives.
+        learning_rate: of AdamW.
+        text_learning_rate: of the text tower's parameters; `null`: the same.
+        weight_decay: of AdamW; biases, norms and scalars are not decayed.
+        adam_beta2: of AdamW.
+        warmup_ratio: share of steps with a rising learning rate.
+        lr_scheduler_type: as `transformers.get_scheduler` names it.
+        max_grad_norm: gradients are clipped to this norm; 0 does not clip.
+        freeze: prefixes of parameter names that do not learn in this stage.
+        average_with_start: share of the stage's starting weights in its result (weight averaging); 0 for none.
+        evaluations: how often the English validation score is taken; the best checkpoint is the stage's result.
+            0: the last weights are.
+        save_steps: optimizer steps between checkpoints.
+    """
+
+    sources: list[Source]
+    num_train_epochs: int = 10
+    train_batch_size: int = 64
+    micro_batch_size: int | None = None
+    gradient_accumulation_steps: int = 1
+    learning_rate: float = 2e-4
+    text_learning_rate: float | None = None
+    weight_decay: float = 0.0
+    adam_beta2: float = 0.999
+    warmup_ratio: float = 0.0
+    lr_scheduler_type: str = "constant"
+    max_grad_norm: float = 1.0
+    freeze: list[str] = field(default_factory=list)
+    average_with_start: float = 0.0
+    evaluations: int = 10
+    save_steps: int = 500
+
+
+@dataclass
+class Recipe:
+    """A whole run.
+
+    Args:
+        data: what is read.
+        model: what is trained.
+        finetuning: the task's stage; `null` with `pretraining` alone.
+        pretraining: the stage before it; `null` for none.
+        card: what the model card says that no file tells: `dataset_name`, `dataset_license`, `dataset_description`,
+            `text_license`, `video_license`, `weights_license`, `base_model`.
+        seed: of weights, order, noise and dropout.
+        mixed_precision: `no`, `bf16` or `fp16`.
+        cache_frozen_layers: keep the frozen layers' output for each caption (`layer_cache.py`).
+        cache_dir: of packaged encoders.
+        frozen_states_dir: where the frozen layers' output is kept between runs; `null` for nowhere.
+        work_dir: of stages, for resuming and sharing between recipes.
+        output_dir: of the final model, processor, card and metrics.
+        report_to: tracker that Accelerate knows, such as `tensorboard`; `null` for none.
+        log_steps: steps between two records.
+    """
+
+    data: DataArguments
+    model: ModelArguments
+    finetuning: StageArguments | None = None
+    pretraining: StageArguments | None = None
+    card: dict[str, str] = field(default_factory=dict)
+    seed: int = 0
+    mixed_precision: str = "no"
+    cache_frozen_layers: bool = True
+    cache_dir: str | None = None
+    frozen_states_dir: str | None = "runs/frozen_states"
+    work_dir: str = "runs/stages"
+    output_dir: str = "runs/model"
+    report_to: str | None = None
+    log_steps: int = 50
+
+
+def parse_recipe(argv: Sequence[str], description: str = "") -> tuple[Recipe, dict[str, Any]]:
+    """A recipe's path and options to the recipe, and to its plain values; `description` heads the help."""
+    parser = ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", action="config", help="YAML or JSON with any of these values")
+    parser.add_class_arguments(Recipe)
+    argv = list(argv)
+    if argv and not argv[0].startswith("-"):
+        argv.insert(0, "--recipe")
+    namespace = parser.parse_args(argv)
+    namespace.pop("recipe", None)
+    recipe = Recipe(**{key: value for key, value in parser.instantiate(namespace).items()})
+    if unknown := sorted(recipe.model.config.keys() - {known.name for known in fields(MMTConfig)}):
+        raise ValueError(f"model.config has {unknown[0]!r}, which is no field of MMTConfig; see configuration_mmt.py")
+    return recipe, asdict(recipe)
+
+
+def stages(recipe: Recipe) -> Iterator[tuple[str, StageArguments, Path, dict[str, Any]]]:
+    """Each stage with its folder, named by a hash of all that its result depends on, and with those values."""
+    before = None
+    for name in ("pretraining", "finetuning"):
+        stage = getattr(recipe, name)
+        if stage is None:
+            continue
+        identity = {
+            "data": {key: value for key, value in asdict(recipe.data).items() if key not in EVALUATION_ONLY},
+            "model": asdict(recipe.model),
+            "stage": {key: value for key, value in asdict(stage).items() if key != "save_steps"},
+            "seed": recipe.seed,
+            "mixed_precision": recipe.mixed_precision,
+            "before": before,
+        }
+        before = sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+        yield name, stage, Path(recipe.work_dir) / f"{name}-{before}", identity
