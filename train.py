@@ -106,8 +106,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         run.standardize_inputs()
     metrics: dict[str, Any] = {"seed": recipe.seed, "world_size": accelerator.num_processes}
     Path(recipe.work_dir).mkdir(parents=True, exist_ok=True)
-    for name, stage, folder, identity in stages(recipe):
+    for name, stage, folder, identity in stages(recipe, features.fingerprints if features else ()):
         with FileLock(f"{folder}.lock") if accelerator.is_main_process else nullcontext():  # rows may share a stage
+            accelerator.wait_for_everyone()  # all see the same: a stage that another run has just finished, or none
             metrics[name] = run.train(name, stage, folder, identity)
 
     # 6. Search in every language

@@ -314,6 +314,11 @@ class FeatureStore(Mapping[str, np.ndarray]):
         """D_v, the width of a step."""
         return self.manifest["dim"]
 
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the shards' SHA-256: two stores with the same one hold the same values."""
+        return hashlib.sha256("".join(shard["sha256"] for shard in self.manifest["shards"]).encode()).hexdigest()
+
     def verify(self) -> None:
         """Reads every shard and checks its SHA-256, its widths and that its values are finite."""
         for number in range(len(self.manifest["shards"])):
@@ -404,6 +409,7 @@ class FeatureStores(Mapping[str, Any]):
     def __init__(self, folders: Sequence[str]):
         self.stores = [FeatureStore(folder) for folder in folders]
         self.dims = [store.dim for store in self.stores]
+        self.fingerprints = [store.fingerprint for store in self.stores]
 
     def __getitem__(self, video_id: str) -> np.ndarray:
         """`(F, D_v)` float: `D_v` is the sum of the stores' widths."""

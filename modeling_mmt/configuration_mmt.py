@@ -42,7 +42,7 @@ class MMTConfig(PreTrainedConfig):
         freeze_text_layers: how many layers, counted from the bottom, are frozen and stay in eval mode.
         freeze_text_embeddings: whether the encoder's embeddings are frozen too.
         hidden_size: width `H` of both transformer pooling (TP) heads.
-        num_hidden_layers: layers of each TP head.
+        num_hidden_layers: layers of each TP head; 0 pools the states as they come.
         num_attention_heads: attention heads of each TP layer.
         intermediate_size: feed-forward width of a TP layer.
         hidden_act: feed-forward activation.
@@ -141,13 +141,13 @@ class MMTConfig(PreTrainedConfig):
         self._require("video_feature_dims", len(dims) > 0 and min(dims) > 0, "one positive width for each stream")
         for name in (
             "hidden_size",
-            "num_hidden_layers",
             "num_attention_heads",
             "intermediate_size",
             "max_video_length",
             "projection_dim",
         ):
             self._require(name, 0 < getattr(self, name) <= 2**20, "1 to 1048576")
+        self._require("num_hidden_layers", 0 <= self.num_hidden_layers <= 2**20, "0 to 1048576")
         self._require(
             "hidden_size", self.hidden_size % self.num_attention_heads == 0, "a multiple of num_attention_heads"
         )

@@ -91,6 +91,8 @@ class MMTDataCollator:
         languages_per_clip: 1 for pre-training as in the paper (section 4.2), 2 for pairs (x, v, y).
         max_keywords: a list holds keywords: join a random 1 to `max_keywords` of them by commas. `None`: a list holds
             whole captions, one is drawn.
+        exclude_text_column: keywords equal to the clip's text of this kind and language, case aside, are not drawn: a
+            clip's keywords often name it, and a test of transfer to names may want to do without.
         keyword_pool_size: a clip's joined captions come from a seeded pool of this many in each language, so that
             their frozen states can be kept; 0 draws afresh.
         noise_probability: share of tokens replaced by the mask token in x^m, and of steps set to zero in v^m
@@ -111,6 +113,7 @@ class MMTDataCollator:
     languages: Sequence[str] = ("en",)
     languages_per_clip: int = 1
     max_keywords: int | None = None
+    exclude_text_column: str | None = None
     keyword_pool_size: int = 8
     noise_probability: float = 0.05
     noise_pool_size: int = 8
@@ -143,7 +146,7 @@ class MMTDataCollator:
         return batch
 
     def _captions(self, row: Mapping[str, Any], generator: np.random.Generator) -> list[str]:
-        available = [language for language in self.languages if row.get(f"{self.text_column}_{language}")]
+        available = [language for language in self.languages if self._texts(row, language)]
         if len(available) < self.languages_per_clip:
             raise ValueError(
                 f"clip {row['video_id']!r} has {self.text_column} in {available or 'no language'} of "
@@ -152,8 +155,15 @@ class MMTDataCollator:
         chosen = generator.choice(len(available), self.languages_per_clip, replace=False)
         return [self._caption(row, available[index], generator) for index in chosen]
 
+    def _texts(self, row: Mapping[str, Any], language: str) -> str | list[str]:
+        value = row.get(f"{self.text_column}_{language}") or ""
+        if self.exclude_text_column is None or isinstance(value, str):
+            return value
+        taken = row[f"{self.exclude_text_column}_{language}"].casefold()
+        return [keyword for keyword in value if keyword.casefold() != taken]
+
     def _caption(self, row: Mapping[str, Any], language: str, generator: np.random.Generator) -> str:
-        value = row[f"{self.text_column}_{language}"]
+        value = self._texts(row, language)
         if isinstance(value, str):
             return value
         if self.max_keywords is None:

@@ -70,6 +70,7 @@ class Source:
         languages: to sample from.
         languages_per_clip: 1, or 2 for pairs.
         max_keywords: join up to so many keywords; `null`: lists are whole captions.
+        exclude_text_column: keywords equal to the clip's text of this kind are not drawn.
         keyword_pool_size: joined captions a clip and language; 0 draws afresh.
         noise_probability: of tokens and steps in the noised copies.
         noise_pool_size: noised copies a caption; 0 draws afresh.
@@ -84,6 +85,7 @@ class Source:
     languages: list[str] = field(default_factory=lambda: ["en"])
     languages_per_clip: int = 1
     max_keywords: int | None = None
+    exclude_text_column: str | None = None
     keyword_pool_size: int = 8
     noise_probability: float = 0.05
     noise_pool_size: int = 8
@@ -191,8 +193,11 @@ def parse_recipe(argv: Sequence[str], description: str = "") -> tuple[Recipe, di
     return recipe, asdict(recipe)
 
 
-def stages(recipe: Recipe) -> Iterator[tuple[str, StageArguments, Path, dict[str, Any]]]:
-    """Each stage with its folder, named by a hash of all that its result depends on, and with those values."""
+def stages(recipe: Recipe, contents: Sequence[str] = ()) -> Iterator[tuple[str, StageArguments, Path, dict[str, Any]]]:
+    """Each stage with its folder, named by a hash of all that its result depends on, and with those values.
+
+    `contents` are hashes of what the recipe only gives paths of, such as feature stores.
+    """
     before = None
     for name in ("pretraining", "finetuning"):
         stage = getattr(recipe, name)
@@ -202,6 +207,7 @@ def stages(recipe: Recipe) -> Iterator[tuple[str, StageArguments, Path, dict[str
             "data": {key: value for key, value in asdict(recipe.data).items() if key not in EVALUATION_ONLY},
             "model": asdict(recipe.model),
             "stage": {key: value for key, value in asdict(stage).items() if key != "save_steps"},
+            "contents": list(contents),
             "seed": recipe.seed,
             "mixed_precision": recipe.mixed_precision,
             "before": before,

@@ -212,6 +212,23 @@ def test_keywords_are_joined_by_commas_up_to_the_bound_and_without_repeats(make_
     assert len({tuple(keywords) for keywords in lists}) > 60  # drawn afresh
 
 
+def test_a_keyword_that_is_the_name_is_never_drawn_where_names_are_excluded(make_collator, make_rows):
+    rows = [row | {"name_en": "Red", "name_de": "Hund"} for row in make_rows(2)]
+    for row in rows:
+        row["keywords_en"] = ["red", "dog"]
+    fields = {"text_column": "keywords", "max_keywords": 2, "noise_probability": 0, "languages": ["en"]}
+    seen = {
+        excluded: set(captions(collator, collator(draws(rows, epochs=40))))
+        for excluded in (None, "name")
+        for collator in [make_collator(**fields, exclude_text_column=excluded)]
+    }
+    assert any("red" in text for text in seen[None])
+    assert seen["name"] == {"dog"}
+    rows[1]["keywords_en"] = ["RED"]  # nothing is left: as if the clip had no keywords
+    with pytest.raises(ValueError, match=f"clip '{rows[1]['video_id']}' has keywords in no language"):
+        make_collator(**fields, exclude_text_column="name")(draws(rows))
+
+
 def test_no_more_keywords_are_joined_than_there_are(make_collator, make_rows):
     found = keyword_captions(make_collator, make_rows, max_keywords=50, keyword_pool_size=0)
     assert max(len(text.split(",")) for texts in found.values() for text in texts) == 5

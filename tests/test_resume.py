@@ -19,6 +19,7 @@ from tiny_corpus import write_recipe
 from train_process import ROOT, Group
 
 import train
+from datasets_scripts.features import FeatureStores
 from modeling_mmt.checkpointing import CheckpointError, last_checkpoint
 from modeling_mmt.training_arguments import parse_recipe, stages
 
@@ -164,7 +165,8 @@ def test_another_recipe_never_takes_up_a_checkpoint(stopped, tmp_path):
 def test_a_checkpoint_put_into_another_recipes_folder_is_refused_by_what_differs(stopped, tmp_path):
     recipe, checkpoint = stopped
     other = [recipe, "--seed", "1"]
-    ((_, _, folder, _), _) = stages(parse_recipe(other)[0])
+    parsed, _ = parse_recipe(other)
+    ((_, _, folder, _), _) = stages(parsed, FeatureStores(parsed.data.features).fingerprints)
     folder.mkdir()
     checkpoint.rename(folder / checkpoint.name)
     with pytest.raises(CheckpointError, match="saved with .*seed"):
