@@ -46,6 +46,7 @@ ROWS = {
     "none_all": ("none", "all"),
     "mp_all": ("MP", "all"),
     "mmp_all": ("MMP", "all"),
+    "mmp_without_names_en": ("MMP-names", "en"),
     "mmp_without_sw_en": ("MMP-sw", "en"),
     "mmp_without_cs_en": ("MMP-cs", "en"),
     "mmp_without_vi_en": ("MMP-vi", "en"),
@@ -60,6 +61,9 @@ COMPARISONS = (
     ("text_en", "none_en", FOREIGN),
     ("mmp_all", "none_all", LANGUAGES),
     ("none_all", "mmp_en", FOREIGN),
+    ("mmp_without_names_en", "none_en", FOREIGN),
+    ("mmp_without_names_en", "mp_en", FOREIGN),
+    ("mmp_en", "mmp_without_names_en", FOREIGN),
     ("mmp_without_sw_en", "none_en", ("sw",)),
     ("mmp_en", "mmp_without_sw_en", ("sw",)),
     ("mmp_without_cs_en", "none_en", ("cs",)),
@@ -75,19 +79,26 @@ QUICK = {  # what `--quick` changes, so that one seed of every row takes minutes
     "*.noise_pool_size": 1,
 }
 ABLATED = "mmp_en"
+TP_HEADS = {  # the paper's heads, narrow enough for 1,152 clips
+    "model.config.num_hidden_layers": 2,
+    "model.config.hidden_size": 128,
+    "model.config.intermediate_size": 256,
+    "model.config.norm_placement": "pre",
+    "model.config.hidden_dropout_prob": 0.1,
+}
+KEYWORDS_ONLY = ("max_keywords", "exclude_text_column", "keyword_pool_size")  # not of sources of names
+INTRA = {"model.config.intra_weight": 1.0, "*.noise_probability": 0.05, "*.noise_pool_size": 2}
+PAIRS = {"pretraining.sources.0.languages_per_clip": 2}
 ABLATIONS: dict[str, dict[str, Any]] = {  # name -> the one difference to `mmp_en`
     "as in the table": {},
-    "without intra-modal": {"model.config.intra_weight": 0.0, "*.noise_probability": 0.0},
-    "noise 15 %": {"*.noise_probability": 0.15},
-    "noise drawn afresh (K = 0)": {"*.noise_pool_size": 0},
-    "pairs of languages, inter + intra": {
-        "pretraining.sources.0.languages_per_clip": 2,
-        "model.config.cross_weight": 0.0,
-    },
-    "pairs of languages, + cross-lingual": {"pretraining.sources.0.languages_per_clip": 2},
-    "TP pooling: first output token": {"model.config.pooling": "first"},
-    "TP: one layer": {"model.config.num_hidden_layers": 1},
-    "without the linear skip": {"model.config.projection_skip": False, "model.config.residual_init": "normal"},
+    "intra-modal, 5 % noise": INTRA,
+    "intra-modal, 15 % noise": INTRA | {"*.noise_probability": 0.15},
+    "pairs of languages": PAIRS | {"model.config.cross_weight": 0.0},
+    "TP heads, mean of outputs": TP_HEADS,
+    "TP heads, first output": TP_HEADS | {"model.config.pooling": "first"},
+    "TP heads, intra-modal": TP_HEADS | INTRA,
+    "TP heads, pairs, cross-lingual": TP_HEADS | PAIRS,
+    "without the linear skip": {"model.config.projection_skip": False},
     "without input dropout": {"model.config.video_input_dropout_prob": 0.0},
     "input dropout on text too": {"model.config.text_input_dropout_prob": 0.3},
     "temperature 0.05": {"model.config.logit_scale_init_value": math.log(1 / 0.05)},
@@ -96,10 +107,16 @@ ABLATIONS: dict[str, dict[str, Any]] = {  # name -> the one difference to `mmp_e
     "loss: symmetric softmax": {"model.config.loss_type": "symmetric_softmax"},
     "loss: multi-positive": {"model.config.loss_type": "multi_positive"},
     "one keyword a caption": {"*.max_keywords": 1},
+    "without keywords that name the clip": {"*.exclude_text_column": "name"},
     "no pre-training loss in fine-tuning": {"finetuning.sources.1.weight": 0.0},
     "fine-tuning at the pre-training rate": {"finetuning.learning_rate": 1e-3},
     "text tower frozen in fine-tuning": {"finetuning.freeze": ["text_model", "text_projection"]},
     "weights averaged with the pre-trained": {"finetuning.average_with_start": 0.5},
+    "the top text layer learns": {
+        "model.config.freeze_text_layers": 11,
+        "pretraining.text_learning_rate": 1e-4,
+        "finetuning.text_learning_rate": 1e-4,
+    },
 }
 
 
@@ -315,7 +332,7 @@ def changed(recipe: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
         if parents == ["*"]:
             stages = [result[stage] for stage in ("pretraining", "finetuning") if result.get(stage)]
             for source in (source for stage in stages for source in stage["sources"]):
-                if last != "max_keywords" or "max_keywords" in source:
+                if last not in KEYWORDS_ONLY or "max_keywords" in source:
                     source[last] = value
         elif result.get(parents[0]):
             target: Any = result

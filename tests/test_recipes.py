@@ -22,7 +22,7 @@ import tables  # noqa: E402
 
 RECIPES = sorted((ROOT / "recipes" / "emoji9").glob("*.yaml"))
 # Rows are compared at their best: what suits a row may differ, but neither its clips nor its architecture.
-MAY_DIFFER = {"text_input_dropout_prob", "video_input_dropout_prob"}
+MAY_DIFFER = {"text_input_dropout_prob", "video_input_dropout_prob", "logit_scale_init_value"}
 ABLATIONS = {name: changes for name, changes in table.ABLATIONS.items() if changes}
 QUERIES, SEEDS = 24, [0, 1]
 
