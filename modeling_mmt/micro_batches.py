@@ -49,9 +49,7 @@ class MicroBatches:
         return found
 
 
-def micro_batches(
-    batch: Mapping[str, torch.Tensor], max_tokens: int | None = None, at_least: int = 1
-) -> MicroBatches:
+def micro_batches(batch: Mapping[str, torch.Tensor], max_tokens: int | None = None, at_least: int = 1) -> MicroBatches:
     """Cut a batch of `MMTDataCollator`.
 
     The captions of all views, clean and noised, of one language or two, make one pool, and so do the clips. Of the
@@ -119,7 +117,7 @@ def _clips(batch: Mapping[str, torch.Tensor]) -> _Pool:
 
 
 def _whole_rows(batch: Mapping[str, torch.Tensor]) -> _Pool:
-    rows = {name: value for name, value in batch.items() if name != "positive_ids"}
+    rows = {name: value for name, value in batch.items() if name not in ("positive_ids", "return_loss")}
     lengths = sum(mask.sum(dim=1) for name, mask in rows.items() if name.endswith("mask"))
     assert isinstance(lengths, torch.Tensor)
     return _Pool(rows, lengths, torch.arange(len(lengths)), {"text": ("",), "video": ("",)})

@@ -104,8 +104,10 @@ class StageArguments:
         sources: what is learned from; each step sees a batch of every source.
         num_train_epochs: passes over the first source's clips.
         train_batch_size: clips a step over all processes, all of them each other's negatives.
-        micro_batch_size: clips encoded at a time in each process; fewer than the batch's trade time for memory, at
-            the same loss and gradients (`large_batch.two_pass_backward`). `null`: the whole batch at once.
+        micro_batch_tokens: tokens encoded at a time in each process, padding included, and steps of clips: each
+            distinct caption and clip once, sorted by length (`micro_batches.py`). `null`: all at once.
+        activation_memory: GiB of activations that each process holds at a time. Micro-batches beyond it are encoded
+            twice, at the same loss and gradients (`large_batch.two_pass_backward`): time for memory. `null`: no bound.
         gradient_accumulation_steps: batches an optimizer step; adds no negatives.
         learning_rate: of AdamW.
         text_learning_rate: of the text tower's parameters; `null`: the same.
@@ -124,7 +126,8 @@ class StageArguments:
     sources: list[Source]
     num_train_epochs: int = 10
     train_batch_size: int = 64
-    micro_batch_size: int | None = None
+    micro_batch_tokens: int | None = 1024
+    activation_memory: float | None = None
     gradient_accumulation_steps: int = 1
     learning_rate: float = 2e-4
     text_learning_rate: float | None = None

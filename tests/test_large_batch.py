@@ -97,7 +97,9 @@ def saved_bytes(model, chunk):
     return sum(seen.values())
 
 
-@pytest.mark.parametrize(("chunks_worth", "encoded"), [(0, 8), (1.5, 8), (2, 7), (3.1, 6), (3.9, 6), (4, 4), (None, 4)])
+@pytest.mark.parametrize(
+    ("chunks_worth", "encoded"), [(0, 8), (1.5, 8), (2, 7), (3.1, 6), (3.9, 6), (4, 4), (None, 4)]
+)
 def test_what_fits_the_memory_budget_is_encoded_once_and_gradients_stay_the_same(model, chunks_worth, encoded):
     """Four chunks of like size: kept are those that leave room for the one at work, or all four."""
     chunks = pairs([3, 3, 2, 2])[:1] * 4

@@ -230,8 +230,10 @@ def test_accumulated_batches_make_fewer_steps_of_the_same_scale(run):
 
 def test_micro_batches_have_the_losses_of_the_whole_batch(run):
     changes = ONLY_PRETRAINING | WITHOUT_DROPOUT | {"model.config.learn_logit_scale": True}
-    whole, micro = run(changes), run(changes | {"pretraining.micro_batch_size": 3})
-    torch.testing.assert_close(losses(micro), losses(whole), rtol=1e-3, atol=1e-3)
+    whole = run(changes | {"pretraining.micro_batch_tokens": None})
+    for settings in ({"micro_batch_tokens": 24}, {"micro_batch_tokens": 16, "activation_memory": 0.0}):
+        micro = run(changes | {f"pretraining.{name}": value for name, value in settings.items()})
+        torch.testing.assert_close(losses(micro), losses(whole), rtol=1e-3, atol=1e-3)
 
 
 def test_pairs_of_languages_train_with_the_cross_lingual_objective(run, tmp_path):
@@ -326,7 +328,8 @@ def test_two_processes_have_the_losses_of_one(run, corpus, tmp_path, launch):
         "pretraining.sources": [PAIRS | {"with_video": False}],
         "finetuning.sources": [PAIRS, SECOND_SOURCE],
         "finetuning.train_batch_size": 7,  # uneven: 4 and 3
-        "finetuning.micro_batch_size": 2,
+        "finetuning.micro_batch_tokens": 12,
+        "finetuning.activation_memory": 1e-6,
         "finetuning.gradient_accumulation_steps": 2,
         "finetuning.evaluations": 5,
     }
