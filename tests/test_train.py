@@ -14,7 +14,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_corpus import SPLITS, WITHOUT_DROPOUT, write_recipe
-from train_process import ROOT, Group
+from train_process import FSDP2, ROOT, Group
 from transformers import AutoModel, AutoProcessor
 
 import train
@@ -314,21 +314,37 @@ def by_torchrun(recipe):
     assert done.returncode == 0, done.stderr[-5000:]
 
 
-def by_hand(recipe):
-    with Group([recipe], 2) as group:
-        assert group.join() == [0, 0], Path(f"{recipe}.0.log").read_text()[-5000:]
+def by_hand(recipe, world_size=2, env=None):
+    with Group([recipe], world_size, env) as group:
+        assert group.join() == [0] * world_size, Path(f"{recipe}.0.log").read_text()[-5000:]
 
 
-@pytest.mark.parametrize("launch", [by_hand, pytest.param(by_torchrun, marks=pytest.mark.slow)])
-def test_two_processes_have_the_losses_of_one(run, corpus, tmp_path, launch):
+def fsdp2(recipe):
+    by_hand(recipe, env=FSDP2)
+
+
+def fsdp2_on_four(recipe):
+    by_hand(recipe, 4, env=FSDP2)
+
+
+@pytest.mark.parametrize(
+    ("launch", "world_size"),
+    [
+        (by_hand, 2),
+        (fsdp2, 2),
+        pytest.param(fsdp2_on_four, 4, marks=pytest.mark.slow),
+        pytest.param(by_torchrun, 2, marks=pytest.mark.slow),
+    ],
+)
+def test_several_processes_have_the_losses_of_one(run, corpus, tmp_path, launch, world_size):
     """A text-only stage, then two sources with a learned temperature, in micro-batches and accumulated."""
     changes = WITHOUT_DROPOUT | {
         "model.config.learn_logit_scale": True,
         "model.config.loss_type": "sigmoid",
         "pretraining.sources": [PAIRS | {"with_video": False}],
         "finetuning.sources": [PAIRS, SECOND_SOURCE],
-        "finetuning.train_batch_size": 7,  # uneven: 4 and 3
-        "finetuning.micro_batch_tokens": 12,
+        "finetuning.train_batch_size": 11,  # uneven: 6 and 5, or 3, 3, 3 and 2
+        "finetuning.micro_batch_tokens": 24,
         "finetuning.activation_memory": 1e-6,
         "finetuning.gradient_accumulation_steps": 2,
         "finetuning.evaluations": 5,
@@ -336,7 +352,7 @@ def test_two_processes_have_the_losses_of_one(run, corpus, tmp_path, launch):
     one = run(changes)
     launch(write_recipe(corpus, tmp_path / "two", changes))
     two = json.loads((tmp_path / "two" / "recipe" / "metrics.json").read_text())
-    assert two["world_size"] == 2
+    assert two["world_size"] == world_size
     for stage in ("pretraining", "finetuning"):
         torch.testing.assert_close(losses(two, stage), losses(one, stage), rtol=1e-4, atol=1e-4)
     found, wanted = weights(tmp_path / "two" / "recipe"), weights(tmp_path / "model")
