@@ -13,9 +13,9 @@ compute; dropout is off, since each draws in an order of its own (that ours is e
 tests/test_micro_batches.py to show).
 
 Peers: sentence-transformers' cached MNRL, and open_clip's `--accum-freq`, rewritten from its training loop around its
-ClipLoss. Neither sorts by length; the first is also shown with a batch that was sorted for it. Ours: `micro_batches` and
-`two_pass_backward`, with the activations of the whole batch (each row is encoded once), with none kept (as the peers'),
-and with `FrozenTextCache`. The limit is the encoder's and heads' own matrix products for the distinct tokens without
+ClipLoss. Neither sorts by length; the first is also shown with a batch that was sorted for it. Ours: `micro_batches`
+and `two_pass_backward`, with the activations of the whole batch (each row is encoded once), with none kept (as the
+peers'), and with `FrozenTextCache`. The limit is the encoder's and heads' own matrix products for the distinct tokens without
 padding: forward once, backward through what learns.
 """
 

@@ -63,7 +63,7 @@ def shard(root: torch.nn.Module, model: MMTModel) -> None:
 
 
 def average_gradients(module: torch.nn.Module) -> None:
-    """Average over the processes the gradients that FSDP2 was told to ignore; each is that of the whole batch's loss."""
+    """Average over the processes the gradients that FSDP2 was told to ignore; each is the whole loss's already."""
     for value in module.parameters():
         if value.grad is not None and not isinstance(value, DTensor):
             dist.all_reduce(value.grad)

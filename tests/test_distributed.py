@@ -196,7 +196,7 @@ def mmt_errors(world, rank):
     model = build_model(**options).double().train()
     parts = [
         dict(zip(mmt_batch(N), rows, strict=True))
-        for rows in zip(*(v.tensor_split(world) for v in mmt_batch(N).values()))
+        for rows in zip(*(v.tensor_split(world) for v in mmt_batch(N).values()), strict=True)
     ]
     cuts = [micro_batches(part, at_least=2) for part in parts]
     ids = torch.cat([part["positive_ids"] for part in parts])
