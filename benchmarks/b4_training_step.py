@@ -3,8 +3,8 @@
     python benchmarks/b4_training_step.py --output results/benchmarks/b4_training_step.json     # 8 minutes on 2 cores
     python benchmarks/b4_training_step.py --quick
 
-The captions are emoji9's: a clip's names in the nine languages, and lists of one or all of its keywords; the videos are
-random features of 16 steps, of 26 clips. The encoder has the shape of multilingual-e5-small (12 layers, 384 wide; its
+The captions are emoji9's: a clip's names in the nine languages, and lists of one to all of its keywords; the videos
+are random features of 16 steps, of 26 clips. The encoder has the shape of multilingual-e5-small (12 layers, 384 wide; its
 weights are random and its vocabulary is the batch's, which the time does not depend on) under the paper's settings:
 embeddings and 9 layers frozen, 3 learning, a head of 2 layers on either side, as wide as the encoder. All contestants
 have the same weights and inputs, start from token ids, and end after AdamW's step, at a rate of 0 so that every repeat
@@ -15,8 +15,8 @@ tests/test_micro_batches.py to show).
 Peers: sentence-transformers' cached MNRL, and open_clip's `--accum-freq`, rewritten from its training loop around its
 ClipLoss. Neither sorts by length; the first is also shown with a batch that was sorted for it. Ours: `micro_batches`
 and `two_pass_backward`, with the activations of the whole batch (each row is encoded once), with none kept (as the
-peers'), and with `FrozenTextCache`. The limit is the encoder's and heads' own matrix products for the distinct tokens without
-padding: forward once, backward through what learns.
+peers'), and with `FrozenTextCache`. The limit is the encoder's and heads' own matrix products for the distinct tokens
+without padding: forward once, backward through what learns.
 """
 
 import argparse

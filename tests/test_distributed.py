@@ -2,7 +2,7 @@
 
 `torchrun` starts this very file on W processes (gloo, CPU). Each process computes the reference as well: the whole
 batch, encoded process by process with each process's random numbers, so that dropout can be on. FSDP2 is asked for
-as `accelerate launch --use_fsdp` does; Accelerate leaves that aside on CPU, `sharding.py`, as train.py uses it, does not.
+as `accelerate launch --use_fsdp` does; Accelerate leaves that aside on CPU, and `sharding.py` does not.
 """
 
 import copy
