@@ -4,8 +4,8 @@
     python benchmarks/b4_training_step.py --quick
 
 The captions are emoji9's: a clip's names in the nine languages, and lists of one to all of its keywords; the videos
-are random features of 16 steps, of 26 clips. The encoder has the shape of multilingual-e5-small (12 layers, 384 wide; its
-weights are random and its vocabulary is the batch's, which the time does not depend on) under the paper's settings:
+are random features of 16 steps, of 26 clips. The encoder has the shape of multilingual-e5-small (12 layers, 384 wide;
+its weights are random and its vocabulary is the batch's, which time does not depend on) under the paper's settings:
 embeddings and 9 layers frozen, 3 learning, a head of 2 layers on either side, as wide as the encoder. All contestants
 have the same weights and inputs, start from token ids, and end after AdamW's step, at a rate of 0 so that every repeat
 does the same work. The loss is the symmetric softmax at a fixed temperature without a mask, which is what all of them
