@@ -222,7 +222,7 @@ class Run:
             for _ in range(stage.gradient_accumulation_steps):
                 for source, source_batches in zip(stage.sources, batches, strict=True):
                     weight = source.weight / stage.gradient_accumulation_steps
-                    for objective, value in self.backward(embedder, next(source_batches), weight, stage).items():
+                    for objective, value in self.backward(embedder, next(source_batches), source, stage).items():
                         losses[objective] = losses.get(objective, 0.0) + weight * value
             if self.is_sharded:
                 average_gradients(learner)
@@ -341,9 +341,10 @@ class Run:
         """The largest over the processes."""
         return int(self.accelerator.gather(torch.tensor([number], device=self.accelerator.device)).max())
 
-    def to_device(self, chunk: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Frozen layers' output in place of token ids, where it is kept; tensors on the device."""
-        chunk = chunk if self.cache is None else self.cache.attach(dict(chunk))
+    def to_device(self, chunk: Mapping[str, torch.Tensor], source: Source) -> dict[str, torch.Tensor]:
+        """Frozen layers' output in place of token ids, where captions come again; tensors on the device."""
+        if self.cache is not None and source.draws_from_pools:
+            chunk = self.cache.attach(dict(chunk))
         return {key: value.to(self.accelerator.device) for key, value in chunk.items()}
 
     def cut(self, batch: dict[str, torch.Tensor], max_tokens: int | None) -> MicroBatches:
@@ -361,9 +362,9 @@ class Run:
         return cut
 
     def backward(
-        self, embedder: torch.nn.Module, batch: dict[str, torch.Tensor], weight: float, stage: StageArguments
+        self, embedder: torch.nn.Module, batch: dict[str, torch.Tensor], source: Source, stage: StageArguments
     ) -> dict[str, torch.Tensor]:
-        """Add the gradients of `weight` times the loss over the batch of all processes; returns the objectives.
+        """Add the gradients of a source's share of the loss over all processes' batch; returns the objectives.
 
         Every clip of the whole batch is every other's negative, whether it is encoded at once or in micro-batches.
         """
@@ -373,13 +374,13 @@ class Run:
 
         def encode(chunk: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             with accelerator.autocast():
-                return {key: value.float() for key, value in embedder(self.to_device(chunk)).items()}
+                return {key: value.float() for key, value in embedder(self.to_device(chunk, source)).items()}
 
         def loss(embeds: Mapping[str, torch.Tensor]) -> torch.Tensor:
             rows = cut.restore(embeds)
             gathered = {key: gather_embeddings(value) if value.dim() else value for key, value in rows.items()}
             values.update(self.model.compute_objectives(gathered, positive_ids, contrastive_loss))
-            return weight * values["loss"]
+            return source.weight / stage.gradient_accumulation_steps * values["loss"]
 
         two_pass_backward(
             encode,

@@ -71,9 +71,9 @@ class Source:
         languages_per_clip: 1, or 2 for pairs.
         max_keywords: join up to so many keywords; `null`: lists are whole captions.
         exclude_text_column: keywords equal to the clip's text of this kind are not drawn.
-        keyword_pool_size: joined captions a clip and language; 0 draws afresh.
+        keyword_pool_size: joined captions a clip and language; 0 draws afresh, and keeps no frozen layers' output.
         noise_probability: of tokens and steps in the noised copies.
-        noise_pool_size: noised copies a caption; 0 draws afresh.
+        noise_pool_size: noised copies a caption; 0 draws afresh, and keeps no frozen layers' output.
         with_video: `false` aligns text across languages alone.
         weight: of this source's loss.
         dataset: folder or Hub name, where it is not the recipe's `data.dataset`; its `train` split is read.
@@ -94,6 +94,13 @@ class Source:
     dataset: str | None = None
     revision: str | None = None
     features: list[str] = field(default_factory=list)
+
+    @property
+    def draws_from_pools(self) -> bool:
+        """Whether captions come again, so that the frozen layers' output for them is worth keeping."""
+        fresh_noise = self.noise_probability > 0 and self.noise_pool_size == 0
+        fresh_keywords = self.max_keywords is not None and self.keyword_pool_size == 0
+        return not (fresh_noise or fresh_keywords)
 
 
 @dataclass

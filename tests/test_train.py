@@ -236,6 +236,16 @@ def test_micro_batches_have_the_losses_of_the_whole_batch(run):
         torch.testing.assert_close(losses(micro), losses(whole), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("pool", ["noise_pool_size", "keyword_pool_size"])
+def test_frozen_output_is_kept_for_captions_from_pools_and_not_for_those_drawn_afresh(run, tmp_path, pool):
+    kept = {}
+    for size in (0, 2):
+        folder = tmp_path / f"frozen-{size}"
+        run(ONLY_PRETRAINING | {f"pretraining.sources.0.{pool}": size, "frozen_states_dir": str(folder)}, f"m{size}")
+        kept[size] = sum(len(load_file(shard)["lengths"]) for shard in folder.rglob("*.safetensors"))
+    assert 0 < kept[0] < kept[2]  # what validation searches by is kept either way
+
+
 def test_pairs_of_languages_train_with_the_cross_lingual_objective(run, tmp_path):
     metrics = run(ONLY_PRETRAINING | {"pretraining.sources": [PAIRS], "report_to": "tensorboard", "log_steps": 1})
     assert losses(metrics).isfinite().all()
