@@ -465,7 +465,12 @@ class Embedder(torch.nn.Module):
 
     def forward(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The collator's tensors to `MMTModel.embed`'s, and the learning scalars that the loss needs."""
-        return {**self.model.embed(batch), **self.model.loss_scalars()}
+        found = {**self.model.embed(batch), **self.model.loss_scalars()}
+        if "video_features" not in batch:  # a source of text alone beside others: DDP waits for every parameter
+            tower = [value for name, value in self.model.named_parameters() if name.startswith("video_")]
+            idle = [value.sum() for value in tower if value.requires_grad and not isinstance(value, DTensor)]
+            found["logit_scale"] = found["logit_scale"] + 0 * sum(idle)
+        return found
 
 
 def collator(processor: MMTProcessor, source: Source) -> MMTDataCollator:

@@ -347,12 +347,12 @@ def fsdp2_on_four(recipe):
     ],
 )
 def test_several_processes_have_the_losses_of_one(run, corpus, tmp_path, launch, world_size):
-    """A text-only stage, then two sources with a learned temperature, in micro-batches and accumulated."""
+    """A text-only stage, then three sources with a learned temperature, in micro-batches and accumulated."""
     changes = WITHOUT_DROPOUT | {
         "model.config.learn_logit_scale": True,
         "model.config.loss_type": "sigmoid",
         "pretraining.sources": [PAIRS | {"with_video": False}],
-        "finetuning.sources": [PAIRS, SECOND_SOURCE],
+        "finetuning.sources": [PAIRS, SECOND_SOURCE, PAIRS | {"with_video": False}],
         "finetuning.train_batch_size": 11,  # uneven: 6 and 5, or 3, 3, 3 and 2
         "finetuning.micro_batch_tokens": 24,
         "finetuning.activation_memory": 1e-6,
