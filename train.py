@@ -30,6 +30,7 @@ from accelerate.utils import set_seed
 from datasets import Dataset, Image, Video, load_dataset
 from filelock import FileLock
 from safetensors.torch import load_file, save_file
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer, get_scheduler
@@ -46,11 +47,13 @@ from modeling_mmt.checkpointing import (
 )
 from modeling_mmt.data_collator import ClipDataset, EpochBatchSampler, MMTDataCollator
 from modeling_mmt.hub import write_card
-from modeling_mmt.large_batch import embed_by_length, gather_embeddings, gather_ids, two_pass_backward
+from modeling_mmt.large_batch import gather_embeddings, gather_ids, two_pass_backward
 from modeling_mmt.layer_cache import CachedProcessor, FrozenTextCache, frozen_fingerprint
+from modeling_mmt.micro_batches import MicroBatches, micro_batches
 from modeling_mmt.packaged_encoders import resolve_encoder
 from modeling_mmt.pooling_mmt import masked_mean
 from modeling_mmt.retrieval import embed_texts, embed_videos, ranks, ranks_by_language, retrieval_metrics
+from modeling_mmt.sharding import average_gradients, clip_grad_norm, copy_to_shard, shard, wants_sharding
 from modeling_mmt.streaming_loss import contrastive_loss
 from modeling_mmt.training_arguments import Recipe, Source, StageArguments, parse_recipe, stages
 
@@ -173,18 +176,26 @@ class Run:
         clips = [self.training_clips(source) for source in stage.sources]
         batches_per_epoch = len(clips[0]) // stage.train_batch_size
         total = max(1, stage.num_train_epochs * batches_per_epoch // stage.gradient_accumulation_steps)
-        optimizer = torch.optim.AdamW(parameter_groups(model, stage), betas=(0.9, stage.adam_beta2))
+        learner = copy_to_shard(model) if self.is_sharded else model  # and then `model` is for evaluation
+        embedder: torch.nn.Module = Embedder(learner)
+        if self.is_sharded:
+            shard(embedder, learner)
+        optimizer = torch.optim.AdamW(parameter_groups(learner, stage), betas=(0.9, stage.adam_beta2))
         scheduler = get_scheduler(stage.lr_scheduler_type, optimizer, round(stage.warmup_ratio * total), total)
-        embedder, optimizer = accelerator.prepare(Embedder(model), optimizer)
+        if self.is_sharded:
+            optimizer = accelerator.prepare_optimizer(optimizer)
+        else:
+            embedder, optimizer = accelerator.prepare(embedder, optimizer)
         torch.manual_seed(self.recipe.seed + rank)
 
         # Resume
         frozen = frozen_fingerprint(model.text_model) if self.cache is None else self.cache.fingerprint
-        identity = {**identity, "frozen": frozen, "world_size": accelerator.num_processes}
+        processes = {"world_size": accelerator.num_processes, "sharded": self.is_sharded}
+        identity = {**identity, "frozen": frozen, **processes}
         step = 0
         progress: dict[str, Any] = {"best": None, "curve": [], "seconds": 0.0}
         if (checkpoint := last_checkpoint(folder)) is not None:
-            step, progress = load_checkpoint(checkpoint, model, optimizer.optimizer, scheduler, identity, rank)
+            step, progress = load_checkpoint(checkpoint, learner, optimizer.optimizer, scheduler, identity, rank)
             logger.info("%s goes on at step %d of %d", name, step, total)
         done = step * stage.gradient_accumulation_steps
         samplers = [self.sampler(stage, position, len(rows), done) for position, rows in enumerate(clips)]
@@ -201,20 +212,23 @@ class Run:
         ]
 
         # The loop
-        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        parameters = [parameter for parameter in learner.parameters() if parameter.requires_grad]
         evaluate_at = {round(total * (i + 1) / stage.evaluations) for i in range(stage.evaluations)}
         started = time.monotonic() - progress["seconds"]
         bar = tqdm(total=total, initial=step, desc=name, unit="step", disable=not accelerator.is_main_process)
-        model.train()
+        learner.train()
         while step < total:
             losses: dict[str, torch.Tensor] = {}
             for _ in range(stage.gradient_accumulation_steps):
                 for source, source_batches in zip(stage.sources, batches, strict=True):
-                    batch = self.to_device(next(source_batches))
                     weight = source.weight / stage.gradient_accumulation_steps
-                    for objective, value in self.backward(embedder, batch, weight, stage.micro_batch_size).items():
+                    for objective, value in self.backward(embedder, next(source_batches), source, stage).items():
                         losses[objective] = losses.get(objective, 0.0) + weight * value
-            norm = accelerator.clip_grad_norm_(parameters, stage.max_grad_norm or math.inf)
+            if self.is_sharded:
+                average_gradients(learner)
+                norm = clip_grad_norm(parameters, stage.max_grad_norm or math.inf)
+            else:
+                norm = accelerator.clip_grad_norm_(parameters, stage.max_grad_norm or math.inf)
             if not self.is_finite(losses["loss"], norm):
                 ids = seen(clips, samplers, stage, step) if accelerator.is_main_process else None
                 raise not_finite(name, step, folder, losses["loss"], norm, ids)
@@ -229,6 +243,7 @@ class Run:
                 accelerator.log({f"{name}/{key}": value for key, value in record.items()}, step=step)
 
             if step in evaluate_at:
+                self.gather_weights(learner)
                 score = self.english_score()
                 progress["curve"].append({"step": step, "loss": losses["loss"].item(), "validation": score})
                 if progress["best"] is None or score > progress["best"]["validation"]:
@@ -242,7 +257,7 @@ class Run:
                 save_checkpoint(
                     folder,
                     step,
-                    model,
+                    learner,
                     optimizer.optimizer,
                     scheduler,
                     identity,
@@ -257,6 +272,7 @@ class Run:
         bar.close()
 
         # The result: the best weights, averaged with the starting ones if the stage says so
+        self.gather_weights(learner)
         model.eval()
         accelerator.wait_for_everyone()  # the best weights may be on their way to the disk
         if stage.evaluations:
@@ -311,40 +327,70 @@ class Run:
             world_size=self.accelerator.num_processes,
         )
 
-    def to_device(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Frozen layers' output in place of token ids, where it is kept; tensors on the device."""
-        del batch["return_loss"]
-        if self.cache is not None:
-            self.cache.attach(batch)
-        return {key: value.to(self.accelerator.device) for key, value in batch.items()}
+    @property
+    def is_sharded(self) -> bool:
+        """Whether stages are trained with FSDP2."""
+        return wants_sharding(self.accelerator)
+
+    def gather_weights(self, learner: MMTModel):
+        """Bring the model up to what is learned, where that is sharded."""
+        if learner is not self.model:
+            load_trainable_state(self.model, trainable_state(learner))
+
+    def largest(self, number: int) -> int:
+        """The largest over the processes."""
+        return int(self.accelerator.gather(torch.tensor([number], device=self.accelerator.device)).max())
+
+    def to_device(self, chunk: Mapping[str, torch.Tensor], source: Source) -> dict[str, torch.Tensor]:
+        """Frozen layers' output in place of token ids, where captions come again; tensors on the device."""
+        if self.cache is not None and source.draws_from_pools:
+            chunk = self.cache.attach(dict(chunk))
+        return {key: value.to(self.accelerator.device) for key, value in chunk.items()}
+
+    def cut(self, batch: dict[str, torch.Tensor], max_tokens: int | None) -> MicroBatches:
+        """The batch's micro-batches: under FSDP2, whose forward passes communicate, as many in each process."""
+        cut = micro_batches(batch, max_tokens)
+        if self.is_sharded:
+            number = self.largest(len(cut.chunks))
+            cut = micro_batches(batch, max_tokens, at_least=number)
+            uneven = len(cut.chunks) != number or len({frozenset(chunk) for chunk in cut.chunks}) > 1
+            if self.largest(uneven):
+                raise ValueError(
+                    f"micro_batch_tokens is {max_tokens}: a process has fewer clips or captions than the {number} "
+                    "micro-batches that FSDP2 needs of each; raise it"
+                )
+        return cut
 
     def backward(
-        self, embedder: torch.nn.Module, batch: dict[str, torch.Tensor], weight: float, micro_batch_size: int | None
+        self, embedder: torch.nn.Module, batch: dict[str, torch.Tensor], source: Source, stage: StageArguments
     ) -> dict[str, torch.Tensor]:
-        """Add the gradients of `weight` times the loss over the batch of all processes; returns the objectives.
+        """Add the gradients of a source's share of the loss over all processes' batch; returns the objectives.
 
         Every clip of the whole batch is every other's negative, whether it is encoded at once or in micro-batches.
         """
-        accelerator, positive_ids = self.accelerator, gather_ids(batch.pop("positive_ids"))
+        accelerator, cut = self.accelerator, self.cut(batch, stage.micro_batch_tokens)
+        positive_ids = gather_ids(batch["positive_ids"].to(accelerator.device))
         values: dict[str, torch.Tensor] = {}
 
-        def encode(views: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        def encode(chunk: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             with accelerator.autocast():
-                return {key: value.float() for key, value in embedder(views).items()}
+                return {key: value.float() for key, value in embedder(self.to_device(chunk, source)).items()}
 
         def loss(embeds: Mapping[str, torch.Tensor]) -> torch.Tensor:
-            gathered = {key: gather_embeddings(value) if value.dim() else value for key, value in embeds.items()}
+            rows = cut.restore(embeds)
+            gathered = {key: gather_embeddings(value) if value.dim() else value for key, value in rows.items()}
             values.update(self.model.compute_objectives(gathered, positive_ids, contrastive_loss))
-            return weight * values["loss"]
+            return source.weight / stage.gradient_accumulation_steps * values["loss"]
 
-        rows = len(next(iter(batch.values())))
-        if micro_batch_size is None or rows <= micro_batch_size:
-            accelerator.backward(loss(encode(batch)))
-        else:
-            starts = range(0, rows, micro_batch_size)
-            chunks = [{key: value[i : i + micro_batch_size] for key, value in batch.items()} for i in starts]
-            no_sync = partial(accelerator.no_sync, embedder)
-            two_pass_backward(encode, chunks, loss, no_sync, accelerator.backward)
+        two_pass_backward(
+            encode,
+            cut.chunks,
+            loss,
+            no_sync=nullcontext if self.is_sharded else partial(accelerator.no_sync, embedder),
+            backward=accelerator.backward,
+            memory_budget=None if stage.activation_memory is None else int(stage.activation_memory * 2**30),
+            agree=self.largest if self.is_sharded else int,
+        )
         return {key: value.detach() for key, value in values.items()}
 
     def view(self, **inputs) -> dict[str, torch.Tensor]:
@@ -419,7 +465,12 @@ class Embedder(torch.nn.Module):
 
     def forward(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The collator's tensors to `MMTModel.embed`'s, and the learning scalars that the loss needs."""
-        return {**embed_by_length(self.model.embed, batch), **self.model.loss_scalars()}
+        found = {**self.model.embed(batch), **self.model.loss_scalars()}
+        if "video_features" not in batch:  # a source of text alone beside others: DDP waits for every parameter
+            tower = [value for name, value in self.model.named_parameters() if name.startswith("video_")]
+            idle = [value.sum() for value in tower if value.requires_grad and not isinstance(value, DTensor)]
+            found["logit_scale"] = found["logit_scale"] + 0 * sum(idle)
+        return found
 
 
 def collator(processor: MMTProcessor, source: Source) -> MMTDataCollator:
@@ -471,13 +522,13 @@ def flat_captions(column: Iterable[str | Sequence[str] | None]) -> tuple[list[in
 def parameter_groups(model: MMTModel, stage: StageArguments) -> list[dict[str, Any]]:
     """The learning parameters with their rates; biases, norms and scalars are not decayed."""
     text_rate = stage.learning_rate if stage.text_learning_rate is None else stage.text_learning_rate
-    groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+    groups: dict[tuple[float, float, bool], list[torch.nn.Parameter]] = {}
     for key, parameter in model.named_parameters():
         if parameter.requires_grad:
             rate = text_rate if key.startswith("text_") else stage.learning_rate
             decay = stage.weight_decay if parameter.dim() > 1 else 0.0
-            groups.setdefault((rate, decay), []).append(parameter)
-    return [{"params": group, "lr": rate, "weight_decay": decay} for (rate, decay), group in groups.items()]
+            groups.setdefault((rate, decay, isinstance(parameter, DTensor)), []).append(parameter)
+    return [{"params": group, "lr": rate, "weight_decay": decay} for (rate, decay, _), group in groups.items()]
 
 
 def save_tensors(path: Path, tensors: dict[str, torch.Tensor]):

@@ -22,6 +22,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -42,6 +43,7 @@ class Measurement:
     contestant: str
     size: int
     seconds: list[float] = field(default_factory=list)
+    cpu_seconds: list[float] = field(default_factory=list)
     peak_mib: float = 0.0
     outcome: dict[str, Any] = field(default_factory=dict)
 
@@ -49,6 +51,11 @@ class Measurement:
     def median(self) -> float:
         """Seconds."""
         return statistics.median(self.seconds)
+
+    @property
+    def cpu_median(self) -> float:
+        """Seconds of all its threads on a processor: what a busy machine changes least."""
+        return statistics.median(self.cpu_seconds)
 
 
 @dataclass
@@ -83,6 +90,7 @@ def parser(description: str | None, sizes: Sequence[int], quick_sizes: Sequence[
     arguments.add_argument("--open-clip", type=Path, help="loss.py of an open_clip newer than the one installed")
     arguments.add_argument("--output", type=Path, help="JSON file to write the results to")
     arguments.add_argument("--worker", help=argparse.SUPPRESS)
+    arguments.add_argument("--inputs", type=Path, help=argparse.SUPPRESS)
     arguments.set_defaults(all_sizes=list(sizes), quick_sizes=list(quick_sizes))
     return arguments
 
@@ -93,6 +101,7 @@ def main(
     judge: Callable[[dict[tuple[str, int], Measurement]], list[Verdict]],
     packages: Sequence[str],
     argv: Sequence[str] | None = None,
+    make_inputs: Callable[[argparse.Namespace, Path], None] | None = None,
 ) -> int:
     """Run a benchmark, or one contestant of it.
 
@@ -102,6 +111,8 @@ def main(
         judge: turns the measurements, by contestant and size, into verdicts.
         packages: whose versions belong to the result.
         argv: the command line; None means the process's.
+        make_inputs: writes what all contestants read, for `args.sizes` of one size, to a file; they find its path as
+            `args.inputs`.
 
     Returns:
         The exit code: 1 if a verdict that may fail the benchmark was missed.
@@ -116,8 +127,12 @@ def main(
     load = os.getloadavg()[0]
     results: dict[tuple[str, int], Measurement] = {}
     for size in sizes:
-        for measurement in _race(list(contestants), size, repeats, args):
-            results[measurement.contestant, size] = measurement
+        with tempfile.TemporaryDirectory() as folder:
+            if make_inputs is not None:
+                args.sizes, args.inputs = [size], Path(folder) / "inputs"
+                make_inputs(args, args.inputs)
+            for measurement in _race(list(contestants), size, repeats, args):
+                results[measurement.contestant, size] = measurement
     verdicts = judge(results)
     facts = {
         "benchmark": Path(sys.argv[0]).stem,
@@ -140,13 +155,14 @@ def print_markdown(
     print(f"\n### {title.splitlines()[0]}\n\n`{facts['command']}`\n")
     if measurements:
         print(
-            "| N | contestant | seconds, median (lowest to highest) | extra peak MiB | loss |\n|---|---|---|---|---|"
+            "| N | contestant | seconds, median (lowest to highest) | CPU seconds | extra peak MiB | loss |\n"
+            "|---|---|---|---|---|---|"
         )
     for m in measurements:
         loss = m.outcome.get("loss")
         print(
             f"| {m.size} | {m.contestant} | {m.median:.3f} ({min(m.seconds):.3f} to {max(m.seconds):.3f}) "
-            f"| {m.peak_mib:.0f} | {'' if loss is None else f'{loss:.6f}'} |"
+            f"| {m.cpu_median:.3f} | {m.peak_mib:.0f} | {'' if loss is None else f'{loss:.6f}'} |"
         )
     print("\n| to reach | ours | peer | ratio | limit | |\n|---|---|---|---|---|---|")
     for v in verdicts:
@@ -162,7 +178,7 @@ def write_json(
     path.parent.mkdir(parents=True, exist_ok=True)
     content = {
         **facts,
-        "measurements": [{**asdict(m), "median": m.median} for m in measurements],
+        "measurements": [{**asdict(m), "median": m.median, "cpu_median": m.cpu_median} for m in measurements],
         "verdicts": [{**asdict(v), "reached": v.reached} for v in verdicts],
     }
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -213,6 +229,8 @@ def _race(names: list[str], size: int, repeats: int, args: argparse.Namespace) -
     options = ["--sizes", str(size), "--threads", str(args.threads)]
     if args.open_clip is not None:
         options += ["--open-clip", str(args.open_clip)]
+    if args.inputs is not None:
+        options += ["--inputs", str(args.inputs)]
     workers = []
     for name in names:
         command = [sys.executable, sys.argv[0], "--worker", name, *options]
@@ -226,6 +244,7 @@ def _race(names: list[str], size: int, repeats: int, args: argparse.Namespace) -
             print("go", file=worker.stdin, flush=True)
             answer = _answer(worker, measurement.contestant)
             measurement.seconds.append(answer["seconds"])
+            measurement.cpu_seconds.append(answer["cpu_seconds"])
             measurement.peak_mib = max(measurement.peak_mib, answer["peak_mib"])
             measurement.outcome = answer["outcome"]
     for worker in workers:
@@ -251,11 +270,12 @@ def _serve(step: Callable[[], None], check: Callable[[], dict[str, Any]]) -> Non
     for _ in sys.stdin:
         give_back(0)
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         step()
-        seconds = time.perf_counter() - start
+        seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
         peak = (_resident("VmHWM") - before) / 1024
-        print(json.dumps({"seconds": seconds, "peak_mib": peak, "outcome": check()}), file=out, flush=True)
+        answer = {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_mib": peak, "outcome": check()}
+        print(json.dumps(answer), file=out, flush=True)
 
 
 def _resident(name: str) -> int:

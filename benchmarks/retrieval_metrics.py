@@ -168,6 +168,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--videos", type=int, default=3_000, help="clips")
     parser.add_argument("--languages", type=int, default=9)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--output", type=Path, help="JSON file to write the results to")
     parser.add_argument("--memory_of", choices=("ours", "argsort", "value sort"), help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     if arguments.memory_of:
@@ -217,6 +218,19 @@ def main(argv: list[str] | None = None) -> int:
         wrong.append(f"memory grows faster than the number of items: {memory['ours']:.0f} MB -> {twice:.0f} MB")
     for message in wrong:
         print(f"WRONG: {message}")
+    if arguments.output:
+        facts = {
+            "benchmark": "retrieval_metrics",
+            "command": f"python benchmarks/retrieval_metrics.py --texts {arguments.texts} --videos {arguments.videos}"
+            f" --languages {arguments.languages} --repeats {arguments.repeats}",
+            "machine": {"cpu": platform.processor(), "cores": os.cpu_count(), "load": os.getloadavg()[0]},
+            "versions": {"python": platform.python_version(), "numpy": np.__version__, "torch": torch.__version__},
+            "seconds": seconds,
+            "peak_megabytes": memory | {"ours, twice the texts and videos": twice},
+            "wrong": wrong,
+        }
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        arguments.output.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     return 1 if wrong else 0
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 STATE_FILE = "state.json"
 
@@ -27,12 +28,23 @@ class CheckpointError(ValueError):
 
 
 def trainable_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """The parameters that learn, by name, as detached CPU tensors."""
+    """The parameters that learn, by name, as detached CPU tensors; sharded ones whole: all processes must ask."""
     return {
-        name: parameter.detach().cpu().contiguous()
+        name: _whole(parameter.detach()).cpu().contiguous()
         for name, parameter in model.named_parameters()
         if parameter.requires_grad
     }
+
+
+def _whole(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _as(tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    """A whole tensor, the same on all processes, sharded as the parameter is."""
+    if not isinstance(parameter, DTensor) or tensor.shape != parameter.shape:
+        return tensor
+    return distribute_tensor(tensor.to(parameter.device), parameter.device_mesh, parameter.placements)
 
 
 def load_trainable_state(model: torch.nn.Module, state: Mapping[str, torch.Tensor], source: str = "state"):
@@ -53,7 +65,7 @@ def load_trainable_state(model: torch.nn.Module, state: Mapping[str, torch.Tenso
                 raise CheckpointError(
                     f"{source}: {name} is {tuple(state[name].shape)}, the model's is {tuple(parameter.shape)}"
                 )
-            parameter.copy_(state[name])
+            parameter.copy_(_as(state[name], parameter))
 
 
 def save_checkpoint(
@@ -92,9 +104,9 @@ def save_checkpoint(
         partial.mkdir(parents=True)
     barrier()
     save_file(_random_states(), partial / f"rng-{rank}.safetensors")
+    weights, (tensors, scalars) = trainable_state(model), _split_optimizer(optimizer.state_dict())
     if rank == 0:
-        tensors, scalars = _split_optimizer(optimizer.state_dict())
-        save_file(trainable_state(model), partial / "trainable.safetensors")
+        save_file(weights, partial / "trainable.safetensors")
         save_file(tensors, partial / "optimizer.safetensors")
     barrier()
     if rank == 0:
@@ -142,7 +154,13 @@ def load_checkpoint(
             "resume with the same settings, or choose another output folder"
         )
     load_trainable_state(model, load_file(path / "trainable.safetensors"), source=str(path))
-    optimizer.load_state_dict(_join_optimizer(load_file(path / "optimizer.safetensors"), state["optimizer"]))
+    joined = _join_optimizer(load_file(path / "optimizer.safetensors"), state["optimizer"])
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for index, values in joined["state"].items():
+        for name, value in values.items():
+            if torch.is_tensor(value):
+                values[name] = _as(value, parameters[index])
+    optimizer.load_state_dict(joined)
     scheduler.load_state_dict(state["scheduler"])
     _restore_random_states(load_file(path / f"rng-{rank}.safetensors"))
     return state["step"], state["progress"]
@@ -191,7 +209,7 @@ def _split_optimizer(state: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor],
     for index, values in state["state"].items():
         for name, value in values.items():
             if torch.is_tensor(value):
-                tensors[f"{index}.{name}"] = value.detach().cpu().contiguous()
+                tensors[f"{index}.{name}"] = _whole(value.detach()).cpu().contiguous()
             else:
                 scalars[f"{index}.{name}"] = value
     return tensors, {"state": scalars, "param_groups": state["param_groups"]}

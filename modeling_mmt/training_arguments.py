@@ -71,9 +71,9 @@ class Source:
         languages_per_clip: 1, or 2 for pairs.
         max_keywords: join up to so many keywords; `null`: lists are whole captions.
         exclude_text_column: keywords equal to the clip's text of this kind are not drawn.
-        keyword_pool_size: joined captions a clip and language; 0 draws afresh.
+        keyword_pool_size: joined captions a clip and language; 0 draws afresh, and keeps no frozen layers' output.
         noise_probability: of tokens and steps in the noised copies.
-        noise_pool_size: noised copies a caption; 0 draws afresh.
+        noise_pool_size: noised copies a caption; 0 draws afresh, and keeps no frozen layers' output.
         with_video: `false` aligns text across languages alone.
         weight: of this source's loss.
         dataset: folder or Hub name, where it is not the recipe's `data.dataset`; its `train` split is read.
@@ -95,6 +95,13 @@ class Source:
     revision: str | None = None
     features: list[str] = field(default_factory=list)
 
+    @property
+    def draws_from_pools(self) -> bool:
+        """Whether captions come again, so that the frozen layers' output for them is worth keeping."""
+        fresh_noise = self.noise_probability > 0 and self.noise_pool_size == 0
+        fresh_keywords = self.max_keywords is not None and self.keyword_pool_size == 0
+        return not (fresh_noise or fresh_keywords)
+
 
 @dataclass
 class StageArguments:
@@ -104,8 +111,10 @@ class StageArguments:
         sources: what is learned from; each step sees a batch of every source.
         num_train_epochs: passes over the first source's clips.
         train_batch_size: clips a step over all processes, all of them each other's negatives.
-        micro_batch_size: clips encoded at a time in each process; fewer than the batch's trade time for memory, at
-            the same loss and gradients (`large_batch.two_pass_backward`). `null`: the whole batch at once.
+        micro_batch_tokens: tokens encoded at a time in each process, padding included, and steps of clips: each
+            distinct caption and clip once, sorted by length (`micro_batches.py`). `null`: all at once.
+        activation_memory: GiB of activations that each process holds at a time. Micro-batches beyond it are encoded
+            twice, at the same loss and gradients (`large_batch.two_pass_backward`): time for memory. `null`: no bound.
         gradient_accumulation_steps: batches an optimizer step; adds no negatives.
         learning_rate: of AdamW.
         text_learning_rate: of the text tower's parameters; `null`: the same.
@@ -124,7 +133,8 @@ class StageArguments:
     sources: list[Source]
     num_train_epochs: int = 10
     train_batch_size: int = 64
-    micro_batch_size: int | None = None
+    micro_batch_tokens: int | None = 1024
+    activation_memory: float | None = None
     gradient_accumulation_steps: int = 1
     learning_rate: float = 2e-4
     text_learning_rate: float | None = None

@@ -1,10 +1,15 @@
 """Training checkpoints: exact, whole, and refused with a reason."""
 
+import contextlib
 import json
 import os
+import resource
+import subprocess
+from functools import partial
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from transformers import get_scheduler
 
 from modeling_mmt.checkpointing import (
@@ -220,6 +225,50 @@ def test_a_save_that_is_killed_leaves_the_last_checkpoint_as_it_was(make_run, tm
     assert last_checkpoint(tmp_path) == second
     assert read_state(second)["step"] == 2
     assert sorted(tmp_path.iterdir()) == [first, second]
+
+
+@pytest.fixture(params=["no space left", "file size limit"])
+def full_disk(request, tmp_path):
+    """A folder that takes a first checkpoint and no second one, truly: the system refuses to write."""
+    if request.param == "no space left":
+        folder = tmp_path / "small"
+        folder.mkdir()
+        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True)
+        if mounted.returncode:
+            pytest.skip("mounting a tmpfs needs a privilege that this machine does not give")
+        hog = folder / "hog"
+
+        def fill():
+            with contextlib.suppress(OSError), open(hog, "wb", buffering=0) as file:
+                while file.write(bytes(4096)):
+                    pass
+
+        yield folder, fill, hog.unlink
+        subprocess.run(["umount", folder], check=True)
+    else:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        give_back = partial(resource.setrlimit, resource.RLIMIT_FSIZE, before)
+        yield tmp_path, partial(resource.setrlimit, resource.RLIMIT_FSIZE, (2000, before[1])), give_back
+        give_back()
+
+
+def test_a_full_disk_loses_no_checkpoint_and_the_run_can_save_again(make_run, full_disk):
+    folder, fill, free = full_disk
+    run = make_run()
+    run.train(1)
+    first = run.save(folder, 1)
+    fill()
+    run.train(1)
+    with pytest.raises((OSError, SafetensorError), match="(?i)space|large"):
+        run.save(folder, 2)
+    assert last_checkpoint(folder) == first
+    assert read_state(first)["step"] == 1
+    resumed = with_other_weights(make_run)
+    assert resumed.load(first) == (1, PROGRESS)
+    free()
+    second = run.save(folder, 2)
+    assert read_state(second)["step"] == 2
+    assert not list(folder.glob("*.partial"))
 
 
 def test_a_run_without_checkpoints_has_no_last_one(tmp_path):

@@ -1,8 +1,8 @@
 """Gradients on W processes against one process with the whole batch.
 
 `torchrun` starts this very file on W processes (gloo, CPU). Each process computes the reference as well: the whole
-batch, encoded process by process with each process's random numbers, so that dropout can be on. Accelerate ignores
-its FSDP plugin on CPU and would silently give DDP, so FSDP2 is `torch.distributed.fsdp.fully_shard` itself here.
+batch, encoded process by process with each process's random numbers, so that dropout can be on. FSDP2 is asked for
+as `accelerate launch --use_fsdp` does; Accelerate leaves that aside on CPU, and `sharding.py` does not.
 """
 
 import copy
@@ -19,6 +19,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from conftest import VOCABULARY, build_model
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -27,6 +28,8 @@ from torch.nn import functional
 
 from modeling_mmt.large_batch import gather_embeddings, gather_ids, two_pass_backward
 from modeling_mmt.loss_mmt import LOSSES
+from modeling_mmt.micro_batches import micro_batches
+from modeling_mmt.sharding import average_gradients, clip_grad_norm, copy_to_shard, shard, wants_sharding
 from modeling_mmt.streaming_loss import contrastive_loss, streaming_loss
 
 TOLERANCE = 1e-5
@@ -99,6 +102,9 @@ def largest_error(loss, model, expected_loss, expected):
     errors = [abs(loss / expected_loss - 1).item()]
     for name, parameter in model.named_parameters():
         grad, wanted = parameter.grad, expected[name.removeprefix("module.")]
+        if wanted is None:
+            assert grad is None, name
+            continue
         grad = grad.full_tensor() if isinstance(grad, DTensor) else grad
         errors.append(((grad - wanted).norm() / wanted.norm().clamp_min(1e-12)).item())
     return max(errors)
@@ -151,6 +157,108 @@ def two_pass_step(model, no_sync, parts, chunks, loss_name, seed):
     return two_pass_backward(lambda chunk: model(**chunk), chunks(parts[rank]), loss_fn, **options)
 
 
+class Embedder(nn.Module):
+    """As train.py's: all that the loss needs comes out of one forward."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, chunk):
+        return {**self.model.embed(chunk), **self.model.loss_scalars()}
+
+
+def mmt_batch(n):
+    """Captions and clips with noised copies, ragged; two rows are of one clip."""
+    generator = torch.Generator().manual_seed(2)
+
+    def mask(longest):
+        return (torch.arange(longest) < torch.randint(1, longest + 1, (n, 1), generator=generator)).long()
+
+    features = torch.randn(n, 4, 8, generator=generator, dtype=torch.float64)
+    ids = torch.randint(5, len(VOCABULARY), (n, 6), generator=generator)
+    clips = torch.arange(n)
+    clips[1], features[1] = 0, features[0]
+    video_mask = mask(4)
+    video_mask[1] = video_mask[0]
+    batch = {"input_ids": ids, "attention_mask": mask(6), "noised_input_ids": ids.flip(1)}
+    return batch | {
+        "video_features": features,
+        "noised_video_features": features * 0.5,
+        "video_mask": video_mask,
+        "positive_ids": clips[:, None],
+    }
+
+
+def mmt_errors(world, rank):
+    """The model itself, sharded or under DDP, in at least two micro-batches, for each way to spend memory."""
+    options = {"hidden_dropout_prob": 0.3, "attention_probs_dropout_prob": 0.3, "learn_logit_scale": True}
+    model = build_model(**options).double().train()
+    parts = [
+        dict(zip(mmt_batch(N), rows, strict=True))
+        for rows in zip(*(v.tensor_split(world) for v in mmt_batch(N).values()), strict=True)
+    ]
+    cuts = [micro_batches(part, at_least=2) for part in parts]
+    ids = torch.cat([part["positive_ids"] for part in parts])
+
+    def whole(embeds):
+        return model.compute_objectives(embeds, ids, contrastive_loss)["loss"]
+
+    reference_model = copy.deepcopy(model)
+    rows = []
+    for number, cut in enumerate(cuts):
+        torch.manual_seed(500 + number)
+        rows.append(cut.restore(join([reference_model.embed(chunk) for chunk in cut.chunks])))
+    expected_loss = whole({**join(rows), **reference_model.loss_scalars()})
+    expected_loss.backward()
+    expected = {name: value.grad for name, value in reference_model.named_parameters()}
+    norm = torch.stack([grad.norm() for grad in expected.values() if grad is not None]).norm()
+
+    def loss_fn(embeds):
+        gathered = {k: v if v.dim() == 0 else gather_embeddings(v) for k, v in cuts[rank].restore(embeds).items()}
+        return whole(gathered)
+
+    def largest(number):
+        everyone = torch.tensor(number)
+        dist.all_reduce(everyone, dist.ReduceOp.MAX)
+        return int(everyone)
+
+    errors = {}
+    accelerator = Accelerator(cpu=True)
+    assert wants_sharding(accelerator) == (world > 1)
+    for budget in (None, 0, 60_000):
+        for way in ("ddp", "fsdp2") if world > 1 else ("alone",):
+            learner = copy_to_shard(model)
+            root = Embedder(learner)
+            if way == "fsdp2":
+                shard(root, learner)
+                assert {isinstance(p, DTensor) for p in learner.parameters()} == {True, False}
+                assert isinstance(learner.text_projection.output.weight, DTensor)
+                assert not isinstance(learner.logit_scale, DTensor)
+            elif way == "ddp":
+                root = nn.parallel.DistributedDataParallel(root)
+            calls = []
+            torch.manual_seed(500 + rank)
+            loss = two_pass_backward(
+                lambda chunk, root=root, calls=calls: calls.append(1) or root(chunk),
+                cuts[rank].chunks,
+                loss_fn,
+                memory_budget=budget,
+                **({"no_sync": root.no_sync} if way == "ddp" else {"agree": largest} if way == "fsdp2" else {}),
+            )
+            assert len(calls) == {None: 2, 0: 4}.get(budget, len(calls))
+            if way == "fsdp2":
+                average_gradients(learner)
+            name = f"{way}, {budget} bytes, the model"
+            errors[name] = largest_error(loss, learner, expected_loss.detach(), expected)
+            if way == "fsdp2":
+                learning = [p for p in learner.parameters() if p.requires_grad]
+                errors[f"{name}, norm"] = abs(clip_grad_norm(learning, norm.item() / 2) / norm - 1).item()
+                halved = {k: None if grad is None else grad / 2 for k, grad in expected.items()}
+                errors[f"{name}, clipped"] = largest_error(loss, learner, expected_loss.detach(), halved)
+    return errors
+
+
 def run_scenarios():
     world, rank = dist.get_world_size(), dist.get_rank()
     mesh = init_device_mesh("cpu", (world,))
@@ -194,6 +302,7 @@ def run_scenarios():
         expected = reference(model, parts, whole_chunk, "symmetric_softmax", seed=400)
         errors["ddp, a process without rows"] = largest_error(loss, wrapped, *expected)
 
+    errors |= mmt_errors(world, rank)
     own = torch.arange(N).tensor_split(world)[rank]
     errors["gathered ids"] = float((gather_ids(own) != torch.arange(N)).sum())
     half = own.to(torch.bfloat16)[:, None].requires_grad_()
@@ -229,6 +338,7 @@ def test_gradients_equal_one_process_with_the_whole_batch(world_size, tmp_path):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world_size}"]
     root = Path(__file__).resolve().parent.parent
     env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+    env |= {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
     run = subprocess.run([*launcher, __file__, str(out)], env=env, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr[-8000:]
     result = json.loads(out.read_text())

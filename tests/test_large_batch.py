@@ -8,14 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from modeling_mmt.large_batch import (
-    gather_embeddings,
-    gather_ids,
-    restore_order,
-    token_budget_batches,
-    two_pass_backward,
-    unique_rows,
-)
+from modeling_mmt.large_batch import gather_embeddings, gather_ids, two_pass_backward
+from modeling_mmt.micro_batches import restore_order, token_budget_batches, unique_rows
 from modeling_mmt.streaming_loss import contrastive_loss
 
 N = 10
@@ -89,6 +83,40 @@ def test_two_passes_equal_the_plain_step_with_dropout_on(model, sizes):
     assert not loss.requires_grad
 
 
+def saved_bytes(model, chunk):
+    """What autograd saves for a chunk, counted by hand: three storages of each layer's width in float64."""
+    seen = {}
+
+    def pack(tensor):
+        if not isinstance(tensor if tensor._base is None else tensor._base, nn.Parameter):
+            seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor.detach()
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model(**chunk)
+    return sum(seen.values())
+
+
+@pytest.mark.parametrize(
+    ("chunks_worth", "encoded"), [(0, 8), (1.5, 8), (2, 7), (3.1, 6), (3.9, 6), (4, 4), (None, 4)]
+)
+def test_what_fits_the_memory_budget_is_encoded_once_and_gradients_stay_the_same(model, chunks_worth, encoded):
+    """Four chunks of like size: kept are those that leave room for the one at work, or all four."""
+    chunks = pairs([3, 3, 2, 2])[:1] * 4
+    plain = copy.deepcopy(model)
+    torch.manual_seed(7)
+    expected = plain_step(plain, chunks)
+    drawn_after = torch.rand(3)
+    budget = None if chunks_worth is None else int(chunks_worth * saved_bytes(model, chunks[0]))
+    calls = []
+    torch.manual_seed(7)
+    loss = two_pass_backward(lambda c: calls.append(c) or model(**c), chunks, loss_fn, memory_budget=budget)
+    assert len(calls) == encoded
+    assert torch.equal(torch.rand(3), drawn_after)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(gradients(model), gradients(plain))
+
+
 def test_captions_and_clips_may_come_in_chunks_of_their_own(model):
     texts, videos = rows()
     chunks = [*({"texts": t} for t in texts.split(3)), *({"videos": v} for v in videos.split(6))]
@@ -141,7 +169,7 @@ def test_only_the_last_chunk_runs_outside_no_sync(model):
         return model(**chunk)
 
     two_pass_backward(encode, pairs([5, 3, 2]), loss_fn, no_sync=no_sync)
-    first = ["enter", "no grad", "no grad", "no grad", "leave"]
+    first = ["enter", "no grad", "leave"] * 3
     assert log == [*first, "enter", "leave", "enter", "grad", "leave", "enter", "grad", "leave", "grad"]
 
 

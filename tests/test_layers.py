@@ -2,7 +2,8 @@
 
     layer 5   train.py  extract_features.py  recipes/  examples/  benchmarks/  metrics/  and both packages' __init__
     layer 4   report  hub  trainer
-    layer 3   data_collator  large_batch  layer_cache  significance  search                         emoji9  msrvtt  ...
+    layer 3   data_collator  large_batch  micro_batches  layer_cache  sharding  significance
+              search                                                                                emoji9  msrvtt  ...
     layer 2   modeling_mmt  processing_mmt  streaming_loss  checkpointing  packaged_encoders
               retrieval  training_arguments                                                         features  sampling
     layer 1   pooling_mmt
@@ -27,7 +28,7 @@ PICTURE = {
         0: "configuration_mmt loss_mmt video_decoding_mmt efficientnet_lite_mmt",
         1: "pooling_mmt",
         2: "modeling_mmt processing_mmt streaming_loss checkpointing packaged_encoders retrieval training_arguments",
-        3: "data_collator large_batch layer_cache significance search",
+        3: "data_collator large_batch micro_batches layer_cache sharding significance search",
         4: "report hub trainer",
         5: "__init__",
     },

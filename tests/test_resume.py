@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_corpus import write_recipe
-from train_process import ROOT, Group
+from train_process import FSDP2, ROOT, Group
 
 import train
 from datasets_scripts.features import FeatureStores
@@ -56,9 +56,9 @@ def uninterrupted(corpus, tmp_path_factory):
     return run
 
 
-def finish(argv, world_size=1):
+def finish(argv, world_size=1, env=None):
     """Run to the end; what came out, the seconds aside."""
-    with Group(argv, world_size) as group:
+    with Group(argv, world_size, env) as group:
         codes = group.join()
     assert codes == [0] * world_size, Path(f"{argv[0]}.0.log").read_text()[-3000:]
     return outcome(argv[0])
@@ -103,6 +103,17 @@ def test_a_run_killed_at_random_steps_has_the_losses_and_weights_of_the_uninterr
             assert [process.exitcode for process in group.processes] == [-signal.SIGKILL] * world_size
     assert_same(finish([recipe], world_size), uninterrupted(world_size))
     assert list((tmp_path / "killed" / "stages").glob("*/step-*")) == []  # finished stages keep none
+
+
+@pytest.mark.slow
+def test_a_killed_fsdp2_run_resumes_from_whole_checkpoints(corpus, tmp_path):
+    wanted = finish([write_recipe(corpus, tmp_path / "whole", EVERY_STEP)], 2, FSDP2)
+    recipe = write_recipe(corpus, tmp_path / "killed", EVERY_STEP)
+    for stage, step in random_kills(4):
+        with Group([recipe], 2, FSDP2) as group:
+            group.wait_for(stage, step)
+            group.kill()
+    assert_same(finish([recipe], 2, FSDP2), wanted)
 
 
 def test_sigterm_writes_a_checkpoint_and_exits_with_75(corpus, uninterrupted, tmp_path):

@@ -14,7 +14,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_corpus import SPLITS, WITHOUT_DROPOUT, write_recipe
-from train_process import ROOT, Group
+from train_process import FSDP2, ROOT, Group
 from transformers import AutoModel, AutoProcessor
 
 import train
@@ -230,8 +230,20 @@ def test_accumulated_batches_make_fewer_steps_of_the_same_scale(run):
 
 def test_micro_batches_have_the_losses_of_the_whole_batch(run):
     changes = ONLY_PRETRAINING | WITHOUT_DROPOUT | {"model.config.learn_logit_scale": True}
-    whole, micro = run(changes), run(changes | {"pretraining.micro_batch_size": 3})
-    torch.testing.assert_close(losses(micro), losses(whole), rtol=1e-3, atol=1e-3)
+    whole = run(changes | {"pretraining.micro_batch_tokens": None})
+    for settings in ({"micro_batch_tokens": 24}, {"micro_batch_tokens": 16, "activation_memory": 0.0}):
+        micro = run(changes | {f"pretraining.{name}": value for name, value in settings.items()})
+        torch.testing.assert_close(losses(micro), losses(whole), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("pool", ["noise_pool_size", "keyword_pool_size"])
+def test_frozen_output_is_kept_for_captions_from_pools_and_not_for_those_drawn_afresh(run, tmp_path, pool):
+    kept = {}
+    for size in (0, 2):
+        folder = tmp_path / f"frozen-{size}"
+        run(ONLY_PRETRAINING | {f"pretraining.sources.0.{pool}": size, "frozen_states_dir": str(folder)}, f"m{size}")
+        kept[size] = sum(len(load_file(shard)["lengths"]) for shard in folder.rglob("*.safetensors"))
+    assert 0 < kept[0] < kept[2]  # what validation searches by is kept either way
 
 
 def test_pairs_of_languages_train_with_the_cross_lingual_objective(run, tmp_path):
@@ -312,28 +324,45 @@ def by_torchrun(recipe):
     assert done.returncode == 0, done.stderr[-5000:]
 
 
-def by_hand(recipe):
-    with Group([recipe], 2) as group:
-        assert group.join() == [0, 0], Path(f"{recipe}.0.log").read_text()[-5000:]
+def by_hand(recipe, world_size=2, env=None):
+    with Group([recipe], world_size, env) as group:
+        assert group.join() == [0] * world_size, Path(f"{recipe}.0.log").read_text()[-5000:]
 
 
-@pytest.mark.parametrize("launch", [by_hand, pytest.param(by_torchrun, marks=pytest.mark.slow)])
-def test_two_processes_have_the_losses_of_one(run, corpus, tmp_path, launch):
-    """A text-only stage, then two sources with a learned temperature, in micro-batches and accumulated."""
+def fsdp2(recipe):
+    by_hand(recipe, env=FSDP2)
+
+
+def fsdp2_on_four(recipe):
+    by_hand(recipe, 4, env=FSDP2)
+
+
+@pytest.mark.parametrize(
+    ("launch", "world_size"),
+    [
+        (by_hand, 2),
+        (fsdp2, 2),
+        pytest.param(fsdp2_on_four, 4, marks=pytest.mark.slow),
+        pytest.param(by_torchrun, 2, marks=pytest.mark.slow),
+    ],
+)
+def test_several_processes_have_the_losses_of_one(run, corpus, tmp_path, launch, world_size):
+    """A text-only stage, then three sources with a learned temperature, in micro-batches and accumulated."""
     changes = WITHOUT_DROPOUT | {
         "model.config.learn_logit_scale": True,
         "model.config.loss_type": "sigmoid",
         "pretraining.sources": [PAIRS | {"with_video": False}],
-        "finetuning.sources": [PAIRS, SECOND_SOURCE],
-        "finetuning.train_batch_size": 7,  # uneven: 4 and 3
-        "finetuning.micro_batch_size": 2,
+        "finetuning.sources": [PAIRS, SECOND_SOURCE, PAIRS | {"with_video": False}],
+        "finetuning.train_batch_size": 11,  # uneven: 6 and 5, or 3, 3, 3 and 2
+        "finetuning.micro_batch_tokens": 24,
+        "finetuning.activation_memory": 1e-6,
         "finetuning.gradient_accumulation_steps": 2,
         "finetuning.evaluations": 5,
     }
     one = run(changes)
     launch(write_recipe(corpus, tmp_path / "two", changes))
     two = json.loads((tmp_path / "two" / "recipe" / "metrics.json").read_text())
-    assert two["world_size"] == 2
+    assert two["world_size"] == world_size
     for stage in ("pretraining", "finetuning"):
         torch.testing.assert_close(losses(two, stage), losses(one, stage), rtol=1e-4, atol=1e-4)
     found, wanted = weights(tmp_path / "two" / "recipe"), weights(tmp_path / "model")

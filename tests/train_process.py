@@ -10,14 +10,18 @@ import socket
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}  # what `accelerate launch --use_fsdp` sets
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["train"])
 
 
 class Group:
-    """`world_size` processes that run one recipe; use as a context, which leaves none of them behind."""
+    """`world_size` processes that run one recipe; use as a context, which leaves none of them behind.
 
-    def __init__(self, argv, world_size=1):
+    `env` is for these processes alone.
+    """
+
+    def __init__(self, argv, world_size=1, env=None):
         before = {name: os.environ.get(name) for name in ("PYTHONPATH", "OMP_NUM_THREADS")}
         os.environ |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}  # for the server, when it starts
         try:
@@ -26,7 +30,9 @@ class Group:
                 port = free.getsockname()[1]
             self.steps, theirs = CONTEXT.Pipe(duplex=False)
             self.processes = [
-                CONTEXT.Process(target=run, args=(list(argv), rank, world_size, port, None if rank else theirs))
+                CONTEXT.Process(
+                    target=run, args=(list(argv), rank, world_size, port, None if rank else theirs, env or {})
+                )
                 for rank in range(world_size)
             ]
             for process in self.processes:
@@ -65,8 +71,9 @@ class Group:
         return [process.exitcode for process in self.processes]
 
 
-def run(argv, rank, world_size, port, steps):
+def run(argv, rank, world_size, port, steps, env):
     """One process of a group: what `python train.py` does, and each step told through a pipe."""
+    os.environ |= env
     import torch
 
     import train
