@@ -166,7 +166,7 @@ def build(about: About, read: Read, options: Options, rules: Mapping[str, str]) 
     sources, tally, clock = Sources(options.data_dir, about.layout), Tally(rules), Clock(options.features)
     features, splits = read(sources, tally, clock)
     used: set[str] = set()
-    kept = {split: _with_features(rows, split, clock, options, tally, used) for split, rows in splits.items()}
+    kept = {split: with_features(rows, split, clock, options, tally, used) for split, rows in splits.items()}
     with Publication(options.output_dir, features) as publication:
         counts = {split: publication.write(split, rows) for split, rows in kept.items()}
         if clock.stores:
@@ -198,7 +198,7 @@ def build(about: About, read: Read, options: Options, rules: Mapping[str, str]) 
     return counts
 
 
-def _with_features(
+def with_features(
     rows: Iterable[Row], split: str, clock: Clock, options: Options, tally: Tally, used: set[str]
 ) -> Iterator[Row]:
     """The rows whose clips have features; `used` gathers their ids, where there are stores to compare with."""
@@ -324,9 +324,10 @@ def configs_of(about: About, features: Mapping[str, Any], splits: Iterable[str])
     named = [split for split in splits if split not in aside or split in ("train", "validation", "test")]
     everything = files({split: [split] for split in named})
     configs: list[dict[str, Any]] = [{"config_name": "default", "data_files": everything, "default": True}]
-    texts = [column for column in features if is_text_column(column, features)]
-    for language in languages_of(features):
-        columns = [c for c in features if c not in texts or c.rpartition("_")[2] == language]
+    languages = languages_of(features)
+    for language in languages:
+        others = tuple(f"_{other}" for other in languages if other != language)
+        columns = [column for column in features if column == "video_id" or not column.endswith(others)]
         configs.append({"config_name": language, "data_files": everything, "columns": columns})
     configs += [{"config_name": name, "data_files": files(parts)} for name, parts in about.configs.items()]
     return configs
