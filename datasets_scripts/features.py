@@ -483,6 +483,15 @@ class FeatureStores(Mapping[str, Any]):
             )
         return streams[0] if len(streams) == 1 else np.concatenate(streams, axis=1)
 
+    def num_steps(self, video_id: str) -> int:
+        """F of a clip: of its shortest stream, since extractors differ by a step at a video's end."""
+        return min(store.num_steps(video_id) for store in self.stores)
+
+    def window(self, video_id: str, start: int, stop: int) -> np.ndarray:
+        """Steps `start` to `stop` of a clip, `(stop - start, D_v)`."""
+        streams = [store.window(video_id, start, stop) for store in self.stores]
+        return streams[0] if len(streams) == 1 else np.concatenate(streams, axis=1)
+
     def __iter__(self) -> Iterator[str]:
         """The first store's clips."""
         return iter(self.stores[0])
