@@ -9,7 +9,6 @@ of them: a video goes to the part that a hash of its id says, and rows come out 
 """
 
 import argparse
-import io
 import json
 import math
 import re
@@ -208,7 +207,7 @@ def videos(sources: Sources, name: str) -> Iterator[tuple[str, Any]]:
             ) from error
 
 
-class _Joined(io.RawIOBase):
+class _Joined:
     """Chunks as a stream; the size asked for is a hint that ijson does not need kept."""
 
     def __init__(self, first: bytes, rest: Iterator[bytes]):
