@@ -34,6 +34,7 @@ from filelock import FileLock, Timeout
 DTYPES = {"float16": pa.float16(), "float32": pa.float32()}
 FILE_FORMATS = ("parquet", "arrow")
 MANIFEST = "manifest.json"
+ABSENT = "absent:"  # begins the name of a stream that clips lack
 MAX_SHARD_VALUES = 2**28  # Arrow's list offsets have 32 bits; half a gigabyte of float16 is a fair file
 
 
@@ -467,21 +468,32 @@ def all_finite(values: np.ndarray) -> bool:
 
 
 class FeatureStores(Mapping[str, Any]):
-    """Several feature stores as one: a clip's streams side by side, step by step."""
+    """Several feature stores as one: a clip's streams side by side, step by step.
+
+    Args:
+        folders: of the stores; `absent:512` in place of one is a stream that the model has, 512 wide, and these clips
+            lack, as pictures lack a video network's: zeros, from which the input layer's part for it learns nothing.
+
+    Raises:
+        FeatureStoreError: no folder is a store, or an absent stream has no width.
+    """
 
     def __init__(self, folders: Sequence[str]):
-        self.stores = [FeatureStore(folder) for folder in folders]
-        self.dims = [store.dim for store in self.stores]
-        self.fingerprints = [store.fingerprint for store in self.stores]
+        self.streams = [_absent(name) if name.startswith(ABSENT) else FeatureStore(name) for name in map(str, folders)]
+        self.stores = [stream for stream in self.streams if isinstance(stream, FeatureStore)]
+        if not self.stores:
+            raise FeatureStoreError(f"features are {list(folders)}; at least one must be a feature store")
+        self.dims = [stream if isinstance(stream, int) else stream.dim for stream in self.streams]
+        self.fingerprints = [ABSENT + str(s) if isinstance(s, int) else s.fingerprint for s in self.streams]
 
     def __getitem__(self, video_id: str) -> np.ndarray:
-        """`(F, D_v)` float: `D_v` is the sum of the stores' widths."""
-        streams = [store[video_id] for store in self.stores]
-        if len({len(stream) for stream in streams}) > 1:
+        """`(F, D_v)` float: `D_v` is the sum of the streams' widths."""
+        found = [store[video_id] for store in self.stores]
+        if len({len(stream) for stream in found}) > 1:
             raise ValueError(
-                f"clip {video_id!r} has {[len(s) for s in streams]} steps in its stores; extract at one rate"
+                f"clip {video_id!r} has {[len(s) for s in found]} steps in its stores; extract at one rate"
             )
-        return streams[0] if len(streams) == 1 else np.concatenate(streams, axis=1)
+        return self._side_by_side(found)
 
     def num_steps(self, video_id: str) -> int:
         """F of a clip: of its shortest stream, since extractors differ by a step at a video's end."""
@@ -489,8 +501,14 @@ class FeatureStores(Mapping[str, Any]):
 
     def window(self, video_id: str, start: int, stop: int) -> np.ndarray:
         """Steps `start` to `stop` of a clip, `(stop - start, D_v)`."""
-        streams = [store.window(video_id, start, stop) for store in self.stores]
-        return streams[0] if len(streams) == 1 else np.concatenate(streams, axis=1)
+        return self._side_by_side([store.window(video_id, start, stop) for store in self.stores])
+
+    def _side_by_side(self, found: Sequence[np.ndarray]) -> np.ndarray:
+        if len(self.streams) == 1:
+            return found[0]
+        values = iter(found)
+        parts = [np.zeros((len(found[0]), s), found[0].dtype) if isinstance(s, int) else next(values) for s in self.streams]
+        return np.concatenate(parts, axis=1)
 
     def __iter__(self) -> Iterator[str]:
         """The first store's clips."""
@@ -499,3 +517,11 @@ class FeatureStores(Mapping[str, Any]):
     def __len__(self) -> int:
         """Clips of the first store."""
         return len(self.stores[0])
+
+
+def _absent(name: str) -> int:
+    """The width of a stream that clips lack."""
+    width = name.removeprefix(ABSENT)
+    if not width.isdigit() or int(width) < 1:
+        raise FeatureStoreError(f"features has {name!r}; write absent:<width>, such as absent:512")
+    return int(width)
