@@ -233,3 +233,24 @@ def test_stores_without_a_clock_are_refused(built, tmp_path):
     write_feature_store(tmp_path / "still", [("a", np.ones((1, 2)))], extractor="x", revision="1")
     with pytest.raises(ValueError, match="every store needs one and the same rate"):
         SampledClips(load_dataset(str(folder), split="train"), FeatureStores([str(tmp_path / "still")]), WindowSampler(["en"]))
+
+
+# The simulated Multi-HowTo100M, at 1 % (by hand at full size: benchmarks/simulated_howto100m.py, docs/SCALE.md)
+
+
+def test_one_percent_of_a_simulated_howto100m_is_drawn_in_little_memory_and_all_languages(tmp_path, monkeypatch):
+    import sys
+    from pathlib import Path
+
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[1]))
+    from benchmarks import simulated_howto100m as simulated
+
+    found = simulated.main(["--videos", str(simulated.VIDEOS // 100), "--output_dir", str(tmp_path / "index")])
+    assert "torch" in sys.modules  # as in training: what is measured includes it
+    assert found["clips"] == found["videos"] == 12_000 and abs(found["cues"] / 1_380_000 - 1) < 0.02
+    assert max(found["resident_mib"]) < 2048 and found["resident_mib"][-1] - found["resident_mib"][4] < 100
+    # every video has 7 to 9 of nine, drawn evenly: a share of 1/9 each, give or take what 12,000 draws do
+    assert all(abs(share - 1 / 9) < 5 * (1 / 9 * 8 / 9 / 12_000) ** 0.5 for share in found["languages"].values())
+    assert 4 < found["mean_clip_seconds"] < 32
+    texts = simulated.CueTexts("00000000001", "sw", 9)
+    assert texts[2:4] == [texts[2], texts[3]] and texts[2] != texts[3] and texts[2].startswith("sw")
