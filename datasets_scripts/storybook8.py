@@ -51,6 +51,7 @@ ABOUT = About(
         "story, page": "four digits, and the page's number in the story",
         "frames, num_frames": "the picture, bytes unchanged; always 1",
         "caption_<language>": "the page's sentences, or None",
+        "nearby_<language>": "the sentences of the pages before and after: loosely aligned text, as subtitles are",
     },
     task="text-to-image",
     notes="## Use\n\nThe captions tell a story; they do not all describe their picture. Report results by story.",
@@ -59,33 +60,52 @@ ABOUT = About(
 
 def read(sources: Sources, tally: Tally, clock: Clock) -> tuple[datasets.Features, dict[str, Iterator[Row]]]:
     """The pages that have a picture, by split."""
+    if not sources.text(sources.find(CREDITS)).strip():
+        raise SourceError(f"{sources.folder / CREDITS} is empty; CC BY asks for credits: complete the folder")
+    pages: dict[tuple[str, int], Row] = {}
+    for number, line in enumerate(sources.lines(INDEX), start=1):
+        where = f"{sources.folder / INDEX}, line {number}"
+        page = read_page(sources, line, where, tally)
+        if (page["story"], page["page"]) in pages:
+            raise SourceError(f"{where}: story {page['story']} has page {page['page']} already; remove one of them")
+        pages[page["story"], page["page"]] = page
     rows: dict[str, list[Row]] = {split: [] for split in ("train", "validation", "test")}
     seen: dict[str, str] = {}
-    credits = sources.text(sources.find(CREDITS))
-    for number, line in enumerate(sources.lines(INDEX), start=1):
-        row = read_page(sources, line, f"{sources.folder / INDEX}, line {number}", tally)
-        if row is None:
-            continue
-        first = seen.setdefault(hashlib.sha256(row["frames"]["bytes"]).hexdigest(), row["video_id"])
-        tally.count("repeated_picture", int(first != row["video_id"]))
-        rows[split_of(row["story"])].append(row)
-    if not credits.strip():
-        raise SourceError(f"{sources.folder / CREDITS} is empty; CC BY asks for credits: complete the folder")
+    for (story, number), page in pages.items():
+        texts, file = page.pop("text"), page.pop("file")
+        if file is None:
+            tally.count("no_picture")
+        elif not texts:
+            tally.count("no_caption")
+        else:
+            around = [pages[story, other].get("text") or {} for other in (number - 1, number + 1) if (story, other) in pages]
+            page["frames"] = {"bytes": picture(sources, file, f"{sources.folder / INDEX}"), "path": None}
+            page |= {f"caption_{language}": texts.get(language) for language in LANGUAGES}
+            page |= {f"nearby_{lang}": [texts[lang] for texts in around if lang in texts] for lang in LANGUAGES}
+            first = seen.setdefault(hashlib.sha256(page["frames"]["bytes"]).hexdigest(), page["video_id"])
+            tally.count("repeated_picture", int(first != page["video_id"]))
+            rows[split_of(story)].append(page)
+        page["text"] = texts
+    for split in rows.values():
+        for page in split:
+            del page["text"]
     features = {
         "video_id": datasets.Value("string"),
         "story": datasets.Value("string"),
         "page": datasets.Value("int32"),
         "num_frames": datasets.Value("int32"),
         "frames": datasets.Image(),
-    } | {f"caption_{language}": datasets.Value("string") for language in LANGUAGES}
+    }
+    features |= {f"caption_{language}": datasets.Value("string") for language in LANGUAGES}
+    features |= {f"nearby_{language}": datasets.List(datasets.Value("string")) for language in LANGUAGES}
     return datasets.Features(features), {split: iter(part) for split, part in rows.items()}
 
 
-def read_page(sources: Sources, line: str, where: str, tally: Tally) -> Row | None:
-    """A line's row; None where a rule drops it."""
+def read_page(sources: Sources, line: str, where: str, tally: Tally) -> Row:
+    """A line, checked: its story, page, file or None, and the texts that no rule drops."""
     try:
         record = as_object(json.loads(line), where, ["story", "page", "file", "license", "text"])
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise SourceError(f"{where}: no JSON ({error}); write one object a line") from error
     story, page, file = record["story"], record["page"], record["file"]
     if not isinstance(story, str) or not re.fullmatch(r"\d{4}", story):
@@ -94,21 +114,15 @@ def read_page(sources: Sources, line: str, where: str, tally: Tally) -> Row | No
         raise SourceError(f"{where}: page is {page!r}; write its number")
     if record["license"] not in LICENSES:
         raise SourceError(f"{where}: license is {record['license']!r}; only {', '.join(LICENSES)} may be passed on")
-    if file is None:
-        tally.count("no_picture")
-        return None
-    if not isinstance(file, str) or not re.fullmatch(rf"images/{story}_\d+\.jpg", file):
+    if file is not None and (not isinstance(file, str) or not re.fullmatch(rf"images/{story}_\d+\.jpg", file)):
         raise SourceError(f"{where}: file is {file!r}; write images/{story}_NN.jpg or null")
     texts = as_object(record["text"], f"{where}, text")
     for language in texts:
         checked_language(language, f"{where}, text", LANGUAGES)
+    cleaned = {language: clean_text(text, tally) for language, text in texts.items()}
+    known = {language: text for language, text in cleaned.items() if text is not None}
     row: Row = {"video_id": f"{story}_{page:02d}", "story": story, "page": page, "num_frames": 1}
-    row["frames"] = {"bytes": picture(sources, file, where), "path": None}
-    captions = {language: clean_text(text, tally) for language, text in texts.items()}
-    if not any(captions.values()):
-        tally.count("no_caption")
-        return None
-    return row | {f"caption_{language}": captions.get(language) for language in LANGUAGES}
+    return row | {"file": file, "text": known}
 
 
 def picture(sources: Sources, file: str, where: str) -> bytes:

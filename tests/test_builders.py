@@ -515,6 +515,8 @@ def test_storybook8_splits_by_story_and_keeps_the_pictures_bytes(tmp_path):
     file = tmp_path / "source" / f"images/{row['story']}_{row['page'] + 1:02d}.jpg"
     assert row["frames"]["bytes"] == file.read_bytes()
     assert row["caption_sw"] and row["caption_zh"] is None
+    second = next(one for one in rows("train") if one["story"] == row["story"] and one["page"] != row["page"])
+    assert row["nearby_sw"] == [second["caption_sw"]] and second["nearby_en"] == [row["caption_en"]]
     assert (tmp_path / "out/IMAGEBANK_CREDITS.md").is_file()
 
 
