@@ -441,7 +441,10 @@ def collator(processor: MMTProcessor, source: Source) -> MMTDataCollator:
 
 
 def seen(
-    clips: Sequence[ClipDataset | SampledClips], samplers: Sequence[EpochBatchSampler], stage: StageArguments, step: int
+    clips: Sequence[ClipDataset | SampledClips],
+    samplers: Sequence[EpochBatchSampler],
+    stage: StageArguments,
+    step: int,
 ) -> list[list[str]]:
     """The ids of the clips of an optimizer step, by source."""
     batches = range(step * stage.gradient_accumulation_steps, (step + 1) * stage.gradient_accumulation_steps)

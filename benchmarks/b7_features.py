@@ -262,16 +262,24 @@ def judge(results: dict[tuple[str, int], harness.Measurement]) -> list[harness.V
         verdicts.append(harness.compare(what, mine.median, copy.median, 2, False))
         web_seconds = results[WEBDATASET, size].median
         verdicts.append(
-            harness.compare(f"{size} clips in order: seconds, to WebDataset", results[ARROW_ORDER, size].median, web_seconds, 1, False)  # noqa: E501
+            harness.compare(
+                f"{size} clips in order: seconds, to WebDataset",
+                results[ARROW_ORDER, size].median,
+                web_seconds,
+                1,
+                False,
+            )  # noqa: E501
         )
         megabytes = results[PARSE, size].outcome["megabytes"]
         seconds = results[PARSE, size].median
         verdicts.append(harness.compare("parsing: seconds, to 100 MB/s", seconds, megabytes / 100, 1, False))
-        verdicts.append(harness.compare("parsing: seconds, to ijson alone", seconds, results[IJSON, size].median, 1.5, False))
+        verdicts.append(
+            harness.compare("parsing: seconds, to ijson alone", seconds, results[IJSON, size].median, 1.5, False)
+        )
         slow = results[ROWS, size].median * ROWS_READ
         print(
             f"first pass over {size} clips, verified: Arrow {mine.outcome['first_pass_seconds']:.2f} s, Parquet "
-            f"{results[PARQUET, size].outcome['first_pass_seconds']:.2f} s; all as `datasets` rows: about {slow:.1f} s; "
+            f"{results[PARQUET, size].outcome['first_pass_seconds']:.2f} s; as `datasets` rows: about {slow:.1f} s; "
             f"parsing {megabytes / seconds:.0f} MB/s, json.load {megabytes / results[JSON, size].median:.0f} MB/s"
         )
     return verdicts

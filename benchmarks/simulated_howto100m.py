@@ -1,10 +1,10 @@
 """The pre-training sampler over a simulated Multi-HowTo100M: memory, throughput, languages, time to the first clip.
 
     python benchmarks/simulated_howto100m.py --output_dir runs/simulated --results results/scale/sampling.json
-    python benchmarks/simulated_howto100m.py --videos 12000 --output_dir runs/simulated-1pct      # 1 %, as the tests do
+    python benchmarks/simulated_howto100m.py --videos 12000 --output_dir runs/simulated-1pct    # 1 %, as the tests do
 
-What is simulated: 1.2 million videos with 138 million cue times (`video_id`, `start`, `end`, and which seven to nine of
-the languages it has), in Parquet shards, without media. The texts of the cues are made when they are read, from a hash
+What is simulated: 1.2 million videos with 138 million cue times (`video_id`, `start`, `end`, and which seven to nine
+languages it has), in Parquet shards, without media. The texts of the cues are made when they are read, from a hash
 of video, language and cue. What is real: the Parquet, `datasets`' streaming, `split_dataset_by_node`, the sampler.
 One epoch is drawn in one process without workers. Memory is this process's resident set.
 """

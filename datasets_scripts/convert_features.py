@@ -1,11 +1,11 @@
-"""Features that you have to a feature store: a folder of .npy, an HDF5 file, or .npz archives.
+r"""Features that you have to a feature store: a folder of .npy, an HDF5 file, or .npz archives.
 
-    python datasets_scripts/convert_features.py s3d_npy/ --output_dir data/features/msrvtt-s3d \\
+    python datasets_scripts/convert_features.py s3d_npy/ --output_dir data/features/msrvtt-s3d \
         --extractor S3D-HowTo100M-MIL-NCE --revision 1.0 --rate 1
 
 Each array is a clip's `(F, D_v)`; `(D_v,)` is a clip of one step, `(1, F, D_v)`, as VATEX' I3D files have it, the clip
-within. A clip's id is its file's name, or its key in HDF5 and .npz. Every value is checked. A file that is damaged, not
-finite or of another width stops the conversion, or, with `--on_error skip`, is left out and counted, up to
+within. A clip's id is its file's name, or its key in HDF5 and .npz. Every value is checked. A file that is damaged,
+not finite or of another width stops the conversion, or, with `--on_error skip`, is left out and counted, up to
 `--max_skipped` of all; nothing is ever replaced by zeros.
 
 Pickles (.pth, .pt, .pkl, .pickle, object arrays in .npy) are refused: they run code when they are read.
@@ -13,6 +13,7 @@ Pickles (.pth, .pt, .pkl, .pickle, object arrays in .npy) are refused: they run 
 
 import argparse
 import sys
+import tokenize
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -25,6 +26,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from datasets_scripts.features import DTYPES, FILE_FORMATS, FeatureStore, FeatureStoreError, FeatureStoreWriter  # noqa: E402, E501
 from datasets_scripts.sources import SourceError, checked_id  # noqa: E402
 
+# What numpy raises on a damaged .npy: its header is a Python literal, and may ask for any amount of memory.
+DAMAGE = (
+    ValueError,
+    OSError,
+    EOFError,
+    SyntaxError,
+    tokenize.TokenError,
+    OverflowError,
+    MemoryError,
+    zipfile.BadZipFile,
+)
 PICKLES = (".pth", ".pt", ".pkl", ".pickle", ".ckpt", ".bin")
 REMEDY = """a pickle, which can run any code when it is read. Where you trust it, turn it into .npy files yourself:
     import numpy, torch
@@ -33,11 +45,11 @@ REMEDY = """a pickle, which can run any code when it is read. Where you trust it
 and convert that folder (a .pth with "2d" and "3d" inside holds two extractors: two folders, two stores)"""
 
 
-class Unreadable(SourceError):
+class UnreadableClipError(SourceError):
     """One clip's array cannot be read; the others may."""
 
 
-def read_arrays(source: str | Path) -> Iterator[tuple[str, np.ndarray | Unreadable]]:
+def read_arrays(source: str | Path) -> Iterator[tuple[str, np.ndarray | UnreadableClipError]]:
     """The clips of a folder of .npy, an .npz, or an HDF5 file, as they are, by id; an error in place of a damaged one.
 
     Raises:
@@ -56,10 +68,12 @@ def read_arrays(source: str | Path) -> Iterator[tuple[str, np.ndarray | Unreadab
     elif source.suffix in (".h5", ".hdf5"):
         yield from _read_hdf5(source)
     else:
-        raise SourceError(f"{source}: kind {source.suffix!r} is unknown; give a folder of .npy, an .npz or an HDF5 file")
+        raise SourceError(
+            f"{source}: kind {source.suffix!r} is unknown; give a folder of .npy, an .npz or an HDF5 file"
+        )
 
 
-def _read_folder(folder: Path) -> Iterator[tuple[str, np.ndarray | Unreadable]]:
+def _read_folder(folder: Path) -> Iterator[tuple[str, np.ndarray | UnreadableClipError]]:
     for path in sorted(folder.iterdir()):
         if path.suffix in PICKLES:
             raise SourceError(f"{path}: {REMEDY}")
@@ -69,29 +83,29 @@ def _read_folder(folder: Path) -> Iterator[tuple[str, np.ndarray | Unreadable]]:
     for path in paths:
         try:
             yield checked_id(path.stem, str(path)), np.load(path, allow_pickle=False)
-        except (ValueError, OSError, EOFError) as error:
+        except DAMAGE as error:
             if "allow_pickle" in str(error):
                 raise SourceError(f"{path}: an array of objects, {REMEDY}") from error
-            yield path.stem, Unreadable(f"{path}: no whole .npy ({error}); extract this clip again")
+            yield path.stem, UnreadableClipError(f"{path}: no whole .npy ({error}); extract this clip again")
 
 
-def _read_npz(path: Path) -> Iterator[tuple[str, np.ndarray | Unreadable]]:
+def _read_npz(path: Path) -> Iterator[tuple[str, np.ndarray | UnreadableClipError]]:
     try:
         archive = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except DAMAGE as error:
         raise SourceError(f"{path}: no whole .npz ({error}); copy it again") from error
     with archive:
         for key in archive.files:
             video_id = checked_id(key, f"{path}, key")
             try:
                 yield video_id, archive[key]
-            except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+            except DAMAGE as error:
                 if "allow_pickle" in str(error):
                     raise SourceError(f"{path}, {key!r}: an array of objects, {REMEDY}") from error
-                yield video_id, Unreadable(f"{path}, {key!r}: {error}; extract this clip again")
+                yield video_id, UnreadableClipError(f"{path}, {key!r}: {error}; extract this clip again")
 
 
-def _read_hdf5(path: Path) -> Iterator[tuple[str, np.ndarray | Unreadable]]:
+def _read_hdf5(path: Path) -> Iterator[tuple[str, np.ndarray | UnreadableClipError]]:
     import h5py  # an extra: only these files need it
 
     try:
@@ -106,7 +120,7 @@ def _read_hdf5(path: Path) -> Iterator[tuple[str, np.ndarray | Unreadable]]:
             try:
                 yield video_id, item[()]
             except OSError as error:
-                yield video_id, Unreadable(f"{path}, {key!r}: {error}; extract this clip again")
+                yield video_id, UnreadableClipError(f"{path}, {key!r}: {error}; extract this clip again")
 
 
 def as_clip(array: Any, where: str) -> np.ndarray:
@@ -116,7 +130,7 @@ def as_clip(array: Any, where: str) -> np.ndarray:
     if array.ndim == 3 and array.shape[0] == 1:
         return array[0]
     if array.ndim != 2:
-        raise Unreadable(f"{where}: shape {array.shape}; a clip is (steps, width): reshape it")
+        raise UnreadableClipError(f"{where}: shape {array.shape}; a clip is (steps, width): reshape it")
     return array
 
 
@@ -157,10 +171,10 @@ def convert(
         for video_id, array in tqdm(read_arrays(source), unit="clip", desc=str(output_dir)):
             num_clips += 1
             try:
-                if isinstance(array, Unreadable):
+                if isinstance(array, UnreadableClipError):
                     raise array
                 writer.add(video_id, as_clip(array, f"{source}, {video_id!r}"))
-            except (Unreadable, FeatureStoreError) as error:
+            except (UnreadableClipError, FeatureStoreError) as error:
                 if not skip:
                     raise
                 skipped.append(str(error))

@@ -130,7 +130,9 @@ def options_parser(about: About) -> argparse.ArgumentParser:
     text = f"{about.title}: {about.summary}\n\nFiles in --data_dir:\n{about.layout}"
     parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", required=True, type=Path, help="folder of the official files")
-    parser.add_argument("--output_dir", required=True, type=Path, help="of the dataset; its data and card are replaced")
+    parser.add_argument(
+        "--output_dir", required=True, type=Path, help="of the dataset; its data and card are replaced"
+    )
     parser.add_argument("--features", nargs="*", default=[], type=Path, help="feature stores that hold every clip")
     parser.add_argument(
         "--missing_features", choices=("error", "skip"), default="error", help="a clip that a store does not hold"
@@ -293,7 +295,9 @@ class Publication:
 
 def schema(kinds: Mapping[str, Sequence[str]], **others: Any) -> datasets.Features:
     """The columns `video_id`, `others`, and a list of texts for every kind and language."""
-    texts = {f"{kind}_{language}": datasets.List(datasets.Value("string")) for kind in kinds for language in kinds[kind]}
+    texts = {
+        f"{kind}_{language}": datasets.List(datasets.Value("string")) for kind in kinds for language in kinds[kind]
+    }
     return datasets.Features({"video_id": datasets.Value("string"), **others, **texts})
 
 

@@ -373,7 +373,9 @@ class FeatureStore(Mapping[str, np.ndarray]):
         shard, row = self._find(video_id)
         first, last = shard.offsets[row], shard.offsets[row + 1]
         if not 0 <= start < stop <= last - first:
-            raise ValueError(f"clip {video_id!r}: steps {start} to {stop} of {last - first}; give 0 <= start < stop <= F")
+            raise ValueError(
+                f"clip {video_id!r}: steps {start} to {stop} of {last - first}; give 0 <= start < stop <= F"
+            )
         return shard.values[first + start : first + stop].copy()
 
     def _find(self, video_id: str) -> tuple["_Shard", int]:
@@ -507,7 +509,9 @@ class FeatureStores(Mapping[str, Any]):
         if len(self.streams) == 1:
             return found[0]
         values = iter(found)
-        parts = [np.zeros((len(found[0]), s), found[0].dtype) if isinstance(s, int) else next(values) for s in self.streams]
+        parts = [
+            np.zeros((len(found[0]), s), found[0].dtype) if isinstance(s, int) else next(values) for s in self.streams
+        ]
         return np.concatenate(parts, axis=1)
 
     def __iter__(self) -> Iterator[str]:

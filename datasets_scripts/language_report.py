@@ -1,10 +1,11 @@
-"""What a tokenizer makes of a dataset's captions: how many are cut, what it does not know, what is there twice.
+r"""What a tokenizer makes of a dataset's captions: how many are cut, what it does not know, what is there twice.
 
-    python datasets_scripts/language_report.py --dataset data/multi30k --tokenizer FacebookAI/xlm-roberta-large \\
+    python datasets_scripts/language_report.py --dataset data/multi30k --tokenizer FacebookAI/xlm-roberta-large \
         google-bert/bert-base-multilingual-cased --max_text_length 64
 
-A table by language and tokenizer, printed and put into the dataset's card. A language whose captions are cut more often
-than others loses more of its text to the same `max_text_length`; unknown tokens are words that the model cannot see.
+A table by language and tokenizer, printed and put into the dataset's card. A language whose captions are
+cut more often than others loses more of its text to the same `max_text_length`; unknown tokens are words that the
+model cannot see.
 """
 
 import argparse
@@ -54,7 +55,9 @@ class LanguageFigures:
     unknown: float
 
 
-def report(columns: dict[str, Iterable[Any]], tokenizers: dict[str, Any], max_text_length: int) -> list[LanguageFigures]:
+def report(
+    columns: dict[str, Iterable[Any]], tokenizers: dict[str, Any], max_text_length: int
+) -> list[LanguageFigures]:
     """The figures for each language and tokenizer.
 
     Args:
@@ -64,7 +67,7 @@ def report(columns: dict[str, Iterable[Any]], tokenizers: dict[str, Any], max_te
     """
     figures = []
     for language, column in columns.items():
-        by_clip = [[value] if isinstance(value, str) else list(value or []) for value in column]
+        by_clip = [[value] if value and isinstance(value, str) else list(value or []) for value in column]
         captions = [caption for clip in by_clip for caption in clip]
         described = [clip for clip in by_clip if clip]
         for name, tokenizer in tokenizers.items():

@@ -78,7 +78,7 @@ ABOUT = About(
         "9k": {"train": ["train", "validation", "test_rest"], "test": ["test"]},
     },
     notes=(
-        "## A leak to know\n\nConfig `9k`, the usual \"training-9k\", holds the official validation split and the "
+        '## A leak to know\n\nConfig `9k`, the usual "training-9k", holds the official validation split and the '
         "1,990 clips of the official test split that are not in 1k-A. A model trained on it must not be tested on the "
         "official 2,990, and has no clips left to choose on. The paper does not train on them.\n\n1k-A has 1,000 "
         "clips and 995 different sentences: equal sentences tie."

@@ -5,7 +5,7 @@
 
 A row is a video with each language's cues: texts, and their seconds. The files `how2_<language>.json`, gigabytes each
 and in orders of their own, are parsed as streams and joined by way of temporary files, so that memory holds a part
-of them: a video goes to the part that a hash of its id says, and rows come out part by part, in no order of the source.
+of them: a video goes to the part that a hash of its id says, and rows come out part by part, in an order of their own.
 """
 
 import argparse
@@ -60,9 +60,9 @@ ABOUT = About(
     title="Multi-HowTo100M",
     summary=__doc__.partition("\n")[0],
     source=(
-        "https://github.com/berniebear/Multi-HT100M (Huang et al. 2021), over HowTo100M (Miech et al. 2019); user-made "
-        "subtitles where present, else speech recognition and translation by YouTube, crawled in May 2020. Early "
-        "versions of its README gave the Spanish file the name `sw`"
+        "https://github.com/berniebear/Multi-HT100M (Huang et al. 2021), over HowTo100M (Miech et al. 2019); "
+        "user-made subtitles where present, else speech recognition and translation by YouTube, crawled in May 2020. "
+        "Early versions of its README gave the Spanish file the name `sw`"
     ),
     layout="  how2_{en,de,fr,cs,zh,ru,vi,sw,es}.json, or .json.gz; those that are there:\n"
     "    {video_id: {text: [str], start: [seconds], end: [seconds]}}",
@@ -75,7 +75,7 @@ ABOUT = About(
     },
     published={"train": 1_200_000},
     published_source=(
-        "\"1.2 million\" videos and 138 million clips; of the crawl about 1.1 million with 7 to 9 languages each"
+        '"1.2 million" videos and 138 million clips; of the crawl about 1.1 million with 7 to 9 languages each'
     ),
 )
 
@@ -198,13 +198,13 @@ def videos(sources: Sources, name: str) -> Iterator[tuple[str, Any]]:
             raise SourceError(f"{where}: no JSON object; it must be {{video_id: {{text, start, end}}}}")
         last = "the first"
         try:
-            for video_id, video in ijson.kvitems(_Joined(first.removeprefix(b"\xef\xbb\xbf"), chunks), "", use_float=True):
+            for video_id, video in ijson.kvitems(
+                _Joined(first.removeprefix(b"\xef\xbb\xbf"), chunks), "", use_float=True
+            ):
                 yield video_id, video
                 last = repr(video_id)
         except ijson.JSONError as error:
-            raise SourceError(
-                f"{where}: no whole JSON after video {last} ({error}); download it again"
-            ) from error
+            raise SourceError(f"{where}: no whole JSON after video {last} ({error}); download it again") from error
 
 
 class _Joined:

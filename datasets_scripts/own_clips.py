@@ -63,7 +63,9 @@ def read(sources: Sources, tally: Tally, clock: Clock) -> tuple[datasets.Feature
         timed |= "start" in facts
         clip = clips.setdefault(video_id, {"facts": facts, "captions": {}})
         if clip["facts"] != facts:
-            raise SourceError(f"{where}: clip {video_id!r} is {facts}, before it was {clip['facts']}; correct one line")
+            raise SourceError(
+                f"{where}: clip {video_id!r} is {facts}, before it was {clip['facts']}; correct one line"
+            )
         text = clean_text(line["caption"], tally)
         texts = clip["captions"].setdefault(language, [])
         if text in texts:

@@ -1,7 +1,7 @@
 """Clips of long videos, as the paper's pre-training draws them (section 4.2): a random window, one language, its cues.
 
-A row of `multi_howto100m.py` is a video: each language's cues, with their seconds. A step of training sees of a video a
-window between two random times, in one random language of those that it has, and as its text the consecutive cues
+A row of `multi_howto100m.py` is a video: each language's cues, with their seconds. A step of training sees of a video
+a window between two random times, in one random language of those that it has, and as its text the consecutive cues
 nearest in time. Every draw is a function of (seed, epoch, video): the clip that a video gives in an epoch is the same
 for any number of workers and processes.
 
@@ -131,7 +131,9 @@ class SampledClips(torch.utils.data.Dataset):
         for language in sampler.languages:
             column = rows.with_format("arrow")[f"{sampler.kind}_{language}"]
             chunks = getattr(column, "chunks", [column])
-            has += np.concatenate([(chunk.value_lengths().fill_null(0).to_numpy(zero_copy_only=False) > 0) for chunk in chunks])  # noqa: E501
+            has += np.concatenate(
+                [(chunk.value_lengths().fill_null(0).to_numpy(zero_copy_only=False) > 0) for chunk in chunks]
+            )  # noqa: E501
         enough = np.flatnonzero(has >= sampler.languages_per_clip)
         self.rows = rows if len(enough) == len(rows) else rows.select(enough)
 

@@ -211,7 +211,7 @@ def checked_id(value: Any, where: str) -> str:
     ):
         shown = repr(value) if len(repr(value)) < 100 else repr(value)[:100] + "..."
         raise SourceError(
-            f"{where}: {shown} is no clip id; write 1 to 200 bytes without slashes, control characters and outer spaces"
+            f"{where}: {shown} is no clip id; give 1 to 200 bytes without slashes, control characters and outer spaces"
         )
     return value
 

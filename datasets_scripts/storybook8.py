@@ -78,7 +78,9 @@ def read(sources: Sources, tally: Tally, clock: Clock) -> tuple[datasets.Feature
         elif not texts:
             tally.count("no_caption")
         else:
-            around = [pages[story, other].get("text") or {} for other in (number - 1, number + 1) if (story, other) in pages]
+            around = [
+                pages[story, other].get("text") or {} for other in (number - 1, number + 1) if (story, other) in pages
+            ]
             page["frames"] = {"bytes": picture(sources, file, f"{sources.folder / INDEX}"), "path": None}
             page |= {f"caption_{language}": texts.get(language) for language in LANGUAGES}
             page |= {f"nearby_{lang}": [texts[lang] for texts in around if lang in texts] for lang in LANGUAGES}

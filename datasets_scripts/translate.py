@@ -1,6 +1,6 @@
-"""Fills the languages that a dataset lacks by machine translation, as the paper did for MSR-VTT with OPUS-MT.
+r"""Fills the languages that a dataset lacks by machine translation, as the paper did for MSR-VTT with OPUS-MT.
 
-    python datasets_scripts/translate.py --dataset data/msrvtt9 --output_dir data/msrvtt9-translated \\
+    python datasets_scripts/translate.py --dataset data/msrvtt9 --output_dir data/msrvtt9-translated \
         --model Helsinki-NLP/opus-mt-en-{language} --revision main --languages de fr cs zh ru vi sw es
 
 Any sequence-to-sequence model of the Hub does: `{language}` in its name is filled in, for one model a language; a
@@ -93,16 +93,15 @@ def translate_texts(texts: Sequence[str], translator: Translator, memory: Path, 
 
 
 def remembered(memory: Path, label: str) -> dict[str, str]:
-    """What a file of translations holds by one model; a last line that was cut short is left out."""
+    """What a file of translations holds by one model; a last line that was cut short is taken out of the file."""
     if not memory.is_file():
         return {}
-    known = {}
-    for line in memory.read_text(encoding="utf-8").splitlines(keepends=True):
-        if line.endswith("\n"):
-            found = json.loads(line)
-            if found["model"] == label:
-                known[found["text"]] = found["translation"]
-    return known
+    data = memory.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    if whole != data:
+        memory.write_bytes(whole)
+    lines = [json.loads(line) for line in whole.splitlines()]
+    return {line["text"]: line["translation"] for line in lines if line["model"] == label}
 
 
 def fill(
@@ -124,7 +123,9 @@ def fill(
         lacks[language] = [not value for value in there]
         wanted = [text for lack, own in zip(lacks[language], texts, strict=True) if lack for text in own]
         table[language] = translate_texts(wanted, translator, memory_dir / f"{language}-{MEMORY}", batch_size)
-    for number, row in enumerate(rows.cast_column("frames", datasets.Image(decode=False)) if "frames" in rows.column_names else rows):  # noqa: E501
+    for number, row in enumerate(
+        rows.cast_column("frames", datasets.Image(decode=False)) if "frames" in rows.column_names else rows
+    ):  # noqa: E501
         for language, translator in translators.items():
             column, who = f"{kind}_{language}", f"translator_{language}"
             row[column], row[who] = row.get(column), row.get(who)

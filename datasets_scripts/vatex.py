@@ -82,7 +82,9 @@ def make_read(halves: bool):
             ids = {split: half(sources, names) for split, names in HALVES.items()}
             both = set(ids["validation"]) & set(ids["test"])
             if both:
-                raise SourceError(f"{sources.folder}: clip {min(both)!r} is in both of HGR's halves; correct the lists")
+                raise SourceError(
+                    f"{sources.folder}: clip {min(both)!r} is in both of HGR's halves; correct the lists"
+                )
             found = {row["video_id"]: row for row in read_file(sources, tally, VALIDATION)}
             for split, names in ids.items():
                 tally.count("half_missing", sum(name not in found for name in names))

@@ -153,7 +153,7 @@ class Recipe:
         pretraining: the stage before it; `null` for none.
         card: what the model card says that no file tells: `dataset_name`, `dataset_license`, `dataset_description`,
             `text_license`, `video_license`, `weights_license`, `base_model`.
-        comes_from: how each dataset, store and encoder is had, by its name above; `--dry_run` says it of what is missing.
+        comes_from: how each dataset, store and encoder is had, by its name; `--dry_run` says it of those missing.
         dry_run: check the data against the recipe, say what is missing, and train nothing.
         seed: of weights, order, noise and dropout.
         mixed_precision: `no`, `bf16` or `fp16`.

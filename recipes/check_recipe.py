@@ -77,7 +77,7 @@ class RecipeCheck:
         layer = model.config.get("text_output_layer", MMTConfig().text_output_layer)
         if layer is not None and layer > config.num_hidden_layers:
             self.problem(
-                f"text model {model.text_model} has {config.num_hidden_layers} layers, the recipe reads layer {layer}: "
+                f"text model {model.text_model} has {config.num_hidden_layers} layers, the recipe reads {layer}: "
                 "set model.config.text_output_layer"
             )
         self.found.append(f"text model {model.text_model}: {config.model_type}, {config.num_hidden_layers} layers")
@@ -106,7 +106,9 @@ class RecipeCheck:
             return None
         record = Path(name) / "build.json"
         published = json.loads(record.read_text("utf-8"))["published"].get(split) if record.is_file() else None
-        self.found.append(f"{name} ({split}): {len(rows):,} rows" + (f", published {published:,}" if published else ""))
+        self.found.append(
+            f"{name} ({split}): {len(rows):,} rows" + (f", published {published:,}" if published else "")
+        )
         if published and len(rows) != published:
             self.found[-1] += "  <- not the published number"
         return rows
@@ -131,9 +133,7 @@ class RecipeCheck:
                     self.problem(f"{where}: {error}")
         return self._stores[key]
 
-    def coverage(
-        self, rows: Dataset | None, names: Sequence[str], features: FeatureStores | None, where: str
-    ) -> None:
+    def coverage(self, rows: Dataset | None, names: Sequence[str], features: FeatureStores | None, where: str) -> None:
         """Whether every clip has features."""
         if rows is None:
             return
@@ -166,11 +166,15 @@ class RecipeCheck:
         if own and source.with_video:
             self.coverage(rows, names, stores, f"{where}: {name}")
             if stores and features and stores.dims != features.dims:
-                self.problem(f"{where}: streams are {stores.dims} wide, data.features {features.dims}; they must agree")
+                self.problem(
+                    f"{where}: streams are {stores.dims} wide, data.features {features.dims}; they must agree"
+                )
         if source.clip_seconds is not None and stores is not None:
             rates = {store.manifest["rate"] for store in stores.stores}
             if len(rates) > 1 or None in rates:
-                self.problem(f"{where}: clip_seconds needs one rate of all its stores; they have {sorted(rates, key=str)}")
+                self.problem(
+                    f"{where}: clip_seconds needs one rate of all its stores; they have {sorted(rates, key=str)}"
+                )
         if rows is None or not set(columns_of(source)) <= set(rows.column_names):
             return
         texts = rows.select_columns([f"{source.text_column}_{language}" for language in source.languages])
@@ -181,7 +185,9 @@ class RecipeCheck:
                 f"{source.languages_per_clip} of {', '.join(source.languages)}: drop or fill them"
             )
         if len(rows) < stage.train_batch_size:
-            self.problem(f"{where}: {len(rows):,} clips, the batch is {stage.train_batch_size}: lower train_batch_size")
+            self.problem(
+                f"{where}: {len(rows):,} clips, the batch is {stage.train_batch_size}: lower train_batch_size"
+            )
 
 
 def check_recipe(recipe: Recipe) -> dict[str, Any]:

@@ -93,7 +93,9 @@ def vatex(folder: Path, sizes=(8, 6)) -> list[str]:
         for _ in range(size):
             number = next(numbers)
             ids.append(vatex_id(number))
-            captions = {f: [caption(number, lang, k) for k in range(10)] for f, lang in (("enCap", "en"), ("chCap", "zh"))}
+            captions = {
+                f: [caption(number, lang, k) for k in range(10)] for f, lang in (("enCap", "en"), ("chCap", "zh"))
+            }
             items.append({"videoID": ids[-1]} | captions)
         write_json(folder / name, items)
     held = ids[sizes[0] :]

@@ -1,4 +1,4 @@
-"""The builders on small corpora in the official formats: rows, rules, counts, and files that are not as they must be."""
+"""The builders on small corpora in the official formats: rows, rules, counts, and bad files."""
 
 import gzip
 import json
@@ -155,9 +155,11 @@ def test_damaged_json_is_refused_by_name_and_nothing_is_written(name, damage, me
     assert JSON_OF[name] in str(error.value) and not (tmp_path / "out" / "data").exists()
 
 
-@pytest.mark.parametrize("video_id", ["../x", "/etc/passwd", "a\0b", "", " ", ".", "a\\b", "a\nb", "x" * 201, "\ud800"])
+@pytest.mark.parametrize(
+    "video_id", ["../x", "/etc/passwd", "a\0b", "", " ", ".", "a\\b", "a\nb", "x" * 201, "\ud800"]
+)
 def test_an_id_that_is_no_name_is_refused(video_id):
-    with pytest.raises(SourceError, match="here: .*is no clip id; write"):
+    with pytest.raises(SourceError, match="here: .*is no clip id; give"):
         sources.checked_id(video_id, "here")
     for value in (None, 3, ["a"]):
         with pytest.raises(SourceError, match="is no clip id"):
@@ -170,7 +172,9 @@ def test_a_path_for_an_id_stops_every_builder(name, tmp_path):
     for path in (tmp_path / "source").rglob("*"):
         if path.is_file() and path.suffix != ".gz":
             text = path.read_text()
-            path.write_text(text.replace(f'"{ids[0]}"', '"../x"').replace(f"{ids[0]},", "../x,").replace(f"{ids[0]}.", "../x."))
+            path.write_text(
+                text.replace(f'"{ids[0]}"', '"../x"').replace(f"{ids[0]},", "../x,").replace(f"{ids[0]}.", "../x.")
+            )
     with pytest.raises(SourceError, match="'../x' is no clip id"):
         run(name, tmp_path)
 
@@ -453,12 +457,14 @@ def cleaned(texts, starts, ends, seconds=None):
         ((["a", "b", "c"], [0, 2, 9], [1, 6, 11]), 5, (["a", "b"], [0, 2], [1, 5]), {"beyond": 1, "cut": 1}),
         ((["a"], [9], [11]), 5, None, {"beyond": 1, "no_cue": 1}),
     ],
-)  # fmt: skip
+)
 def test_each_rule_for_cues_changes_what_it_says_and_counts(cues, seconds, kept, counts):
     assert cleaned(*cues, seconds) == (kept, counts)
 
 
-@pytest.mark.parametrize("video", [None, [], {}, {"text": ["a"], "start": [0]}, {"text": ["a"], "start": [0], "end": []}])
+@pytest.mark.parametrize(
+    "video", [None, [], {}, {"text": ["a"], "start": [0]}, {"text": ["a"], "start": [0], "end": []}]
+)
 def test_a_video_that_is_no_three_lists_of_one_length_is_dropped_and_counted(video):
     tally = Tally(multi_howto100m.RULES)
     assert multi_howto100m.Cues(tally).clean(video, None) is None and tally.counts["bad_video"] == 1
@@ -473,9 +479,11 @@ def test_howto100m_cuts_cues_to_the_features(tmp_path):
 
 
 def test_howto100m_keeps_the_first_of_a_video_that_is_there_again(tmp_path):
-    video = '{"text": ["%s"], "start": [0], "end": [1]}'
+    def video(text):
+        return json.dumps({"text": [text], "start": [0], "end": [1]})
+
     (tmp_path / "source").mkdir()
-    (tmp_path / "source/how2_en.json").write_text('{"v": %s, "v": %s}' % (video % "first", video % "second"))
+    (tmp_path / "source/how2_en.json").write_text(f'{{"v": {video("first")}, "v": {video("second")}}}')
     _, record, rows = run("multi_howto100m", tmp_path)
     assert rows("train")[0]["text_en"] == ["first"] and rule(record, "repeated_video") == 1
 
@@ -510,7 +518,10 @@ def test_storybook8_splits_by_story_and_keeps_the_pictures_bytes(tmp_path):
     counts, record, rows = run("storybook8", tmp_path)
     stories = {split: {row["story"] for row in rows(split)} for split in counts}
     assert sum(counts.values()) == 80 and counts["train"] > counts["test"] > counts["validation"] > 0
-    assert not stories["train"] & (stories["test"] | stories["validation"]) and not stories["test"] & stories["validation"]
+    assert (
+        not stories["train"] & (stories["test"] | stories["validation"])
+        and not stories["test"] & stories["validation"]
+    )
     row = rows("train")[0]
     file = tmp_path / "source" / f"images/{row['story']}_{row['page'] + 1:02d}.jpg"
     assert row["frames"]["bytes"] == file.read_bytes()
@@ -546,7 +557,9 @@ def test_storybook8_refuses_a_bad_page(change, message, tmp_path):
 
 def test_own_clips_take_any_language_and_split_by_a_hash_where_none_is_given(tmp_path):
     (tmp_path / "source").mkdir()
-    lines = [{"video_id": f"c{n}", "language": "pt-BR", "caption": f"um {n}", "start": 1, "end": n + 1} for n in range(60)]
+    lines = [
+        {"video_id": f"c{n}", "language": "pt-BR", "caption": f"um {n}", "start": 1, "end": n + 1} for n in range(60)
+    ]
     lines.append({"video_id": "c1", "language": "yo", "caption": "ọkan", "start": 1, "end": 2})
     (tmp_path / "source/captions.jsonl").write_text("\n".join(map(json.dumps, lines)))
     counts, record, rows = run("own_clips", tmp_path)
@@ -603,7 +616,9 @@ def gives_rows_or_says_why(read, folder, name, data):
 
 
 PARSERS = {
-    "how2_en.json": lambda s: multi_howto100m.join(s, {"en": "how2_en.json"}, Tally(multi_howto100m.RULES), corpus.Clock()),
+    "how2_en.json": lambda s: multi_howto100m.join(
+        s, {"en": "how2_en.json"}, Tally(multi_howto100m.RULES), corpus.Clock()
+    ),
     "MSRVTT_data.json": lambda s: msrvtt.official(s, Tally()),
     "MSRVTT_JSFUSION_test.csv": lambda s: msrvtt.jsfusion(s, Tally()),
     "multilingual_test/test_sw.json": lambda s: msrvtt.multilingual(s, Tally(), "multilingual_test/test_sw.json"),
@@ -613,7 +628,7 @@ PARSERS = {
     "captions.jsonl": lambda s: own_clips.read(s, Tally(own_clips.RULES), corpus.Clock())[1],
     "data/task1/image_splits/train.txt": lambda s: multi30k.image_list(s, "data/task1/image_splits/train.txt"),
     "data/task1/raw/train.en.gz": lambda s: multi30k.aligned(s, "data/task1/raw/train.en.gz", ["a"]),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", PARSERS)
@@ -631,7 +646,13 @@ def mutated(whole):
         value = json.loads(json.dumps(whole))
         target, key = value, None
         for _ in range(draw(st.integers(1, 4))):
-            keys = list(target) if isinstance(target, dict) else list(range(len(target))) if isinstance(target, list) else []
+            keys = (
+                list(target)
+                if isinstance(target, dict)
+                else list(range(len(target)))
+                if isinstance(target, list)
+                else []
+            )
             if not keys:
                 break
             parent, key = target, draw(st.sampled_from(keys))
@@ -645,12 +666,18 @@ def mutated(whole):
 
 
 WHOLE = {
-    "how2_en.json": {"a": {"text": ["x y", "x y z"], "start": [0, 1], "end": [2, 3.5]}, "b": {"text": [], "start": [], "end": []}},
-    "MSRVTT_data.json": {"videos": [{"video_id": "a", "split": "train"}], "sentences": [{"video_id": "a", "caption": "x"}]},
+    "how2_en.json": {
+        "a": {"text": ["x y", "x y z"], "start": [0, 1], "end": [2, 3.5]},
+        "b": {"text": [], "start": [], "end": []},
+    },
+    "MSRVTT_data.json": {
+        "videos": [{"video_id": "a", "split": "train"}],
+        "sentences": [{"video_id": "a", "caption": "x"}],
+    },
     "multilingual_test/test_sw.json": {"video1.mp4": ["x", "y"]},
     "vatex_training_v1.0.json": [{"videoID": "abcdefghijk_000000_000010", "enCap": ["x"] * 10, "chCap": ["y"] * 10}],
     "captions.jsonl": {"video_id": "a", "language": "en", "caption": "x", "split": "train", "start": 0, "end": 3},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", WHOLE)
@@ -696,7 +723,9 @@ def test_the_real_files_give_their_published_counts(real_data, tmp_path):
     assert rule(record, "repeated_image") == 0 and rule(record, "no_caption") == 0
     train = rows("train")
     assert all(len(row["caption_fr"]) == len(row["caption_cs"]) == 1 for row in train)
-    assert sum(len(row["caption_en"]) for row in train) == 5 * 29000 and all(len(row["parallel_en"]) == 1 for row in train)
+    assert sum(len(row["caption_en"]) for row in train) == 5 * 29000 and all(
+        len(row["parallel_en"]) == 1 for row in train
+    )
     assert {len(row["caption_de"]) for row in train} == {5, 6}  # a few translations are independent captions, too
     assert sum(len(row["parallel_de"]) for row in rows("test")) == 1000
 
@@ -724,7 +753,9 @@ def test_the_real_emoji9_gives_the_bundled_rows(real_data, tmp_path):
 
     emoji9.main(["--data_dir", str(real_data / "emoji9"), "--output_dir", str(tmp_path / "out")])
     for split, count in emoji9.ABOUT.published.items():
-        built = datasets.load_dataset(str(tmp_path / "out"), split=split).cast_column("frames", datasets.Image(decode=False))
+        built = datasets.load_dataset(str(tmp_path / "out"), split=split).cast_column(
+            "frames", datasets.Image(decode=False)
+        )
         bundled = datasets.load_dataset("datasets_scripts/emoji9", split=split)
         bundled = bundled.cast_column("frames", datasets.Image(decode=False))
         assert len(built) == count and built[:] == bundled[:]
@@ -735,5 +766,7 @@ def test_the_real_parallel_texts_have_their_published_counts(real_data):
     texts = Sources(real_data / "text9")
     ntrex = ("eng", "deu", "fra", "ces", "zho-CN", "rus", "vie", "swa", "spa")
     assert {len(texts.lines(f"ntrex128/{name}.txt")) for name in ntrex} == {1997}
-    pairs = {name: len(texts.lines(f"tatoeba_laser/tatoeba.{name}-eng.{name}")) for name in ("deu", "ces", "vie", "swh")}
+    pairs = {
+        name: len(texts.lines(f"tatoeba_laser/tatoeba.{name}-eng.{name}")) for name in ("deu", "ces", "vie", "swh")
+    }
     assert pairs == {"deu": 1000, "ces": 1000, "vie": 1000, "swh": 390}

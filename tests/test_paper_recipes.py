@@ -1,4 +1,4 @@
-"""The paper's recipes, every row of its tables, run on small corpora in the official formats; `--dry_run` before that."""
+"""The paper's recipes, every row of its tables, run on small corpora in the official formats; the dry run."""
 
 import json
 from pathlib import Path
@@ -29,11 +29,15 @@ TINY = {
     "max_video_length": 16,
 }
 ROWS = {  # the seed's rows that are the paper's own: recipe, and the languages that it is tested in
-    "(a-1)": {f"{encoder}_{rest}": 9 for encoder in ("mbert", "xlmr") for rest in ("none_en", "mp_en", "mmp_en", "none_all", "mmp_all")},
+    "(a-1)": {
+        f"{encoder}_{rest}": 9
+        for encoder in ("mbert", "xlmr")
+        for rest in ("none_en", "mp_en", "mmp_en", "none_all", "mmp_all")
+    },
     "(a-2)": {"xlmr_none_en": 9, "xlmr_mmp_en": 9},
     "(b)": {f"vatex_xlmr_{rest}": 2 for rest in ("none_en", "mmp_en", "mmp_all")},
     "(c)": {f"multi30k_xlmr_{rest}": 4 for rest in ("none_en", "mmp_en", "mmp_all")},
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +48,13 @@ def world(tmp_path_factory):
     made = {
         "msrvtt9": (msrvtt, official_files.msrvtt(root / "msrvtt", sizes=(16, 4, 6)), []),
         "vatex": (vatex, official_files.vatex(root / "vatex", sizes=(16, 8)), []),
-        "multi30k": (multi30k, official_files.multi30k(root / "multi30k", {"train": 16, "val": 4, "test_2016_flickr": 4}), []),
+        "multi30k": (
+            multi30k,
+            official_files.multi30k(root / "multi30k", {"train": 16, "val": 4, "test_2016_flickr": 4}),
+            [],
+        ),
         "multi_howto100m": (multi_howto100m, official_files.how2(root / "multi_howto100m", num_videos=16), []),
-    }  # fmt: skip
+    }
     generator = np.random.default_rng(0)
     for name, (module, ids, _) in made.items():
         corpus = {"msrvtt9": "msrvtt", "multi_howto100m": "howto100m"}.get(name, name)
@@ -130,7 +138,9 @@ def test_the_recipe_runs_end_to_end_on_a_small_corpus_in_the_official_format(pat
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_a_dry_run_with_nothing_there_names_all_that_is_missing_and_its_source(path, world, tmp_path, monkeypatch, capsys):
+def test_a_dry_run_with_nothing_there_names_all_that_is_missing_and_its_source(
+    path, world, tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     problems = train.main([*shortened(world, path), "--dry_run"])["problems"]
     recipe, _ = train.parse_recipe([str(path)])
@@ -148,22 +158,31 @@ DRY = ROOT / "recipes/paper/xlmr_mmp_all.yaml"
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data__languages": "[en, pt]"}, r"data/msrvtt9 \(validation\): no column caption_pt; it has video_id, caption_en"),
+        (
+            {"data__languages": "[en, pt]"},
+            r"data/msrvtt9 \(validation\): no column caption_pt; it has video_id, caption_en",
+        ),
         ({"data__test_split": "final"}, "data/msrvtt9: .*final"),
         ({"data__exclude_column": "is_flag"}, "no column is_flag"),
-        ({"data__features": "[data/features/vatex-s3d]"}, r"16 of 16 clips are not in data/features/vatex-s3d, the first 'video0'"),
-        ({"data__features": "[data/features/msrvtt-s3d]"}, r"streams are \[512, 512\] wide, data.features \[512\]; they must agree"),
+        (
+            {"data__features": "[data/features/vatex-s3d]"},
+            r"16 of 16 clips are not in data/features/vatex-s3d, the first 'video0'",
+        ),
+        (
+            {"data__features": "[data/features/msrvtt-s3d]"},
+            r"streams are \[512, 512\] wide, data.features \[512\]; they must agree",
+        ),
         ({"data__features": "[]"}, "neither feature stores in the recipe nor a column video_features"),
         ({"data__features": "['absent:x']"}, "write absent:<width>"),
         ({"finetuning__train_batch_size": "64"}, r"finetuning.sources\[0\]: 16 clips, the batch is 64"),
         ({"model__text_model": "nowhere"}, "text model nowhere cannot be had"),
-        ({"model__config.text_output_layer": "12"}, "has 2 layers, the recipe reads layer 12"),
+        ({"model__config.text_output_layer": "12"}, "has 2 layers, the recipe reads 12"),
         (
             {"pretraining__sources.0.features": "[data/features/multi30k-regions]"},
             "clip_seconds needs one rate of all its stores; they have .None",
         ),
     ],
-)  # fmt: skip
+)
 def test_a_dry_run_finds_what_the_data_and_the_recipe_do_not_agree_on(changes, message, inside, tmp_path):
     import re
 
@@ -183,12 +202,16 @@ def test_a_dry_run_finds_what_the_data_and_the_recipe_do_not_agree_on(changes, m
 def test_a_dry_run_counts_clips_without_a_caption_in_the_languages_of_a_stage(inside, tmp_path):
     rows = datasets.load_dataset("data/msrvtt9")
     for split, part in rows.items():
-        emptied = part.map(lambda row, number: row | {"caption_en": [] if number < 3 else row["caption_en"]}, with_indices=True)
+        emptied = part.map(
+            lambda row, number: row | {"caption_en": [] if number < 3 else row["caption_en"]}, with_indices=True
+        )
         (tmp_path / "d/data").mkdir(parents=True, exist_ok=True)
         emptied.to_parquet(tmp_path / f"d/data/{split}-00000-of-00001.parquet")
     path = ROOT / "recipes/paper/xlmr_none_en.yaml"
     problems = train.main([*shortened(inside, path, data__dataset=str(tmp_path / "d")), "--dry_run"])["problems"]
-    assert len(problems) == 1 and "3 of 16 clips of" in problems[0] and "fewer than 1 of en: drop or fill" in problems[0]
+    assert (
+        len(problems) == 1 and "3 of 16 clips of" in problems[0] and "fewer than 1 of en: drop or fill" in problems[0]
+    )
 
 
 def test_a_dry_run_says_how_many_rows_there_are_and_should_be(inside, capsys):

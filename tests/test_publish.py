@@ -35,7 +35,9 @@ def hub(tmp_path):
 
 def run(hub, tmp_path, *command, cwd=ROOT):
     environment = {**os.environ, **hub.environment(home=tmp_path / "home"), "PYTHONPATH": ""}
-    done = subprocess.run([sys.executable, *map(str, command)], cwd=cwd, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, *map(str, command)], cwd=cwd, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 

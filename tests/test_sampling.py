@@ -51,8 +51,15 @@ def stream(folder, **settings):
 
 @pytest.mark.parametrize(
     ("window", "cues"),
-    [((0, 30), (0, 10)), ((3, 5), (1, 2)), ((3.9, 7.5), (1, 3)), ((2, 3), (0, 1)), ((5.2, 5.4), (1, 2)), ((99, 120), (9, 10))],
-)  # fmt: skip
+    [
+        ((0, 30), (0, 10)),
+        ((3, 5), (1, 2)),
+        ((3.9, 7.5), (1, 3)),
+        ((2, 3), (0, 1)),
+        ((5.2, 5.4), (1, 2)),
+        ((99, 120), (9, 10)),
+    ],
+)
 def test_the_nearest_cues_are_those_that_lie_in_the_window_by_half_else_the_one_next_to_it(window, cues):
     assert nearest_cues(video(1)["start_en"], video(1)["end_en"], *window) == cues
 
@@ -113,7 +120,9 @@ def test_a_draw_depends_on_seed_epoch_and_video_and_nothing_else():
     assert len({clip["start"] for clip in [one.sample(video(1), 4), *others]}) == 4
 
 
-@pytest.mark.parametrize(("window", "steps"), [((0, 1), (0, 2)), ((1.2, 2.1), (2, 5)), ((9.9, 10), (19, 20)), ((5, 5.1), (10, 11))])  # fmt: skip
+@pytest.mark.parametrize(
+    ("window", "steps"), [((0, 1), (0, 2)), ((1.2, 2.1), (2, 5)), ((9.9, 10), (19, 20)), ((5, 5.1), (10, 11))]
+)
 def test_the_steps_of_a_window_cover_it_and_are_at_least_one(window, steps):
     assert steps_of(*window, rate=2.0, num_steps=20) == steps
 
@@ -142,24 +151,27 @@ def test_an_epoch_has_every_video_once_in_a_new_order_across_shards(folder, alon
     first, again = list(clips), list(clips)
     assert first == again
     assert [clip["video_id"] for clip in first] != [clip["video_id"] for clip in alone]
-    neighbours = [int(a["video_id"][1:]) // 4 == int(b["video_id"][1:]) // 4 for a, b in zip(first, first[1:], strict=False)]
+    neighbours = [
+        int(a["video_id"][1:]) // 4 == int(b["video_id"][1:]) // 4 for a, b in zip(first, first[1:], strict=False)
+    ]
     assert sum(neighbours) < 5  # of one shard, side by side
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3, 5])
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize(("world_size", "num_workers"), [(1, 2), (2, 0), (3, 2), (5, 0)])
 def test_any_number_of_processes_and_workers_draws_the_same_clips(folder, alone, world_size, num_workers):
     found = []
     for rank in range(world_size):
         clips = stream(folder, rank=rank, world_size=world_size)
         clips.set_epoch(1)
-        found.append([clip for batch in DataLoader(clips, 3, num_workers=num_workers, collate_fn=list) for clip in batch])
+        found.append(
+            [clip for batch in DataLoader(clips, 3, num_workers=num_workers, collate_fn=list) for clip in batch]
+        )
     everything = sorted((clip for part in found for clip in part), key=lambda clip: clip["video_id"])
     assert everything == sorted(alone, key=lambda clip: clip["video_id"])
     assert max(map(len, found)) - min(map(len, found)) <= 8
 
 
-@pytest.mark.parametrize("taken", [1, 7, 30, 47])
+@pytest.mark.parametrize("taken", [1, 30, 47])
 def test_a_stream_resumes_in_the_middle_of_an_epoch_at_the_next_clip(folder, alone, taken):
     clips = stream(folder)
     clips.set_epoch(1)
@@ -189,7 +201,9 @@ def built(tmp_path_factory):
         clips = ((video_id, np.arange(24)[:, None] + np.zeros((1, 2))) for video_id in ids)
         write_feature_store(folder / name, clips, extractor=name, revision="1", rate=2.0, file_format="arrow")
     features = [str(folder / name) for name in ("a", "b")]
-    multi_howto100m.main(["--data_dir", str(folder / "source"), "--output_dir", str(folder / "out"), "--features", *features])
+    multi_howto100m.main(
+        ["--data_dir", str(folder / "source"), "--output_dir", str(folder / "out"), "--features", *features]
+    )
     datasets.config.HF_DATASETS_CACHE = folder / "cache"
     return folder / "out", features
 
@@ -232,7 +246,9 @@ def test_stores_without_a_clock_are_refused(built, tmp_path):
     folder, stores = built
     write_feature_store(tmp_path / "still", [("a", np.ones((1, 2)))], extractor="x", revision="1")
     with pytest.raises(ValueError, match="every store needs one and the same rate"):
-        SampledClips(load_dataset(str(folder), split="train"), FeatureStores([str(tmp_path / "still")]), WindowSampler(["en"]))
+        SampledClips(
+            load_dataset(str(folder), split="train"), FeatureStores([str(tmp_path / "still")]), WindowSampler(["en"])
+        )
 
 
 # The simulated Multi-HowTo100M, at 1 % (by hand at full size: benchmarks/simulated_howto100m.py, docs/SCALE.md)

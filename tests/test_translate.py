@@ -16,7 +16,17 @@ from datasets_scripts.sources import SourceError
 
 @pytest.fixture
 def model(tmp_path):
-    words = ["<s>", "<pad>", "</s>", "<unk>", *official_files.COLOURS, *official_files.ANIMALS, "en", "deu_Latn"]
+    words = [
+        "<s>",
+        "<pad>",
+        "</s>",
+        "<unk>",
+        *official_files.COLOURS,
+        *official_files.ANIMALS,
+        "en",
+        "deu_Latn",
+        "<mask>",
+    ]
     torch.manual_seed(0)
     config = MarianConfig(
         vocab_size=len(words),
@@ -38,7 +48,7 @@ def model(tmp_path):
     network = MarianMTModel(config)
     network.final_logits_bias[:, 4:20] += 5  # words rather than special tokens
     network.save_pretrained(tmp_path / "opus-tiny-en-de")
-    build_tokenizer(words, mask_token=None).save_pretrained(tmp_path / "opus-tiny-en-de")
+    build_tokenizer(words).save_pretrained(tmp_path / "opus-tiny-en-de")
     return tmp_path / "opus-tiny-en-de"
 
 
@@ -83,7 +93,9 @@ def test_an_interrupted_run_goes_on_and_does_not_translate_a_text_twice(tmp_path
     memory.write_text("".join(lines[:3]) + lines[3][:20])  # killed while writing
     asked = []
     original = translate.Translator.__call__
-    monkeypatch.setattr(translate.Translator, "__call__", lambda self, texts: asked.extend(texts) or original(self, texts))
+    monkeypatch.setattr(
+        translate.Translator, "__call__", lambda self, texts: asked.extend(texts) or original(self, texts)
+    )
     _, _, again = run(tmp_path, dataset)
     assert again == whole and len(asked) == 4
 
