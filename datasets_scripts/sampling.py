@@ -71,14 +71,25 @@ class WindowSampler:
         available = self.available(video)
         if len(available) < self.languages_per_clip:
             return None
-        generator = np.random.default_rng((self.seed, epoch, *key_of(video["video_id"])))
-        chosen = generator.choice(len(available), self.languages_per_clip, replace=False)
         if seconds is None:
             seconds = max(video[f"end_{language}"][-1] for language in available)
+        chosen, generator = self.choose(video["video_id"], epoch, available)
+        return self.cut(video, chosen, generator, seconds)
+
+    def choose(self, video_id: str, epoch: int, available: Sequence[str]) -> tuple[list[str], np.random.Generator]:
+        """The languages of a video's clip, and the generator that its window is drawn from next."""
+        generator = np.random.default_rng((self.seed, epoch, *key_of(video_id)))
+        chosen = generator.choice(len(available), self.languages_per_clip, replace=False)
+        return [available[index] for index in chosen], generator
+
+    def cut(
+        self, video: Row, languages: Sequence[str], generator: np.random.Generator, seconds: float
+    ) -> dict[str, Any]:
+        """A random window of the video's `seconds`, with the cues nearest to it in each of the languages."""
         length = min(seconds, generator.uniform(self.shortest, self.longest))
         start = generator.uniform(0.0, seconds - length) if seconds > length else 0.0
         clip = {"video_id": video["video_id"], "start": start, "end": start + length}
-        for language in (available[index] for index in chosen):
+        for language in languages:
             first, last = nearest_cues(video[f"start_{language}"], video[f"end_{language}"], start, start + length)
             clip[f"{self.kind}_{language}"] = " ".join(video[f"{self.kind}_{language}"][first:last])
         return clip
@@ -127,29 +138,38 @@ class SampledClips(torch.utils.data.Dataset):
 
     def __init__(self, rows: Dataset, features: FeatureStores, sampler: WindowSampler):
         self.features, self.sampler, self.rate = features, sampler, common_rate(features)
-        has = np.zeros(len(rows), np.int64)
-        for language in sampler.languages:
-            column = rows.with_format("arrow")[f"{sampler.kind}_{language}"]
-            chunks = getattr(column, "chunks", [column])
-            has += np.concatenate(
-                [(chunk.value_lengths().fill_null(0).to_numpy(zero_copy_only=False) > 0) for chunk in chunks]
-            )  # noqa: E501
-        enough = np.flatnonzero(has >= sampler.languages_per_clip)
-        self.rows = rows if len(enough) == len(rows) else rows.select(enough)
+        has = np.stack([self._has_cues(rows, language) for language in sampler.languages], axis=1)  # (N, languages)
+        enough = has.sum(axis=1) >= sampler.languages_per_clip
+        self.has = has[enough]
+        self.rows = rows if enough.all() else rows.select(np.flatnonzero(enough))
+        # A row of all languages is a thousand texts: only those of the languages drawn are decoded.
+        self._ids = self.rows.select_columns(["video_id"])
+        self._cues = {
+            language: self.rows.select_columns([f"{kind}_{language}" for kind in (sampler.kind, "start", "end")])
+            for language in sampler.languages
+        }
+
+    def _has_cues(self, rows: Dataset, language: str) -> np.ndarray:
+        column = rows.with_format("arrow")[f"{self.sampler.kind}_{language}"]
+        chunks = getattr(column, "chunks", [column])
+        counts = [chunk.value_lengths().fill_null(0).to_numpy(zero_copy_only=False) for chunk in chunks]
+        return np.concatenate(counts) > 0
 
     def __len__(self) -> int:
         """Videos."""
         return len(self.rows)
 
     def __getitem__(self, draw: tuple[int, int, int]) -> dict[str, Any]:
-        """`sample`'s clip of (seed, epoch, row), with its `video_features` `(F, D_v)` and `draw`."""
+        """`WindowSampler.sample`'s clip of (seed, epoch, row), with its `video_features` `(F, D_v)` and `draw`."""
         seed, epoch, row = draw
-        video = self.rows[row]
-        num_steps = self.features.num_steps(video["video_id"])
         sampler = replace(self.sampler, seed=seed)
-        clip = sampler.sample(video, epoch, num_steps / self.rate)
-        if clip is None:
-            raise ValueError(f"video {video['video_id']!r} has cues in too few of {list(sampler.languages)}")
+        video = self._ids[row]
+        available = [language for language, there in zip(sampler.languages, self.has[row], strict=True) if there]
+        chosen, generator = sampler.choose(video["video_id"], epoch, available)
+        for language in chosen:
+            video |= self._cues[language][row]
+        num_steps = self.features.num_steps(video["video_id"])
+        clip = sampler.cut(video, chosen, generator, num_steps / self.rate)
         window = steps_of(clip["start"], clip["end"], self.rate, num_steps)
         return clip | {"video_features": self.features.window(video["video_id"], *window), "draw": draw}
 
