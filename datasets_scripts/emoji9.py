@@ -41,7 +41,7 @@ from datasets_scripts.corpus import (  # noqa: E402
     publish,
     with_features,
 )
-from datasets_scripts.sources import Tally  # noqa: E402
+from datasets_scripts.sources import Sources, Tally  # noqa: E402
 
 LANGUAGES = ("en", "de", "fr", "cs", "zh", "ru", "vi", "sw", "es")
 SPLITS = ("train", "validation", "test")
@@ -130,22 +130,21 @@ def read_source(data_dir: str | Path) -> dict[str, list[dict[str, Any]]]:
         raise FileNotFoundError(f"{index} is not there; --data_dir must be the folder that holds emoji9.jsonl")
     rows: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
     lines_of: dict[str, dict[Any, int]] = {}
-    with index.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            where = f"{index}, line {number}"
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{where}: not JSON ({error}); write one object a line") from error
-            row = _read_record(record, Path(data_dir), where)
-            unique = {"file": row["video_id"], "emoji": row["emoji"]}
-            unique["picture"] = hashlib.sha256(row["frames"]["bytes"]).hexdigest()
-            unique |= {f"name.{language}": row[f"name_{language}"] for language in LANGUAGES}
-            for field, value in unique.items():
-                first = lines_of.setdefault(field, {}).setdefault(value, number)
-                if first != number:
-                    raise ValueError(f"{where}: field {field!r} repeats {value!r} of line {first}; remove one of them")
-            rows[record["split"]].append(row)
+    for number, line in enumerate(Sources(data_dir).lines(index.name), start=1):
+        where = f"{index}, line {number}"
+        try:
+            record = json.loads(line)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise ValueError(f"{where}: not JSON ({error}); write one object a line") from error
+        row = _read_record(record, Path(data_dir), where)
+        unique = {"file": row["video_id"], "emoji": row["emoji"]}
+        unique["picture"] = hashlib.sha256(row["frames"]["bytes"]).hexdigest()
+        unique |= {f"name.{language}": row[f"name_{language}"] for language in LANGUAGES}
+        for field, value in unique.items():
+            first = lines_of.setdefault(field, {}).setdefault(value, number)
+            if first != number:
+                raise ValueError(f"{where}: field {field!r} repeats {value!r} of line {first}; remove one of them")
+        rows[record["split"]].append(row)
     empty = [split for split in SPLITS if not rows[split]]
     if empty:
         raise ValueError(f"{index}: no row of split {empty[0]!r}; each of {', '.join(SPLITS)} needs one")
@@ -218,7 +217,10 @@ def _read_record(record: Any, data_dir: Path, where: str) -> dict[str, Any]:
 
 def _is_text(value: Any) -> bool:
     return (
-        isinstance(value, str) and value != "" and value == value.strip() and not any(ord(char) < 32 for char in value)
+        isinstance(value, str)
+        and value != ""
+        and value == value.strip()
+        and not any(ord(char) < 32 or "\ud800" <= char <= "\udfff" for char in value)
     )
 
 

@@ -481,7 +481,9 @@ class FeatureStores(Mapping[str, Any]):
     """
 
     def __init__(self, folders: Sequence[str]):
-        self.streams = [_absent(name) if name.startswith(ABSENT) else FeatureStore(name) for name in map(str, folders)]
+        self.streams: list[int | FeatureStore] = [
+            _absent(name) if name.startswith(ABSENT) else FeatureStore(name) for name in map(str, folders)
+        ]
         self.stores = [stream for stream in self.streams if isinstance(stream, FeatureStore)]
         if not self.stores:
             raise FeatureStoreError(f"features are {list(folders)}; at least one must be a feature store")

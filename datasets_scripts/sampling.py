@@ -201,7 +201,7 @@ class ClipStream(torch.utils.data.IterableDataset):
         prepare: Callable[[Row], Row] | None = None,
     ):
         self.sampler, self.features, self.prepare = sampler, features, prepare
-        self.rate = common_rate(features) if features is not None else None
+        self.rate = common_rate(features) if features is not None else 0.0
         # A buffer of rows would be lost on resuming: shards are interleaved instead, their order is shuffled.
         shuffled = rows.shuffle(seed=sampler.seed, buffer_size=1, max_buffer_input_shards=input_shards)
         self.rows = split_dataset_by_node(shuffled, rank=rank, world_size=world_size)
@@ -218,13 +218,12 @@ class ClipStream(torch.utils.data.IterableDataset):
         self.left_out = 0
         for row in self.rows:
             video = self.prepare(row) if self.prepare else row
-            num_steps = self.features.num_steps(video["video_id"]) if self.features is not None else None
-            seconds = None if num_steps is None else num_steps / self.rate
-            clip = self.sampler.sample(video, self.epoch, seconds)
+            num_steps = 0 if self.features is None else self.features.num_steps(video["video_id"])
+            clip = self.sampler.sample(video, self.epoch, None if self.features is None else num_steps / self.rate)
             if clip is None:
                 self.left_out += 1
                 continue
-            if self.features is not None and self.rate is not None and num_steps is not None:
+            if self.features is not None:
                 window = steps_of(clip["start"], clip["end"], self.rate, num_steps)
                 clip["video_features"] = self.features.window(video["video_id"], *window)
             yield clip

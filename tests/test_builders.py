@@ -626,6 +626,9 @@ PARSERS = {
     "val_names.txt": lambda s: vatex.half(s, ("val_names.txt",)),
     "captions.csv": lambda s: own_clips.read(s, Tally(own_clips.RULES), corpus.Clock())[1],
     "captions.jsonl": lambda s: own_clips.read(s, Tally(own_clips.RULES), corpus.Clock())[1],
+    "storybook8.jsonl": lambda s: [
+        storybook8.read_page(s, line, str(s.folder), Tally()) for line in s.lines("storybook8.jsonl")
+    ],
     "data/task1/image_splits/train.txt": lambda s: multi30k.image_list(s, "data/task1/image_splits/train.txt"),
     "data/task1/raw/train.en.gz": lambda s: multi30k.aligned(s, "data/task1/raw/train.en.gz", ["a"]),
 }
@@ -676,6 +679,7 @@ WHOLE = {
     },
     "multilingual_test/test_sw.json": {"video1.mp4": ["x", "y"]},
     "vatex_training_v1.0.json": [{"videoID": "abcdefghijk_000000_000010", "enCap": ["x"] * 10, "chCap": ["y"] * 10}],
+    "storybook8.jsonl": {"story": "0001", "page": 1, "file": None, "license": "[CC-BY]", "text": {"en": "x"}},
     "captions.jsonl": {"video_id": "a", "language": "en", "caption": "x", "split": "train", "start": 0, "end": 3},
 }
 
