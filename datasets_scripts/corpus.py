@@ -403,6 +403,10 @@ def publish(folder: str | Path, repo_id: str, revision: str | None = None, priva
     files = {split: str(folder / "data" / f"{split}-*.parquet") for split in splits}
     rows = datasets.load_dataset("parquet", data_files=files)
     rows.push_to_hub(repo_id, private=private, commit_message="Add the rows")
+    there = api.list_repo_files(repo_id, repo_type="dataset")
+    stale = [file for file in there if file.startswith("data/") and file[5:].partition("-")[0] not in splits]
+    if stale:  # splits of an earlier version; its tag keeps them
+        api.delete_files(repo_id, stale, repo_type="dataset", commit_message="Remove splits that are no more")
     others = [file for file in folder.iterdir() if file.is_file()]
     for file in others:
         api.upload_file(path_or_fileobj=file, path_in_repo=file.name, repo_id=repo_id, repo_type="dataset")

@@ -57,6 +57,8 @@ def test_a_dataset_is_pushed_with_script_card_and_tag_and_pulled_by_the_tag(hub,
     }
     assert pulled["configs"] == ["default", "en", "sw"] and pulled["columns"] == ["video_id", "caption_sw"]
     assert pulled["streamed"] == "own2"
+    latest = json.loads(run(hub, tmp_path, "-c", PULL.replace('"sw"', '"en"'), "org/own_clips", "main"))
+    assert latest["rows"] == {"train": ["later"]}
     files = """
 import sys
 from huggingface_hub import HfApi, snapshot_download
