@@ -175,7 +175,7 @@ DRY = ROOT / "recipes/paper/xlmr_mmp_all.yaml"
         ({"data__features": "[]"}, "neither feature stores in the recipe nor a column video_features"),
         ({"data__features": "['absent:x']"}, "write absent:<width>"),
         ({"finetuning__train_batch_size": "64"}, r"finetuning.sources\[0\]: 16 clips, the batch is 64"),
-        ({"model__text_model": "nowhere"}, "text model nowhere cannot be had"),
+        ({"model__text_model": "./nowhere"}, "text model ./nowhere cannot be had"),
         ({"model__config.text_output_layer": "12"}, "has 2 layers, the recipe reads 12"),
         (
             {"pretraining__sources.0.features": "[data/features/multi30k-regions]"},
