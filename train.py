@@ -305,10 +305,11 @@ class Run:
             features = FeatureStores(source.features) if source.features else None
         if source.clip_seconds is None:
             return ClipDataset(rows, features if source.with_video else None)
-        if features is None:
+        if not isinstance(features, FeatureStores):
             raise ValueError("a source with clip_seconds needs features, of whole videos and with a rate")
+        shortest, longest = source.clip_seconds
         window = WindowSampler(
-            source.languages, source.languages_per_clip, *source.clip_seconds, kind=source.text_column
+            source.languages, source.languages_per_clip, shortest, longest, source.text_column, seed=self.recipe.seed
         )
         return SampledClips(rows, features, window)
 

@@ -98,7 +98,7 @@ def store(file_format: str) -> Callable[[int, Path], Callable[[str], np.ndarray]
     """Ours."""
 
     def prepare(num_clips: int, folder: Path) -> Callable[[str], np.ndarray]:
-        settings = {"extractor": "random", "revision": "0", "file_format": file_format}
+        settings: dict[str, Any] = {"extractor": "random", "revision": "0", "file_format": file_format}
         return FeatureStore(write_feature_store(folder / "store", clips(num_clips), **settings)).__getitem__
 
     return prepare

@@ -112,7 +112,8 @@ class Cues:
         return [cue[2] for cue in cues], [cue[0] for cue in cues], [cue[1] for cue in cues]
 
     def _valid(self, video: Any) -> list[tuple[float, float, str]] | None:
-        fields = [video.get(name) for name in ("text", "start", "end")] if isinstance(video, dict) else [None]
+        names = ("text", "start", "end")
+        fields: list[Any] = [video.get(name) for name in names] if isinstance(video, dict) else [None]
         if not all(isinstance(values, list) for values in fields) or len({len(values) for values in fields}) != 1:
             self.tally.count("bad_video")
             return None
@@ -257,12 +258,12 @@ def join(
         for part in range(num_parts):
             lines: dict[str, dict[str, bytes]] = {}
             for language in names:
-                for line in read_lines(f"{folder}/{language}-{part}.zst"):
-                    video_id = json.loads(line[1 : line.index(b'", [') + 1])
+                for data in read_lines(f"{folder}/{language}-{part}.zst"):
+                    video_id = json.loads(data[1 : data.index(b'", [') + 1])
                     if language in lines.setdefault(video_id, {}):
                         tally.count("repeated_video")
                     else:
-                        lines[video_id][language] = line
+                        lines[video_id][language] = data
             for video_id in sorted(lines, key=lambda key: blake2b(key.encode()).digest()):
                 yield row_of(video_id, lines.pop(video_id), list(names))
 

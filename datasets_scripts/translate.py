@@ -58,7 +58,7 @@ class Translator:
         settings: dict[str, Any] = {"src_lang": source} if source else {}
         self.tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, **settings)
         self.model = AutoModelForSeq2SeqLM.from_pretrained(name, revision=revision).eval().to(device)
-        self.limits = {"max_length": max_length, "num_beams": num_beams, "do_sample": False}
+        self.limits: dict[str, Any] = {"max_length": max_length, "num_beams": num_beams, "do_sample": False}
         if target:
             token = self.tokenizer.convert_tokens_to_ids(target)
             if token is None or token == self.tokenizer.unk_token_id:
