@@ -253,13 +253,15 @@ def join(
                     checked_id(video_id, f"{sources.folder / name}")
                     cleaned = cues.clean(video, clock.seconds(video_id))
                     if cleaned is not None:
-                        line = json.dumps([video_id, *cleaned], ensure_ascii=False) + "\n"
+                        line = (
+                            f"{json.dumps(video_id)}\t{json.dumps(cleaned, ensure_ascii=False)}\n"  # JSON has no tab
+                        )
                         parts[part_of(video_id, num_parts)].write(line.encode())
         for part in range(num_parts):
             lines: dict[str, dict[str, bytes]] = {}
             for language in names:
                 for data in read_lines(f"{folder}/{language}-{part}.zst"):
-                    video_id = json.loads(data[1 : data.index(b'", [') + 1])
+                    video_id = json.loads(data.partition(b"\t")[0])
                     if language in lines.setdefault(video_id, {}):
                         tally.count("repeated_video")
                     else:
@@ -279,7 +281,7 @@ def read_lines(path: str) -> Iterator[bytes]:
 
 def row_of(video_id: str, lines: dict[str, bytes], languages: Sequence[str]) -> Row:
     """A video's row from its line in each language."""
-    found = {language: json.loads(line)[1:] for language, line in lines.items()}
+    found = {language: json.loads(line.partition(b"\t")[2]) for language, line in lines.items()}
     nothing = (None, None, None)
     row: Row = {"video_id": video_id}
     for index, kind in enumerate(("text", "start", "end")):

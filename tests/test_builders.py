@@ -488,6 +488,15 @@ def test_howto100m_keeps_the_first_of_a_video_that_is_there_again(tmp_path):
     assert rows("train")[0]["text_en"] == ["first"] and rule(record, "repeated_video") == 1
 
 
+def test_howto100m_takes_any_characters_that_an_id_may_have(tmp_path):
+    ids = ['a", [b', "日本", "it's {1}", "x y"]
+    (tmp_path / "source").mkdir()
+    video = {"text": ["one\ttwo\nthree"], "start": [0], "end": [1]}
+    (tmp_path / "source/how2_en.json").write_text(json.dumps(dict.fromkeys(ids, video)))
+    _, _, rows = run("multi_howto100m", tmp_path)
+    assert {row["video_id"]: row["text_en"] for row in rows("train")} == dict.fromkeys(ids, ["one two three"])
+
+
 def test_howto100m_holds_a_part_of_the_source_in_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(corpus, "BYTES_PER_GROUP", 1 << 18)
     monkeypatch.setattr(corpus, "ROWS_PER_GROUP", 20)
