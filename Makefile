@@ -6,7 +6,7 @@ SHELL := /bin/bash
 
 VENV ?= .venv
 PY := $(VENV)/bin/python
-EXTRAS ?= test,dev,report,train
+EXTRAS ?= test,dev,report,train,data
 STAMP := $(VENV)/.installed
 # Extra words for the command of a target: make test ARGS="-k loss", make demo ARGS="--seed 1".
 ARGS ?=
@@ -14,7 +14,7 @@ ARGS ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help install fix check test test-slow demo table table-quick ablations bench clean
+.PHONY: help install fix check test test-slow test-real demo table table-quick ablations bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -49,6 +49,11 @@ test: $(STAMP)  ## everything not marked slow
 
 test-slow: $(STAMP)  ## the slow tests only
 	$(PY) -m pytest -q -m slow $(ARGS)
+
+DATA ?= ../shared/data
+
+test-real: $(STAMP)  ## the builders on the real files: make test-real DATA=<folder with annotations/, storybook8/, ...>
+	$(PY) -m pytest -q -m real_data --real_data $(DATA) $(ARGS)
 
 demo: $(STAMP)  ## encoders, features, two rows on emoji9, the nine-language table; at most 15 minutes on 2 cores
 	$(PY) recipes/demo.py $(ARGS)

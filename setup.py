@@ -30,12 +30,14 @@ INSTALL_REQUIRES = [
 EXTRAS_REQUIRE = {
     # timm's own requirement is a torchvision built for the same torch: see CONTRIBUTING.
     "vision": ["timm>=1.0.23"],
+    # What the builders of datasets_scripts/ need beyond the rest: a streaming parser, and people's HDF5 features.
+    "data": ["h5py>=3.11", "ijson>=3.3"],
     "tensorboard": ["tensorboard>=2.18"],
     "report": ["matplotlib>=3.9"],
     "test": ["hypothesis>=6.100", "pytest>=8.3"],
     "dev": ["mypy>=1.14", "pre-commit>=4.0", "pre-commit-hooks>=5.0", "ruff>=0.9", "types-PyYAML", "types-tqdm"],
     # The peers that benchmarks/ times beside ours. open_clip is not here: it needs torchvision, as timm does.
-    "bench": ["sentence-transformers>=6.0"],
+    "bench": ["sentence-transformers>=6.0", "webdataset>=1.0"],
 }
 EXTRAS_REQUIRE["train"] = EXTRAS_REQUIRE["tensorboard"]
 

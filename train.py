@@ -2,6 +2,7 @@
 
 On a laptop:               python train.py recipes/emoji9/mmp_en.yaml --output_dir runs/mmp_en
 On four processes:         torchrun --nproc_per_node 4 train.py recipes/emoji9/mmp_en.yaml --output_dir runs/mmp_en
+What is missing for it:    python train.py recipes/paper/xlmr_mmp_en.yaml --dry_run
 Any value of the recipe:   python train.py recipes/emoji9/mmp_en.yaml --seed 1 --pretraining.learning_rate 3e-4
 
 A recipe names the data, the model and one or two stages. A stage that is finished is not run again, and one that was
@@ -36,6 +37,7 @@ from tqdm.auto import tqdm
 from transformers import AutoTokenizer, get_scheduler
 
 from datasets_scripts.features import FeatureStores
+from datasets_scripts.sampling import SampledClips, WindowSampler
 from modeling_mmt import MMTModel, MMTProcessor, MMTVideoFeatureExtractor
 from modeling_mmt.checkpointing import (
     last_checkpoint,
@@ -55,7 +57,8 @@ from modeling_mmt.pooling_mmt import masked_mean
 from modeling_mmt.retrieval import embed_texts, embed_videos, ranks, ranks_by_language, retrieval_metrics
 from modeling_mmt.sharding import average_gradients, clip_grad_norm, copy_to_shard, shard, wants_sharding
 from modeling_mmt.streaming_loss import contrastive_loss
-from modeling_mmt.training_arguments import Recipe, Source, StageArguments, parse_recipe, stages
+from modeling_mmt.training_arguments import Recipe, Source, StageArguments, columns_of, parse_recipe, stages
+from recipes.check_recipe import check_recipe
 
 logger = logging.getLogger("train")
 
@@ -71,6 +74,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """
     # 1. Arguments
     recipe, options = parse_recipe(sys.argv[1:] if argv is None else argv, __doc__)
+    if recipe.dry_run:
+        return check_recipe(recipe)
 
     # 2. Processes, logging, seed
     accelerator = Accelerator(
@@ -308,13 +313,21 @@ class Run:
                 means.append(masked_mean(states, mask))
             model.set_input_statistics(tower, torch.cat(means))
 
-    def training_clips(self, source: Source) -> ClipDataset:
+    def training_clips(self, source: Source) -> ClipDataset | SampledClips:
         """The rows that a source draws from, with their clips' features."""
-        if source.dataset is None:
-            return ClipDataset(self.splits["train"], self.features if source.with_video else None)
-        columns = [f"{source.text_column}_{language}" for language in source.languages]
-        rows = load_split(source.dataset, source.revision, "train", columns)
-        return ClipDataset(rows, FeatureStores(source.features) if source.features and source.with_video else None)
+        rows, features = self.splits["train"], self.features
+        if source.dataset is not None:
+            rows = load_split(source.dataset, source.revision, "train", columns_of(source))
+            features = FeatureStores(source.features) if source.features else None
+        if source.clip_seconds is None:
+            return ClipDataset(rows, features if source.with_video else None)
+        if not isinstance(features, FeatureStores):
+            raise ValueError("a source with clip_seconds needs features, of whole videos and with a rate")
+        shortest, longest = source.clip_seconds
+        window = WindowSampler(
+            source.languages, source.languages_per_clip, shortest, longest, source.text_column, seed=self.recipe.seed
+        )
+        return SampledClips(rows, features, window)
 
     def sampler(self, stage: StageArguments, position: int, num_rows: int, start: int) -> EpochBatchSampler:
         """This process's share of each batch of the stage's source at `position`, from batch `start` on."""
@@ -475,12 +488,15 @@ class Embedder(torch.nn.Module):
 
 def collator(processor: MMTProcessor, source: Source) -> MMTDataCollator:
     """The collator of a source: its fields are the source's."""
-    not_its = ("weight", "dataset", "revision", "features")
+    not_its = ("weight", "dataset", "revision", "features", "clip_seconds")
     return MMTDataCollator(processor, **{key: value for key, value in asdict(source).items() if key not in not_its})
 
 
 def seen(
-    clips: Sequence[ClipDataset], samplers: Sequence[EpochBatchSampler], stage: StageArguments, step: int
+    clips: Sequence[ClipDataset | SampledClips],
+    samplers: Sequence[EpochBatchSampler],
+    stage: StageArguments,
+    step: int,
 ) -> list[list[str]]:
     """The ids of the clips of an optimizer step, by source."""
     batches = range(step * stage.gradient_accumulation_steps, (step + 1) * stage.gradient_accumulation_steps)
@@ -547,4 +563,4 @@ def write_json(path: Path, value: Any):
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: STOP.set())
-    main()
+    sys.exit(1 if main().get("problems") else 0)

@@ -16,10 +16,10 @@ with the frames side by side. The result is read by anything that reads Parquet:
 Sources: Fluent Emoji by Microsoft (MIT), Unicode CLDR annotations (Unicode-3.0).
 """
 
-import argparse
 import hashlib
 import io
 import json
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -29,11 +29,37 @@ import datasets
 import yaml
 from PIL import Image, UnidentifiedImageError
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from datasets_scripts.corpus import (  # noqa: E402
+    About,
+    Clock,
+    Options,
+    PlainDumper,
+    Publication,
+    options_of,
+    options_parser,
+    publish,
+    with_features,
+)
+from datasets_scripts.sources import Sources, Tally  # noqa: E402
+
 LANGUAGES = ("en", "de", "fr", "cs", "zh", "ru", "vi", "sw", "es")
 SPLITS = ("train", "validation", "test")
 FRAME_SIZE = 128  # pixels, height and width
 NUM_FRAMES = 8  # of an animated clip: source frames int(j * source_frames / 8)
 LICENCE_FILES = ("LICENSE-Fluent-Emoji-MIT.txt", "LICENSE-Unicode-3.0.txt")
+ABOUT = About(
+    name="emoji9",
+    title="emoji9",
+    summary="animated emoji with names and keywords in nine languages",
+    source="Fluent Emoji by Microsoft (MIT), Unicode CLDR annotations (Unicode-3.0)",
+    layout="  emoji9.jsonl: {emoji, split, file, source_frames, name, keywords} a line\n  strips/*.webp",
+    license="other",
+    license_text="MIT and Unicode-3.0",
+    columns={},
+    published={"train": 1152, "validation": 150, "test": 300},
+    published_source="its card",
+)
 SHARED_COLUMNS = ("video_id", "emoji", "is_flag", "num_frames", "source_frames", "frames")
 
 
@@ -67,7 +93,7 @@ def is_flag(emoji: str) -> bool:
 
 
 def frames_of(row: Mapping[str, Any]) -> list[Image.Image]:
-    """Splits a row's film strip into its `num_frames` RGB frames, in order.
+    """Splits a row's film strip into its `num_frames` RGB frames, in order; a single picture may have any shape.
 
     Args:
         row: has `num_frames` and `frames`, an image, or `{"bytes": ...}` where `datasets` does not decode.
@@ -79,6 +105,8 @@ def frames_of(row: Mapping[str, Any]) -> list[Image.Image]:
     if isinstance(strip, Mapping):
         strip = Image.open(io.BytesIO(strip["bytes"]))
     strip, size = strip.convert("RGB"), strip.height
+    if row["num_frames"] == 1:
+        return [strip]
     if strip.width != row["num_frames"] * size:
         raise ValueError(
             f"clip {row.get('video_id')!r}: a strip of {strip.width}x{size} pixels does not hold "
@@ -102,22 +130,21 @@ def read_source(data_dir: str | Path) -> dict[str, list[dict[str, Any]]]:
         raise FileNotFoundError(f"{index} is not there; --data_dir must be the folder that holds emoji9.jsonl")
     rows: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
     lines_of: dict[str, dict[Any, int]] = {}
-    with index.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            where = f"{index}, line {number}"
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{where}: not JSON ({error}); write one object a line") from error
-            row = _read_record(record, Path(data_dir), where)
-            unique = {"file": row["video_id"], "emoji": row["emoji"]}
-            unique["picture"] = hashlib.sha256(row["frames"]["bytes"]).hexdigest()
-            unique |= {f"name.{language}": row[f"name_{language}"] for language in LANGUAGES}
-            for field, value in unique.items():
-                first = lines_of.setdefault(field, {}).setdefault(value, number)
-                if first != number:
-                    raise ValueError(f"{where}: field {field!r} repeats {value!r} of line {first}; remove one of them")
-            rows[record["split"]].append(row)
+    for number, line in enumerate(Sources(data_dir).lines(index.name), start=1):
+        where = f"{index}, line {number}"
+        try:
+            record = json.loads(line)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise ValueError(f"{where}: not JSON ({error}); write one object a line") from error
+        row = _read_record(record, Path(data_dir), where)
+        unique = {"file": row["video_id"], "emoji": row["emoji"]}
+        unique["picture"] = hashlib.sha256(row["frames"]["bytes"]).hexdigest()
+        unique |= {f"name.{language}": row[f"name_{language}"] for language in LANGUAGES}
+        for field, value in unique.items():
+            first = lines_of.setdefault(field, {}).setdefault(value, number)
+            if first != number:
+                raise ValueError(f"{where}: field {field!r} repeats {value!r} of line {first}; remove one of them")
+        rows[record["split"]].append(row)
     empty = [split for split in SPLITS if not rows[split]]
     if empty:
         raise ValueError(f"{index}: no row of split {empty[0]!r}; each of {', '.join(SPLITS)} needs one")
@@ -190,7 +217,10 @@ def _read_record(record: Any, data_dir: Path, where: str) -> dict[str, Any]:
 
 def _is_text(value: Any) -> bool:
     return (
-        isinstance(value, str) and value != "" and value == value.strip() and not any(ord(char) < 32 for char in value)
+        isinstance(value, str)
+        and value != ""
+        and value == value.strip()
+        and not any(ord(char) < 32 or "\ud800" <= char <= "\udfff" for char in value)
     )
 
 
@@ -223,7 +253,7 @@ class Emoji9(datasets.GeneratorBasedBuilder):
             yield index, {column: row[column] for column in columns}
 
 
-def build(data_dir: str | Path, output_dir: str | Path) -> dict[str, int]:
+def build(data_dir: str | Path, output_dir: str | Path, options: Options | None = None) -> dict[str, int]:
     """Writes the Parquet dataset and its card; the licence texts are copied from the bundled folder.
 
     Strips are stored once, byte for byte; the configs of single languages are column selections in the card.
@@ -231,26 +261,21 @@ def build(data_dir: str | Path, output_dir: str | Path) -> dict[str, int]:
     Args:
         data_dir: the source folder.
         output_dir: made if need be; its `data/` and `README.md` are replaced.
+        options: what else the command line says: feature stores that every clip must be in.
 
     Returns:
         {split: number of rows}.
 
     Raises:
-        FileNotFoundError, ValueError: as `read_source`.
+        FileNotFoundError, ValueError: as `read_source`, or a clip has no features.
     """
-    rows = read_source(data_dir)
-    output_dir = Path(output_dir)
-    (output_dir / "data").mkdir(parents=True, exist_ok=True)
-    features = features_of(LANGUAGES)
-    written = []
-    for split in SPLITS:
-        columns = {column: [row[column] for row in rows[split]] for column in features}
-        written.append(output_dir / "data" / f"{split}-00000-of-00001.parquet.partial")
-        datasets.Dataset.from_dict(columns, features=features).to_parquet(written[-1])
-    for old in (output_dir / "data").glob("*.parquet"):
-        old.unlink()
-    for partial in written:
-        partial.rename(partial.with_suffix(""))
+    options = options or Options(Path(data_dir), Path(output_dir))
+    rows, output_dir = read_source(data_dir), Path(output_dir)
+    clock, tally = Clock(options.features), Tally()
+    with Publication(output_dir, features_of(LANGUAGES)) as publication:
+        for split in SPLITS:
+            rows[split] = list(with_features(rows[split], split, clock, options, tally, set()))
+            publication.write(split, rows[split])
     for licence in LICENCE_FILES:
         text = (Path(__file__).parent / "emoji9" / licence).read_text(encoding="utf-8")
         (output_dir / licence).write_text(text, encoding="utf-8")
@@ -292,7 +317,7 @@ def card(rows: Mapping[str, Sequence[Mapping[str, Any]]], hashes: Mapping[str, s
         "tags": ["text-to-video-retrieval", "emoji", "cldr", "zero-shot-cross-lingual"],
         "configs": configs,
     }
-    front = yaml.dump(metadata, Dumper=_PlainDumper, sort_keys=False, allow_unicode=True, width=1000)
+    front = yaml.dump(metadata, Dumper=PlainDumper, sort_keys=False, allow_unicode=True, width=1000)
 
     counts = ["| split | clips | animated (8 frames) | country flags |", "| --- | ---: | ---: | ---: |"]
     for split in SPLITS:
@@ -315,13 +340,6 @@ def card(rows: Mapping[str, Sequence[Mapping[str, Any]]], hashes: Mapping[str, s
         front=front, counts="\n".join(counts), languages="\n".join(languages), total=sum(map(len, rows.values())),
         index_sha256=hashes["emoji9.jsonl"], strips_sha256=hashes["strips"],
     )  # fmt: skip
-
-
-class _PlainDumper(yaml.SafeDumper):
-    """YAML without anchors, which card readers need not know."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
 
 
 CARD = """---
@@ -389,13 +407,12 @@ less text in the encoders' training, no more.
 
 def main(argv: Sequence[str] | None = None) -> dict[str, int]:
     """Converts the source folder into the Parquet dataset and prints the number of rows of each split."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--data_dir", required=True, type=Path, help="the folder that holds emoji9.jsonl and strips/")
-    parser.add_argument("--output_dir", required=True, type=Path, help="where data/ and README.md are written")
-    arguments = parser.parse_args(argv)
-    counts = build(arguments.data_dir, arguments.output_dir)
+    options = options_of(options_parser(ABOUT).parse_args(argv))
+    counts = build(options.data_dir, options.output_dir, options)
     for split, count in counts.items():
         print(f"{split}: {count} rows")
+    if options.push_to_hub:
+        print(f"published: {publish(options.output_dir, options.push_to_hub, options.revision, options.private)}")
     return counts
 
 

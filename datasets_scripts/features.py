@@ -1,7 +1,7 @@
 """The feature store: ragged frozen features of clips, in Parquet, with a manifest that says whose they are.
 
-A store is a folder with `features-*.parquet` (`video_id` string, `video_features` list of steps of lists of numbers,
-that is `(F, D_v)` a clip, F differing between clips) and `manifest.json`:
+A store is a folder with `features-*.parquet` or `features-*.arrow` (`video_id` string, `video_features` list of steps
+of lists of numbers, that is `(F, D_v)` a clip, F differing between clips) and `manifest.json`:
 
     extractor, revision   what made the features (a model's name, and its commit or SHA-256)
     rate                  steps per second of video; null where the clips have no clock
@@ -12,6 +12,9 @@ that is `(F, D_v)` a clip, F differing between clips) and `manifest.json`:
 A store appears whole or not at all: it is written beside its place, as `<folder>.partial`, and renamed at the end.
 Values are checked when written, a shard's SHA-256 and values once more when it is first read. A clip that is not there
 is an error, never a row of zeros.
+
+Parquet is what the Hub shows; its shards are decoded into memory. Arrow shards are mapped, not read: a store of any
+size takes the memory that the system has to spare, and a clip costs one copy. `datasets` loads and streams both.
 """
 
 import hashlib
@@ -29,7 +32,9 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
 DTYPES = {"float16": pa.float16(), "float32": pa.float32()}
+FILE_FORMATS = ("parquet", "arrow")
 MANIFEST = "manifest.json"
+ABSENT = "absent:"  # begins the name of a stream that clips lack
 MAX_SHARD_VALUES = 2**28  # Arrow's list offsets have 32 bits; half a gigabyte of float16 is a fair file
 
 
@@ -57,6 +62,7 @@ class FeatureStoreWriter:
         rate: steps per second of video, or None.
         dtype: `float16` or `float32`, of the stored values.
         source: what the features are made from, anything that JSON can hold.
+        file_format: `parquet` or `arrow`.
         clips_per_shard: clips a file.
         resume: whether to go on with the shards of an interrupted writer; they must have been made with the same
             extractor, revision, rate, dtype and source.
@@ -76,16 +82,19 @@ class FeatureStoreWriter:
         rate: float | None = None,
         dtype: str = "float16",
         source: Any = None,
+        file_format: str = "parquet",
         clips_per_shard: int = 1024,
         resume: bool = False,
     ):
         if dtype not in DTYPES:
             raise FeatureStoreError(f"dtype is {dtype!r}; choose one of {', '.join(DTYPES)}")
+        if file_format not in FILE_FORMATS:
+            raise FeatureStoreError(f"file_format is {file_format!r}; choose one of {', '.join(FILE_FORMATS)}")
         if clips_per_shard < 1:
             raise FeatureStoreError(f"clips_per_shard is {clips_per_shard}; it must be at least 1")
         self.folder = Path(folder)
         self.partial = self.folder.with_name(self.folder.name + ".partial")
-        self.dtype, self.clips_per_shard = dtype, clips_per_shard
+        self.dtype, self.file_format, self.clips_per_shard = dtype, file_format, clips_per_shard
         settings = {"extractor": extractor, "revision": revision, "rate": rate, "dtype": dtype, "source": source}
         self._settings = json.loads(json.dumps(settings))  # as it will be read again: tuples are lists
         self._dim: int | None = None
@@ -177,8 +186,13 @@ class FeatureStoreWriter:
         dim = self._waiting[0][1].shape[1]
         rows = pa.ListArray.from_arrays(np.arange(0, len(flat) + 1, dim, dtype=np.int32), pa.array(flat))
         table = pa.table({"video_id": ids, "video_features": pa.ListArray.from_arrays(steps, rows)})
-        name = f"features-{len(self._shards):05d}.parquet"
-        pq.write_table(table, self.partial / name, compression="zstd", use_dictionary=False)
+        table = table.replace_schema_metadata({name: self._settings[name] for name in ("extractor", "revision")})
+        name = f"features-{len(self._shards):05d}.{self.file_format}"
+        if self.file_format == "arrow":
+            with pa.ipc.new_file(self.partial / name, table.schema) as writer:
+                writer.write_table(table)
+        else:
+            pq.write_table(table, self.partial / name, compression="zstd", use_dictionary=False)
         data = (self.partial / name).read_bytes()
         shard = {
             "file": name,
@@ -251,6 +265,7 @@ def write_feature_store(
     rate: float | None = None,
     dtype: str = "float16",
     source: Any = None,
+    file_format: str = "parquet",
 ) -> Path:
     """Writes a whole store from (video_id, `(F, D_v)` features) pairs; the arguments are `FeatureStoreWriter`'s.
 
@@ -259,7 +274,7 @@ def write_feature_store(
     Raises:
         FileExistsError, FeatureStoreError: as `FeatureStoreWriter` and its `add`.
     """
-    settings: dict[str, Any] = {"extractor": extractor, "revision": revision, "rate": rate}
+    settings: dict[str, Any] = {"extractor": extractor, "revision": revision, "rate": rate, "file_format": file_format}
     with FeatureStoreWriter(folder, **settings, dtype=dtype, source=source) as writer:
         try:
             for video_id, features in clips:
@@ -273,8 +288,13 @@ def write_feature_store(
 class FeatureStore(Mapping[str, np.ndarray]):
     """A store, read: `store[video_id]` is the clip's `(F, D_v)` array, in the store's dtype and yours to change.
 
-    Opening reads the ids of all shards; a shard's values are read, checked against its SHA-256 and kept in memory when
+    Opening reads the ids of all shards; a shard's values are read (Arrow: mapped) and checked against its SHA-256 when
     the first of its clips is asked for. `verify()` does this for all shards.
+
+    Args:
+        folder: of the store.
+        extractor: whose features these must be, or None for anyone's.
+        revision: of the extractor.
 
     Raises:
         FileNotFoundError: the folder holds no manifest, or a shard is missing.
@@ -282,7 +302,7 @@ class FeatureStore(Mapping[str, np.ndarray]):
         MissingClipError: on access, the clip is not in the store.
     """
 
-    def __init__(self, folder: str | Path):
+    def __init__(self, folder: str | Path, extractor: str | None = None, revision: str | None = None):
         self.folder = Path(folder)
         path = self.folder / MANIFEST
         if not path.is_file():
@@ -298,6 +318,12 @@ class FeatureStore(Mapping[str, np.ndarray]):
                 raise FeatureStoreError(f"{path}: field {field!r} is missing; write the store again")
         if self.manifest["dtype"] not in DTYPES:
             raise FeatureStoreError(f"{path}: dtype is {self.manifest['dtype']!r}; known are {', '.join(DTYPES)}")
+        for field, wanted in (("extractor", extractor), ("revision", revision)):
+            if wanted is not None and self.manifest[field] != wanted:
+                raise FeatureStoreError(
+                    f"{path}: {field} is {self.manifest[field]!r}, but {wanted!r} is asked for; features of different "
+                    "extractors do not mix: extract again, or correct what is asked for"
+                )
         self._rows: dict[str, tuple[int, int]] = {}
         self._open: dict[int, _Shard] = {}
         for number, shard in enumerate(self.manifest["shards"]):
@@ -319,6 +345,15 @@ class FeatureStore(Mapping[str, np.ndarray]):
         """SHA-256 of the shards' SHA-256: two stores with the same one hold the same values."""
         return hashlib.sha256("".join(shard["sha256"] for shard in self.manifest["shards"]).encode()).hexdigest()
 
+    def num_steps(self, video_id: str) -> int:
+        """F of a clip.
+
+        Raises:
+            MissingClipError: it is not in the store.
+        """
+        shard, row = self._find(video_id)
+        return int(shard.offsets[row + 1] - shard.offsets[row])
+
     def verify(self) -> None:
         """Reads every shard and checks its SHA-256, its widths and that its values are finite."""
         for number in range(len(self.manifest["shards"])):
@@ -330,14 +365,27 @@ class FeatureStore(Mapping[str, np.ndarray]):
         return self._open[number]
 
     def __getitem__(self, video_id: str) -> np.ndarray:
+        shard, row = self._find(video_id)
+        return shard.values[shard.offsets[row] : shard.offsets[row + 1]].copy()
+
+    def window(self, video_id: str, start: int, stop: int) -> np.ndarray:
+        """Steps `start` to `stop` of a clip, `(stop - start, D_v)`; nothing else of it is read from a mapped shard."""
+        shard, row = self._find(video_id)
+        first, last = shard.offsets[row], shard.offsets[row + 1]
+        if not 0 <= start < stop <= last - first:
+            raise ValueError(
+                f"clip {video_id!r}: steps {start} to {stop} of {last - first}; give 0 <= start < stop <= F"
+            )
+        return shard.values[first + start : first + stop].copy()
+
+    def _find(self, video_id: str) -> tuple["_Shard", int]:
         if video_id not in self._rows:
             raise MissingClipError(
                 f"clip {video_id!r} is not in the feature store {self.folder} ({len(self)} clips by "
                 f"{self.manifest['extractor']}); extract its features, or take the clip out of the dataset"
             )
         number, row = self._rows[video_id]
-        shard = self._shard(number)
-        return shard.values[shard.offsets[row] : shard.offsets[row + 1]].copy()
+        return self._shard(number), row
 
     def __contains__(self, video_id: object) -> bool:
         return video_id in self._rows
@@ -371,6 +419,8 @@ def _check_size(folder: Path, shard: Mapping[str, Any]) -> Path:
 def _read_ids(folder: Path, shard: Mapping[str, Any]) -> list[str]:
     path = _check_size(folder, shard)
     try:
+        if path.suffix == ".arrow":
+            return pa.ipc.open_file(pa.memory_map(str(path))).read_all()["video_id"].to_pylist()
         return pq.read_table(path, columns=["video_id"])["video_id"].to_pylist()
     except (pa.ArrowException, OSError, KeyError) as error:
         raise FeatureStoreError(f"{path}: no readable shard ({error}); copy or write the store again") from error
@@ -378,14 +428,23 @@ def _read_ids(folder: Path, shard: Mapping[str, Any]) -> list[str]:
 
 def _read_shard(folder: Path, shard: Mapping[str, Any], manifest: Mapping[str, Any]) -> _Shard:
     path = _check_size(folder, shard)
-    data = path.read_bytes()
+    data = pa.memory_map(str(path)).read_buffer()
     got = hashlib.sha256(data).hexdigest()
     if got != shard["sha256"]:
         raise FeatureStoreError(
             f"{path}: SHA-256 is {got}, the manifest says {shard['sha256']}; the file was changed or damaged: copy or "
             "write the store again"
         )
-    table = pq.read_table(pa.BufferReader(data), columns=["video_id", "video_features"])
+    if path.suffix == ".arrow":
+        table = pa.ipc.open_file(data).read_all()
+    else:
+        table = pq.read_table(pa.BufferReader(data), columns=["video_id", "video_features"])
+    for field in ("extractor", "revision"):  # a shard of ours says whose it is; one of others need not
+        found = (table.schema.metadata or {}).get(field.encode(), manifest[field].encode()).decode()
+        if found != manifest[field]:
+            raise FeatureStoreError(
+                f"{path}: {field} is {found!r}, the manifest says {manifest[field]!r}; shards of two stores were mixed"
+            )
     wanted = pa.list_(pa.list_(DTYPES[manifest["dtype"]]))
     column = table["video_features"].combine_chunks()
     if isinstance(column, pa.ChunkedArray):
@@ -397,28 +456,65 @@ def _read_shard(folder: Path, shard: Mapping[str, Any], manifest: Mapping[str, A
     if column.null_count or steps.null_count or (widths != manifest["dim"]).any():
         raise FeatureStoreError(f"{path}: steps of width {sorted(set(widths.tolist()))}, expected {manifest['dim']}")
     values = steps.flatten().to_numpy(zero_copy_only=False).reshape(len(steps), manifest["dim"])
-    if not np.isfinite(values).all():
+    if not all_finite(values):
         raise FeatureStoreError(f"{path}: not all values are finite; extract the features again")
     ids = table["video_id"].to_pylist()
     return _Shard(values, offsets - offsets[0], {video_id: row for row, video_id in enumerate(ids)})
 
 
+def all_finite(values: np.ndarray) -> bool:
+    """Whether float16 or float32 values are finite: their exponents' bits are not all set. Takes a megabyte or so."""
+    kind, exponent = {2: (np.uint16, 0x7C00), 4: (np.uint32, 0x7F800000)}[values.itemsize]
+    bits = values.reshape(-1).view(kind)
+    return not any(((bits[i : i + 2**18] & exponent) == exponent).any() for i in range(0, len(bits), 2**18))
+
+
 class FeatureStores(Mapping[str, Any]):
-    """Several feature stores as one: a clip's streams side by side, step by step."""
+    """Several feature stores as one: a clip's streams side by side, step by step.
+
+    Args:
+        folders: of the stores; `absent:512` in place of one is a stream that the model has, 512 wide, and these clips
+            lack, as pictures lack a video network's: zeros, from which the input layer's part for it learns nothing.
+
+    Raises:
+        FeatureStoreError: no folder is a store, or an absent stream has no width.
+    """
 
     def __init__(self, folders: Sequence[str]):
-        self.stores = [FeatureStore(folder) for folder in folders]
-        self.dims = [store.dim for store in self.stores]
-        self.fingerprints = [store.fingerprint for store in self.stores]
+        self.streams: list[int | FeatureStore] = [
+            _absent(name) if name.startswith(ABSENT) else FeatureStore(name) for name in map(str, folders)
+        ]
+        self.stores = [stream for stream in self.streams if isinstance(stream, FeatureStore)]
+        if not self.stores:
+            raise FeatureStoreError(f"features are {list(folders)}; at least one must be a feature store")
+        self.dims = [stream if isinstance(stream, int) else stream.dim for stream in self.streams]
+        self.fingerprints = [ABSENT + str(s) if isinstance(s, int) else s.fingerprint for s in self.streams]
 
     def __getitem__(self, video_id: str) -> np.ndarray:
-        """`(F, D_v)` float: `D_v` is the sum of the stores' widths."""
-        streams = [store[video_id] for store in self.stores]
-        if len({len(stream) for stream in streams}) > 1:
+        """`(F, D_v)` float: `D_v` is the sum of the streams' widths."""
+        found = [store[video_id] for store in self.stores]
+        if len({len(stream) for stream in found}) > 1:
             raise ValueError(
-                f"clip {video_id!r} has {[len(s) for s in streams]} steps in its stores; extract at one rate"
+                f"clip {video_id!r} has {[len(s) for s in found]} steps in its stores; extract at one rate"
             )
-        return streams[0] if len(streams) == 1 else np.concatenate(streams, axis=1)
+        return self._side_by_side(found)
+
+    def num_steps(self, video_id: str) -> int:
+        """F of a clip: of its shortest stream, since extractors differ by a step at a video's end."""
+        return min(store.num_steps(video_id) for store in self.stores)
+
+    def window(self, video_id: str, start: int, stop: int) -> np.ndarray:
+        """Steps `start` to `stop` of a clip, `(stop - start, D_v)`."""
+        return self._side_by_side([store.window(video_id, start, stop) for store in self.stores])
+
+    def _side_by_side(self, found: Sequence[np.ndarray]) -> np.ndarray:
+        if len(self.streams) == 1:
+            return found[0]
+        values = iter(found)
+        parts = [
+            np.zeros((len(found[0]), s), found[0].dtype) if isinstance(s, int) else next(values) for s in self.streams
+        ]
+        return np.concatenate(parts, axis=1)
 
     def __iter__(self) -> Iterator[str]:
         """The first store's clips."""
@@ -427,3 +523,11 @@ class FeatureStores(Mapping[str, Any]):
     def __len__(self) -> int:
         """Clips of the first store."""
         return len(self.stores[0])
+
+
+def _absent(name: str) -> int:
+    """The width of a stream that clips lack."""
+    width = name.removeprefix(ABSENT)
+    if not width.isdigit() or int(width) < 1:
+        raise FeatureStoreError(f"features has {name!r}; write absent:<width>, such as absent:512")
+    return int(width)

@@ -78,7 +78,9 @@ class Source:
         weight: of this source's loss.
         dataset: folder or Hub name, where it is not the recipe's `data.dataset`; its `train` split is read.
         revision: tag, branch or commit of it.
-        features: its feature stores; with `dataset` only.
+        features: its feature stores; with `dataset` only. `absent:512` stands for a stream that its clips lack.
+        clip_seconds: `[shortest, longest]`: the rows are long videos with cues, of which a random window of so many
+            seconds is drawn, and the cues nearest to it (`datasets_scripts/sampling.py`); `null`: whole clips.
     """
 
     text_column: str = "caption"
@@ -94,6 +96,7 @@ class Source:
     dataset: str | None = None
     revision: str | None = None
     features: list[str] = field(default_factory=list)
+    clip_seconds: list[float] | None = None
 
     @property
     def draws_from_pools(self) -> bool:
@@ -160,6 +163,8 @@ class Recipe:
         pretraining: the stage before it; `null` for none.
         card: what the model card says that no file tells: `dataset_name`, `dataset_license`, `dataset_description`,
             `text_license`, `video_license`, `weights_license`, `base_model`.
+        comes_from: how each dataset, store and encoder is had, by its name; `--dry_run` says it of those missing.
+        dry_run: check the data against the recipe, say what is missing, and train nothing.
         seed: of weights, order, noise and dropout.
         mixed_precision: `no`, `bf16` or `fp16`.
         cache_frozen_layers: keep the frozen layers' output for each caption (`layer_cache.py`).
@@ -176,6 +181,8 @@ class Recipe:
     finetuning: StageArguments | None = None
     pretraining: StageArguments | None = None
     card: dict[str, str] = field(default_factory=dict)
+    comes_from: dict[str, str] = field(default_factory=dict)
+    dry_run: bool = False
     seed: int = 0
     mixed_precision: str = "no"
     cache_frozen_layers: bool = True
@@ -187,11 +194,18 @@ class Recipe:
     log_steps: int = 50
 
 
+def columns_of(source: Source) -> list[str]:
+    """The columns that a source reads: a text for each language, and the cues' seconds where it draws windows."""
+    kinds = [source.text_column, *(["start", "end"] if source.clip_seconds is not None else [])]
+    return [f"{kind}_{language}" for kind in kinds for language in source.languages]
+
+
 def parse_recipe(argv: Sequence[str], description: str = "") -> tuple[Recipe, dict[str, Any]]:
     """A recipe's path and options to the recipe, and to its plain values; `description` heads the help."""
     parser = ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", action="config", help="YAML or JSON with any of these values")
-    parser.add_class_arguments(Recipe)
+    parser.add_class_arguments(Recipe, skip={"dry_run"})
+    parser.add_argument("--dry_run", action="store_true", help="check the data against the recipe, and train nothing")
     argv = list(argv)
     if argv and not argv[0].startswith("-"):
         argv.insert(0, "--recipe")

@@ -3,6 +3,8 @@
 The builders are plain functions, so that `make_golden.py` can call them too; tests ask for the fixtures below them.
 """
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -216,3 +218,16 @@ def corpus(tmp_path_factory):
     from tiny_corpus import build_corpus
 
     return build_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+def pytest_addoption(parser):
+    parser.addoption("--real_data", help="folder of the real files that the builders are run on (make test-real)")
+
+
+@pytest.fixture(scope="session")
+def real_data(request) -> Path:
+    """The folder of the real files; one that is named and not there fails, so that nothing is skipped unseen."""
+    folder = request.config.getoption("--real_data")
+    if not folder or not Path(folder).is_dir():
+        pytest.fail(f"--real_data is {folder!r}; make test-real DATA=<folder with annotations/, storybook8/, ...>")
+    return Path(folder).resolve()

@@ -9,6 +9,8 @@ import datasets
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from datasets_scripts.emoji9 import (
@@ -254,6 +256,29 @@ def test_a_folder_without_index_a_broken_line_and_an_empty_split_are_refused(tmp
     (tmp_path / "emoji9.jsonl").write_text("{\n", encoding="utf-8")
     with pytest.raises(ValueError, match="line 1: not JSON"):
         read_source(tmp_path)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    data=st.binary(max_size=60)
+    | st.recursive(
+        st.none() | st.integers() | st.text(max_size=8),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(st.sampled_from(["emoji", "split", "file", "source_frames", "name", "keywords"]), inner)
+        ),
+        max_leaves=9,
+    ).map(lambda value: json.dumps(value).encode())
+)
+def test_any_index_gives_rows_or_an_error_that_names_it(tmp_path, data):
+    (tmp_path / "emoji9.jsonl").write_bytes(data)
+    with pytest.raises((ValueError, FileNotFoundError), match="emoji9.jsonl"):  # a whole row needs its strip
+        read_source(tmp_path)
+
+
+def test_a_single_picture_may_have_any_shape():
+    (frame,) = frames_of({"video_id": "x", "frames": Image.new("L", (20, 30)), "num_frames": 1})
+    assert frame.size == (20, 30) and frame.mode == "RGB"
 
 
 def test_a_strip_that_does_not_hold_its_frames_is_not_split(tmp_path):

@@ -5,8 +5,8 @@
     layer 3   data_collator  large_batch  micro_batches  layer_cache  sharding  significance
               search                                                                                emoji9  msrvtt  ...
     layer 2   modeling_mmt  processing_mmt  streaming_loss  checkpointing  packaged_encoders
-              retrieval  training_arguments                                                         features  sampling
-    layer 1   pooling_mmt
+              retrieval  training_arguments                                                         corpus  sampling
+    layer 1   pooling_mmt                                                                           features  sources
     layer 0   configuration_mmt  loss_mmt  video_decoding_mmt  efficientnet_lite_mmt
               `-------------------------------- modeling_mmt/ --------------------------------'     `datasets_scripts/'
 
@@ -33,8 +33,9 @@ PICTURE = {
         5: "__init__",
     },
     "datasets_scripts": {
-        2: "features sampling",
-        3: "emoji9 multi_howto100m msrvtt vatex multi30k storybook8 own_clips translate",
+        1: "features sources",
+        2: "corpus sampling convert_features",
+        3: "emoji9 multi_howto100m msrvtt vatex multi30k storybook8 own_clips translate language_report",
         5: "__init__",
     },
 }

@@ -48,18 +48,6 @@ def test_every_recipe_parses_and_its_values_are_allowed(path, tmp_path):
             assert set(source["languages"]) <= set(table.LANGUAGES)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "recipes" / "paper").glob("*.yaml")), ids=lambda path: path.stem)
-def test_the_papers_recipes_parse_and_keep_the_configs_defaults(path):
-    _, values = parse_recipe([str(path)])
-    config = MMTConfig()
-    assert values["model"]["config"] == {}
-    assert (config.text_output_layer, config.freeze_text_layers, config.hidden_size) == (12, 9, 1024)
-    assert values["finetuning"]["num_train_epochs"] == 10 and values["finetuning"]["learning_rate"] == 2e-4
-    if values["pretraining"]:
-        languages = values["pretraining"]["sources"][0]["languages"]
-        assert languages == (["en"] if "_mp_" in path.stem else list(table.LANGUAGES))
-
-
 def test_all_recipes_share_the_data_and_the_architecture():
     recipes = [table.read_recipe(path.stem) for path in RECIPES]
     for recipe in recipes:

@@ -1,0 +1,211 @@
+r"""Features that you have to a feature store: a folder of .npy, an HDF5 file, or .npz archives.
+
+    python datasets_scripts/convert_features.py s3d_npy/ --output_dir data/features/msrvtt-s3d \
+        --extractor S3D-HowTo100M-MIL-NCE --revision 1.0 --rate 1
+
+Each array is a clip's `(F, D_v)`; `(D_v,)` is a clip of one step, `(1, F, D_v)`, as VATEX' I3D files have it, the clip
+within. A clip's id is its file's name, or its key in HDF5 and .npz. Every value is checked. A file that is damaged,
+not finite or of another width stops the conversion, or, with `--on_error skip`, is left out and counted, up to
+`--max_skipped` of all; nothing is ever replaced by zeros.
+
+Pickles (.pth, .pt, .pkl, .pickle, object arrays in .npy) are refused: they run code when they are read.
+"""
+
+import argparse
+import sys
+import tokenize
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from datasets_scripts.features import DTYPES, FILE_FORMATS, FeatureStore, FeatureStoreError, FeatureStoreWriter  # noqa: E402, E501
+from datasets_scripts.sources import SourceError, checked_id  # noqa: E402
+
+# What numpy raises on a damaged .npy: its header is a Python literal, and may ask for any amount of memory.
+DAMAGE = (
+    ValueError,
+    OSError,
+    EOFError,
+    SyntaxError,
+    tokenize.TokenError,
+    OverflowError,
+    MemoryError,
+    zipfile.BadZipFile,
+)
+PICKLES = (".pth", ".pt", ".pkl", ".pickle", ".ckpt", ".bin")
+REMEDY = """a pickle, which can run any code when it is read. Where you trust it, turn it into .npy files yourself:
+    import numpy, torch
+    for video_id, features in torch.load(PATH, weights_only=True).items():
+        numpy.save(f"npy/{video_id}.npy", numpy.asarray(features))
+and convert that folder (a .pth with "2d" and "3d" inside holds two extractors: two folders, two stores)"""
+
+
+class UnreadableClipError(SourceError):
+    """One clip's array cannot be read; the others may."""
+
+
+def read_arrays(source: str | Path) -> Iterator[tuple[str, np.ndarray | UnreadableClipError]]:
+    """The clips of a folder of .npy, an .npz, or an HDF5 file, as they are, by id; an error in place of a damaged one.
+
+    Raises:
+        FileNotFoundError: the source is not there, or a folder without .npy.
+        SourceError: it is a pickle or of an unknown kind, or a file that cannot be opened.
+    """
+    source = Path(source)
+    if not source.exists():
+        raise FileNotFoundError(f"{source} is not there; give a folder of .npy, an .npz or an HDF5 file")
+    if source.is_dir():
+        yield from _read_folder(source)
+    elif source.suffix in PICKLES:
+        raise SourceError(f"{source}: {REMEDY}")
+    elif source.suffix == ".npz":
+        yield from _read_npz(source)
+    elif source.suffix in (".h5", ".hdf5"):
+        yield from _read_hdf5(source)
+    else:
+        raise SourceError(
+            f"{source}: kind {source.suffix!r} is unknown; give a folder of .npy, an .npz or an HDF5 file"
+        )
+
+
+def _read_folder(folder: Path) -> Iterator[tuple[str, np.ndarray | UnreadableClipError]]:
+    for path in sorted(folder.iterdir()):
+        if path.suffix in PICKLES:
+            raise SourceError(f"{path}: {REMEDY}")
+    paths = sorted(folder.glob("*.npy"))
+    if not paths:
+        raise FileNotFoundError(f"{folder} has no .npy file; one clip a file, named <video_id>.npy")
+    for path in paths:
+        try:
+            yield checked_id(path.stem, str(path)), np.load(path, allow_pickle=False)
+        except DAMAGE as error:
+            if "allow_pickle" in str(error):
+                raise SourceError(f"{path}: an array of objects, {REMEDY}") from error
+            yield path.stem, UnreadableClipError(f"{path}: no whole .npy ({error}); extract this clip again")
+
+
+def _read_npz(path: Path) -> Iterator[tuple[str, np.ndarray | UnreadableClipError]]:
+    try:
+        archive = np.load(path, allow_pickle=False)
+    except DAMAGE as error:
+        raise SourceError(f"{path}: no whole .npz ({error}); copy it again") from error
+    with archive:
+        for key in archive.files:
+            video_id = checked_id(key, f"{path}, key")
+            try:
+                yield video_id, archive[key]
+            except DAMAGE as error:
+                if "allow_pickle" in str(error):
+                    raise SourceError(f"{path}, {key!r}: an array of objects, {REMEDY}") from error
+                yield video_id, UnreadableClipError(f"{path}, {key!r}: {error}; extract this clip again")
+
+
+def _read_hdf5(path: Path) -> Iterator[tuple[str, np.ndarray | UnreadableClipError]]:
+    import h5py  # an extra: only these files need it
+
+    try:
+        file = h5py.File(path, "r")
+    except OSError as error:
+        raise SourceError(f"{path}: no whole HDF5 file ({error}); copy it again") from error
+    with file:
+        for key, item in file.items():
+            video_id = checked_id(key, f"{path}, key")
+            if not isinstance(item, h5py.Dataset):
+                raise SourceError(f"{path}, {key!r} is a group; one dataset a clip is read, at the top")
+            try:
+                yield video_id, item[()]
+            except OSError as error:
+                yield video_id, UnreadableClipError(f"{path}, {key!r}: {error}; extract this clip again")
+
+
+def as_clip(array: Any, where: str) -> np.ndarray:
+    """`(F, D_v)` of what people store: `(D_v,)`, `(F, D_v)` or `(1, F, D_v)`."""
+    if array.ndim == 1:
+        return array[None]
+    if array.ndim == 3 and array.shape[0] == 1:
+        return array[0]
+    if array.ndim != 2:
+        raise UnreadableClipError(f"{where}: shape {array.shape}; a clip is (steps, width): reshape it")
+    return array
+
+
+def convert(
+    source: str | Path,
+    output_dir: str | Path,
+    *,
+    extractor: str,
+    revision: str,
+    rate: float | None,
+    dtype: str = "float16",
+    file_format: str = "parquet",
+    skip: bool = False,
+    max_skipped: float = 0.01,
+) -> tuple[FeatureStore, list[str]]:
+    """Writes the store; returns it, and what was left out and why.
+
+    Args:
+        source: as `read_arrays` takes it.
+        output_dir: of the store; must not exist.
+        extractor: what made the features.
+        revision: which version of it.
+        rate: steps a second, or None.
+        dtype: of the stored values.
+        file_format: `parquet` or `arrow`.
+        skip: leave out a clip that cannot be read or stored, instead of stopping.
+        max_skipped: the largest share of clips to leave out.
+
+    Raises:
+        FileNotFoundError, SourceError: as `read_arrays`, or too many clips were left out.
+        FeatureStoreError: a value is not as a store needs it.
+    """
+    skipped: list[str] = []
+    num_clips = 0
+    settings: dict[str, Any] = {"extractor": extractor, "revision": revision, "rate": rate, "dtype": dtype}
+    origin = {"converted_from": Path(source).name}
+    with FeatureStoreWriter(output_dir, **settings, file_format=file_format, source=origin) as writer:
+        for video_id, array in tqdm(read_arrays(source), unit="clip", desc=str(output_dir)):
+            num_clips += 1
+            try:
+                if isinstance(array, UnreadableClipError):
+                    raise array
+                writer.add(video_id, as_clip(array, f"{source}, {video_id!r}"))
+            except (UnreadableClipError, FeatureStoreError) as error:
+                if not skip:
+                    raise
+                skipped.append(str(error))
+        if len(skipped) > max_skipped * num_clips:
+            raise SourceError(
+                f"{source}: {len(skipped):,} of {num_clips:,} clips cannot be used, more than --max_skipped "
+                f"{max_skipped}; the first: {skipped[0]}"
+            )
+    return FeatureStore(output_dir), skipped
+
+
+def main(argv: Sequence[str] | None = None) -> FeatureStore:
+    """Converts features into a store and says what was left out."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path, help="folder of .npy, an .npz or an HDF5 file")
+    parser.add_argument("--output_dir", required=True, type=Path, help="of the store; must not exist")
+    parser.add_argument("--extractor", required=True, help="what made the features, such as a Hub id")
+    parser.add_argument("--revision", required=True, help="which version of it: a commit, or the weights' SHA-256")
+    parser.add_argument("--rate", type=float, help="steps per second of video; left out: the clips have no clock")
+    parser.add_argument("--dtype", choices=list(DTYPES), default="float16", help="of the stored values")
+    parser.add_argument("--file_format", choices=FILE_FORMATS, default="parquet", help="arrow is mapped, not read")
+    parser.add_argument("--on_error", choices=("stop", "skip"), default="stop", help="a clip that cannot be used")
+    parser.add_argument("--max_skipped", type=float, default=0.01, help="largest share of clips to skip")
+    arguments = vars(parser.parse_args(argv))
+    source, output_dir = arguments.pop("source"), arguments.pop("output_dir")
+    store, skipped = convert(source, output_dir, skip=arguments.pop("on_error") == "skip", **arguments)
+    for reason in skipped:
+        print(f"left out: {reason}")
+    print(f"{output_dir}: {len(store):,} clips of width {store.dim}; {len(skipped):,} left out")
+    return store
+
+
+if __name__ == "__main__":
+    main()

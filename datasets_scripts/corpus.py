@@ -1,0 +1,419 @@
+"""What every builder shares: files read and hashed, rules counted, one schema, Parquet, a card, and the Hub.
+
+One schema: a row is a clip, with `video_id` and, for each kind of text and language, a column `<kind>_<language>`: a
+text or a list of texts, None or empty where the clip has none. Where a clip is a span of a longer video, `start` and
+`end` are its seconds. Frozen features lie beside the rows in feature stores (`features.py`), found by `video_id`;
+pictures are a column `frames` with `num_frames` of them side by side.
+
+A builder gives `build` an `About`, which the card prints, and a function that reads its official files:
+
+    def read(sources: Sources, tally: Tally, clock: Clock) -> tuple[datasets.Features, dict[str, Iterable[Row]]]: ...
+"""
+
+import argparse
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+from huggingface_hub import HfApi
+
+from datasets_scripts.features import FeatureStore
+from datasets_scripts.sources import Row, SourceError, Sources, Tally
+
+ROWS_PER_GROUP = 1000  # of a Parquet row group, unless its values are large
+BYTES_PER_GROUP = 64 << 20
+BYTES_PER_SHARD = 256 << 20  # in memory; Parquet is smaller
+BUILD_FILE = "build.json"
+REPORT_MARK = "<!-- language report -->"  # where `language_report.py` puts its table
+
+
+@dataclass(frozen=True)
+class About:
+    """What a card says that the data do not.
+
+    Args:
+        name: of the builder's module.
+        title: of the card.
+        summary: a paragraph: what the clips and texts are.
+        source: where the official files are had.
+        layout: the files that `--data_dir` holds.
+        license: a Hub licence id.
+        license_text: what it covers, in words.
+        columns: meaning of each column; `<language>` stands for every language.
+        published: rows by split, as published, and where.
+        published_source: who says so.
+        configs: further configs: name to {split: the files' splits}.
+        task: of the Hub's list.
+        notes: what a user must know: leaks, limits.
+    """
+
+    name: str
+    title: str
+    summary: str
+    source: str
+    layout: str
+    license: str
+    license_text: str
+    columns: Mapping[str, str]
+    published: Mapping[str, int] = field(default_factory=dict)
+    published_source: str = ""
+    configs: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)
+    task: str = "text-to-video"
+    notes: str = ""
+
+
+@dataclass
+class Options:
+    """What the command line says, for all builders.
+
+    Args:
+        data_dir: the official files.
+        output_dir: of the dataset.
+        features: feature stores that every clip must be in.
+        missing_features: `error`, or `skip` to leave such clips out and count them.
+        max_missing: largest share of clips to leave out.
+        push_to_hub: `org/name`, or None.
+        revision: tag that the push is given.
+        private: whether the repository is made private.
+    """
+
+    data_dir: Path
+    output_dir: Path
+    features: Sequence[Path] = ()
+    missing_features: str = "error"
+    max_missing: float = 0.05
+    push_to_hub: str | None = None
+    revision: str | None = None
+    private: bool = False
+
+
+Read = Callable[[Sources, Tally, "Clock"], tuple[datasets.Features, Mapping[str, Iterable[Row]]]]
+
+
+class Clock:
+    """The clips that have features in all stores, and for how long."""
+
+    def __init__(self, folders: Sequence[str | Path] = ()):
+        self.stores = [FeatureStore(folder) for folder in folders]
+        rates = {store.manifest["rate"] for store in self.stores}
+        if len(rates) > 1:
+            raise SourceError(
+                f"--features: rates {sorted(rates, key=str)} steps a second; the streams of a clip go side by side, "
+                "step by step: extract them at one rate"
+            )
+        self.rate: float | None = rates.pop() if rates else None
+
+    def has(self, video_id: str) -> bool:
+        """Whether every store holds the clip; true without stores."""
+        return all(video_id in store for store in self.stores)
+
+    def seconds(self, video_id: str) -> float | None:
+        """Length of the shortest stream, or None where features have no clock or the clip has none."""
+        if self.rate is None or not self.has(video_id):
+            return None
+        return min(store.num_steps(video_id) for store in self.stores) / self.rate
+
+    def unused(self, used: set[str]) -> int:
+        """Clips with features that are not in `used`."""
+        return len(set().union(*self.stores) - used)
+
+
+def options_parser(about: About) -> argparse.ArgumentParser:
+    """The arguments that all builders share; a builder adds its own."""
+    text = f"{about.title}: {about.summary}\n\nFiles in --data_dir:\n{about.layout}"
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data_dir", required=True, type=Path, help="folder of the official files")
+    parser.add_argument(
+        "--output_dir", required=True, type=Path, help="of the dataset; its data and card are replaced"
+    )
+    parser.add_argument("--features", nargs="*", default=[], type=Path, help="feature stores that hold every clip")
+    parser.add_argument(
+        "--missing_features", choices=("error", "skip"), default="error", help="a clip that a store does not hold"
+    )
+    parser.add_argument("--max_missing", type=float, default=0.05, help="largest share of clips to skip")
+    parser.add_argument("--push_to_hub", metavar="ORG/NAME", help="publish to this dataset repository")
+    parser.add_argument("--revision", help="tag that the published version is given, such as v1.0")
+    parser.add_argument("--private", action="store_true", help="make the repository private")
+    return parser
+
+
+def options_of(arguments: argparse.Namespace) -> Options:
+    """The shared part of what a parser returned."""
+    return Options(**{name: getattr(arguments, name) for name in Options.__dataclass_fields__})
+
+
+def build(about: About, read: Read, options: Options, rules: Mapping[str, str]) -> dict[str, int]:
+    """Reads the official files, writes the dataset and its card, and publishes it if asked to.
+
+    Args:
+        about: the card's text.
+        read: the builder's reading function; its rows may be made on the fly.
+        options: the command line.
+        rules: the builder's own rules, beside those of `sources.RULES`.
+
+    Returns:
+        {split: number of rows}.
+
+    Raises:
+        FileNotFoundError: a file is not there.
+        SourceError: a file, id or value is not as the layout says and no rule covers it.
+    """
+    sources, tally, clock = Sources(options.data_dir, about.layout), Tally(rules), Clock(options.features)
+    features, splits = read(sources, tally, clock)
+    used: set[str] = set()
+    kept = {split: with_features(rows, split, clock, options, tally, used) for split, rows in splits.items()}
+    with Publication(options.output_dir, features) as publication:
+        counts = {split: publication.write(split, rows) for split, rows in kept.items()}
+        if clock.stores:
+            tally.count("features_unused", clock.unused(used))
+    languages = languages_of(features)
+    record = {
+        "builder": about.name,
+        "sources": dict(sorted(sources.sha256.items())),
+        "rows": counts,
+        "published": dict(about.published),
+        "rules": {rule: {"meaning": tally.rules[rule], "count": count} for rule, count in tally.counts.items()},
+        "features": [
+            {name: store.manifest[name] for name in ("extractor", "revision", "rate")} for store in clock.stores
+        ],
+        "languages": languages,
+        "made_with": {"datasets": datasets.__version__, "pyarrow": pa.__version__},
+    }
+    text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+    (options.output_dir / BUILD_FILE).write_text(text, encoding="utf-8")
+    (options.output_dir / "README.md").write_text(card(about, features, record), encoding="utf-8")
+    for split, count in counts.items():
+        published = about.published.get(split)
+        print(f"{split}: {count:,} rows" + (f" (published: {published:,})" if published else ""))
+    for line in tally.lines():
+        print(line)
+    if options.push_to_hub:
+        url = publish(options.output_dir, options.push_to_hub, options.revision, options.private)
+        print(f"published: {url}")
+    return counts
+
+
+def with_features(
+    rows: Iterable[Row], split: str, clock: Clock, options: Options, tally: Tally, used: set[str]
+) -> Iterator[Row]:
+    """The rows whose clips have features; `used` gathers their ids, where there are stores to compare with."""
+    seen = missing = 0
+    for row in rows:
+        seen += 1
+        if not clock.has(row["video_id"]):
+            if options.missing_features == "error":
+                lacking = next(store.folder for store in clock.stores if row["video_id"] not in store)
+                raise SourceError(
+                    f"{split}: clip {row['video_id']!r} has captions, but {lacking} has no features of it; extract "
+                    "them, or leave such clips out with --missing_features skip"
+                )
+            missing += 1
+            tally.count("no_features")
+            continue
+        if clock.stores:
+            used.add(row["video_id"])
+        yield row
+    if missing > options.max_missing * seen:
+        raise SourceError(
+            f"{split}: {missing:,} of {seen:,} clips have no features, more than --max_missing {options.max_missing}; "
+            "extract them, or raise the ceiling if that is what you want"
+        )
+
+
+class Publication:
+    """Writes `data/<split>-NNNNN-of-NNNNN.parquet` shard by shard; the old data stay until the new are whole."""
+
+    def __init__(self, folder: str | Path, features: datasets.Features):
+        self.folder, self.features = Path(folder), features
+        self.partial = self.folder / "data.partial"
+
+    def __enter__(self) -> "Publication":
+        shutil.rmtree(self.partial, ignore_errors=True)
+        self.partial.mkdir(parents=True)
+        return self
+
+    def write(self, split: str, rows: Iterable[Row]) -> int:
+        """Writes a split and returns its number of rows; memory holds one row group.
+
+        Raises:
+            SourceError: two rows have one id, or there is no row.
+        """
+        shards: list[Path] = []
+        writer: pq.ParquetWriter | None = None
+        ids: set[str] = set()
+        written = 0
+        try:
+            for table in self._tables(rows, split, ids):
+                if writer is None:
+                    shards.append(self.partial / f"{split}-{len(shards):05d}")
+                    writer = pq.ParquetWriter(shards[-1], table.schema, compression="zstd")
+                    written = 0
+                writer.write_table(table)
+                written += table.nbytes
+                if written >= BYTES_PER_SHARD:
+                    writer.close()
+                    writer = None
+        finally:
+            if writer is not None:
+                writer.close()
+        if not ids:
+            raise SourceError(f"split {split!r} has no clip; --data_dir lacks its files, or a rule dropped all of it")
+        for number, shard in enumerate(shards):
+            shard.rename(self.partial / f"{split}-{number:05d}-of-{len(shards):05d}.parquet")
+        return len(ids)
+
+    def _tables(self, rows: Iterable[Row], split: str, ids: set[str]) -> Iterator[pa.Table]:
+        schema = self.features.arrow_schema
+        group: list[Row] = []
+        num_bytes = 0
+        for row in rows:
+            if row["video_id"] in ids:
+                raise SourceError(f"split {split!r}: clip {row['video_id']!r} is there twice; remove one of its rows")
+            ids.add(row["video_id"])
+            group.append(row)
+            num_bytes += len(row["frames"]["bytes"]) if "frames" in row else 0
+            if len(group) == ROWS_PER_GROUP or num_bytes > BYTES_PER_GROUP:
+                yield pa.Table.from_pylist(group, schema=schema)
+                group, num_bytes = [], 0
+        if group:
+            yield pa.Table.from_pylist(group, schema=schema)
+
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+        if kind is None:
+            shutil.rmtree(self.folder / "data", ignore_errors=True)
+            self.partial.rename(self.folder / "data")
+        else:
+            shutil.rmtree(self.partial, ignore_errors=True)
+
+
+def schema(kinds: Mapping[str, Sequence[str]], **others: Any) -> datasets.Features:
+    """The columns `video_id`, `others`, and a list of texts for every kind and language."""
+    texts = {
+        f"{kind}_{language}": datasets.List(datasets.Value("string")) for kind in kinds for language in kinds[kind]
+    }
+    return datasets.Features({"video_id": datasets.Value("string"), **others, **texts})
+
+
+def languages_of(features: Mapping[str, Any]) -> list[str]:
+    """Languages of the text columns, in order."""
+    return list(dict.fromkeys(column.rpartition("_")[2] for column in features if is_text_column(column, features)))
+
+
+def is_text_column(column: str, features: Mapping[str, Any]) -> bool:
+    """Whether a column is `<kind>_<language>` and holds a text or a list of texts."""
+    feature = features[column]
+    of_text = getattr(feature, "feature", feature)
+    return (
+        "_" in column
+        and not column.endswith("_id")
+        and isinstance(of_text, datasets.Value)
+        and of_text.dtype == "string"
+    )
+
+
+def configs_of(about: About, features: Mapping[str, Any], splits: Iterable[str]) -> list[dict[str, Any]]:
+    """YAML of the configs: `default`, one for each language (its columns alone), and the builder's own."""
+
+    def files(parts: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
+        return [{"split": name, "path": [f"data/{part}-*.parquet" for part in of]} for name, of in parts.items()]
+
+    aside = {part for parts in about.configs.values() for of in parts.values() for part in of}
+    named = [split for split in splits if split not in aside or split in ("train", "validation", "test")]
+    everything = files({split: [split] for split in named})
+    configs: list[dict[str, Any]] = [{"config_name": "default", "data_files": everything, "default": True}]
+    languages = languages_of(features)
+    for language in languages:
+        others = tuple(f"_{other}" for other in languages if other != language)
+        columns = [column for column in features if column == "video_id" or not column.endswith(others)]
+        configs.append({"config_name": language, "data_files": everything, "columns": columns})
+    configs += [{"config_name": name, "data_files": files(parts)} for name, parts in about.configs.items()]
+    return configs
+
+
+class PlainDumper(yaml.SafeDumper):
+    """YAML without anchors, which card readers need not know."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """Never write one."""
+        return True
+
+
+def card(about: About, features: Mapping[str, Any], record: Mapping[str, Any]) -> str:
+    """The dataset card: configs as YAML, then what is inside, what was dropped and why, and from which bytes."""
+    metadata = {
+        "pretty_name": about.title,
+        "language": record["languages"],
+        "license": about.license,
+        "task_categories": [about.task],
+        "multilinguality": ["multilingual"],
+        "tags": ["text-to-video-retrieval", "multilingual"],
+        "configs": configs_of(about, features, record["rows"]),
+    }
+    front = yaml.dump(metadata, Dumper=PlainDumper, sort_keys=False, allow_unicode=True, width=1000)
+    rows = ["| split | rows | published |", "| --- | ---: | ---: |"]
+    for split, count in record["rows"].items():
+        published = record["published"].get(split)
+        rows.append(f"| {split} | {count:,} | {f'{published:,}' if published else ''} |")
+    columns = ["| column | meaning |", "| --- | --- |"]
+    columns += [f"| `{column}` | {meaning} |" for column, meaning in about.columns.items()]
+    rules = ["| rule | times |", "| --- | ---: |"]
+    rules += [f"| {rule['meaning']} | {rule['count']:,} |" for rule in record["rules"].values()]
+    hashes = ["| file | SHA-256 |", "| --- | --- |"]
+    hashes += [f"| `{name}` | `{digest}` |" for name, digest in record["sources"].items()]
+    stores = [f"- {s['extractor']} ({s['revision']}), {s['rate']} steps a second" for s in record["features"]]
+    parts = [
+        f"---\n{front}---\n\n# {about.title}\n\n{about.summary}",
+        "## Rows\n\n" + "\n".join(rows) + (f"\n\nPublished: {about.published_source}." if about.published else ""),
+        "## Columns\n\n" + "\n".join(columns),
+        *([about.notes] if about.notes else []),
+        "## Rules\n\nWhat was changed or dropped, and how often:\n\n" + "\n".join(rules),
+        *(["## Features\n\nEvery clip has features by:\n\n" + "\n".join(stores)] if stores else []),
+        f"## Languages\n\n{REPORT_MARK}\nRun `language_report.py` for a table of tokens per caption.\n{REPORT_MARK}",
+        f"## Where it comes from\n\n{about.source}\n\nLicence: {about.license_text}\n\nMade by\n"
+        f"`python datasets_scripts/{about.name}.py --data_dir <official files> --output_dir <this folder>` from\n\n"
+        + "\n".join(hashes),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def publish(folder: str | Path, repo_id: str, revision: str | None = None, private: bool = False) -> str:
+    """Pushes a built dataset with its card and the scripts that made it, and tags it.
+
+    The rows go through `datasets`' own `push_to_hub`. The scripts lie under `datasets_scripts/`, never at the top
+    under the repository's own name, which `datasets` would take for a loading script and refuse.
+
+    Args:
+        folder: what a builder wrote.
+        repo_id: `org/name` of the dataset repository; made if need be.
+        revision: tag to create; one that exists is an error.
+        private: for a repository that is made.
+
+    Returns:
+        The repository's address.
+    """
+    folder, api = Path(folder), HfApi()
+    splits = sorted({file.name.partition("-")[0] for file in (folder / "data").glob("*.parquet")})
+    files = {split: str(folder / "data" / f"{split}-*.parquet") for split in splits}
+    rows = datasets.load_dataset("parquet", data_files=files)
+    rows.push_to_hub(repo_id, private=private, commit_message="Add the rows")
+    there = api.list_repo_files(repo_id, repo_type="dataset")
+    stale = [file for file in there if file.startswith("data/") and file[5:].partition("-")[0] not in splits]
+    if stale:  # splits of an earlier version; its tag keeps them
+        api.delete_files(repo_id, stale, repo_type="dataset", commit_message="Remove splits that are no more")
+    others = [file for file in folder.iterdir() if file.is_file()]
+    for file in others:
+        api.upload_file(path_or_fileobj=file, path_in_repo=file.name, repo_id=repo_id, repo_type="dataset")
+    here = Path(__file__).parent
+    commit = api.upload_folder(
+        folder_path=here, path_in_repo=here.name, allow_patterns="*.py", repo_id=repo_id, repo_type="dataset"
+    )
+    if revision:
+        api.create_tag(repo_id, tag=revision, repo_type="dataset")
+    return str(getattr(commit, "repo_url", repo_id))

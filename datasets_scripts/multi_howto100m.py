@@ -1,0 +1,319 @@
+"""Multi-HowTo100M: subtitles of 1.2 million instructional videos in nine languages.
+
+    python datasets_scripts/multi_howto100m.py --data_dir path/to/how2 --output_dir data/multi_howto100m \
+        --features data/features/howto100m-r2plus1d data/features/howto100m-s3d
+
+A row is a video with each language's cues: texts, and their seconds. The files `how2_<language>.json`, gigabytes each
+and in orders of their own, are parsed as streams and joined by way of temporary files, so that memory holds a part
+of them: a video goes to the part that a hash of its id says, and rows come out part by part, in an order of their own.
+"""
+
+import argparse
+import json
+import math
+import re
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import datasets
+import ijson
+import pyarrow as pa
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from datasets_scripts.corpus import About, Clock, Row, build, options_of, options_parser  # noqa: E402
+from datasets_scripts.sources import (  # noqa: E402
+    LANGUAGES,
+    SourceError,
+    Sources,
+    Tally,
+    checked_id,
+    checked_language,
+    clean_text,
+    utf8_stream,
+)
+
+PART_BYTES = 64 << 20  # of the source a part, about
+MAX_PARTS = 512  # files open at a time
+RULES = {
+    "bad_video": "a video without texts, starts and ends as lists of one length: dropped in that language",
+    "repeated_video": "a video that a file has again: the first is kept",
+    "bad_time": "a cue whose start or end is no number of seconds from 0: dropped",
+    "backwards": "a cue that ends before it starts: dropped",
+    "no_length": "a cue that ends where it starts: dropped",
+    "unordered": "a cue that starts before the one before it: sorted by start",
+    "repeated_cue": "a cue with the text of the one before, which it overlaps or touches: joined into one",
+    "roll_up": "a cue that begins with the end of the one before (two words or all of it): that beginning is cut off",
+    "same_start": "a cue that starts with the one before it: joined into one",
+    "overlap": "a cue that the next one starts within: it ends there",
+    "beyond": "a cue that starts where the video's features have ended: dropped",
+    "cut": "a cue that ends after the video's features: it ends with them",
+    "no_cue": "a language of a video without any cue left: None",
+}
+TOUCH = 0.05  # seconds between two cues that are taken as one after the other
+ABOUT = About(
+    name="multi_howto100m",
+    title="Multi-HowTo100M",
+    summary=__doc__.partition("\n")[0],
+    source=(
+        "https://github.com/berniebear/Multi-HT100M (Huang et al. 2021), over HowTo100M (Miech et al. 2019); "
+        "user-made subtitles where present, else speech recognition and translation by YouTube, crawled in May 2020. "
+        "Early versions of its README gave the Spanish file the name `sw`"
+    ),
+    layout="  how2_{en,de,fr,cs,zh,ru,vi,sw,es}.json, or .json.gz; those that are there:\n"
+    "    {video_id: {text: [str], start: [seconds], end: [seconds]}}",
+    license="other",
+    license_text="the repository states none; videos and subtitles are YouTube's users'. For research.",
+    columns={
+        "video_id": "YouTube's id",
+        "text_<language>": "the cues, in order; None where the video has none in the language",
+        "start_<language>, end_<language>": "seconds of each cue in the video; they do not overlap",
+    },
+    published={"train": 1_200_000},
+    published_source=(
+        '"1.2 million" videos and 138 million clips; of the crawl about 1.1 million with 7 to 9 languages each'
+    ),
+)
+
+
+class Cues:
+    """Cleans cues of one video and language by the rules, and counts.
+
+    Args:
+        tally: of the rules.
+    """
+
+    def __init__(self, tally: Tally):
+        self.tally = tally
+
+    def clean(self, video: Any, seconds: float | None) -> tuple[list[str], list[float], list[float]] | None:
+        """Texts, starts and ends that do not overlap; None if nothing is left.
+
+        Args:
+            video: `{text, start, end}`.
+            seconds: the length of its features, or None.
+        """
+        cues = self._valid(video)
+        if cues is None:
+            return None
+        if any(later[0] < cue[0] for cue, later in zip(cues, cues[1:], strict=False)):
+            self.tally.count("unordered", sum(b[0] < a[0] for a, b in zip(cues, cues[1:], strict=False)))
+            cues.sort(key=lambda cue: cue[0])
+        cues = self._without_overlap(self._without_roll_up(cues))
+        if seconds is not None:
+            cues = self._within(cues, seconds)
+        if not cues:
+            self.tally.count("no_cue")
+            return None
+        return [cue[2] for cue in cues], [cue[0] for cue in cues], [cue[1] for cue in cues]
+
+    def _valid(self, video: Any) -> list[tuple[float, float, str]] | None:
+        names = ("text", "start", "end")
+        fields: list[Any] = [video.get(name) for name in names] if isinstance(video, dict) else [None]
+        if not all(isinstance(values, list) for values in fields) or len({len(values) for values in fields}) != 1:
+            self.tally.count("bad_video")
+            return None
+        cues = []
+        for text, start, end in zip(*fields, strict=True):
+            if not (is_seconds(start) and is_seconds(end)):
+                self.tally.count("bad_time")
+            elif end <= start:
+                self.tally.count("backwards" if end < start else "no_length")
+            else:
+                cleaned = clean_text(text, self.tally)
+                if cleaned is not None:
+                    cues.append((float(start), float(end), cleaned))
+        return cues
+
+    def _without_roll_up(self, cues: list[tuple[float, float, str]]) -> list[tuple[float, float, str]]:
+        """Roll-up subtitles show a line twice: as the new one, then above the next."""
+        kept: list[tuple[float, float, str]] = []
+        shown = ""  # what the cue before showed, its beginning included
+        for start, end, text in cues:
+            new = text
+            if kept and start <= kept[-1][1] + TOUCH:
+                new = without_beginning(shown, text)
+            if kept and not new:
+                self.tally.count("repeated_cue")
+                kept[-1] = (kept[-1][0], max(end, kept[-1][1]), kept[-1][2])
+            else:
+                if new != text:
+                    self.tally.count("roll_up")
+                kept.append((start, end, new))
+            shown = text
+        return kept
+
+    def _without_overlap(self, cues: list[tuple[float, float, str]]) -> list[tuple[float, float, str]]:
+        kept: list[tuple[float, float, str]] = []
+        for start, end, text in cues:
+            if kept and start == kept[-1][0]:
+                self.tally.count("same_start")
+                kept[-1] = (start, max(end, kept[-1][1]), f"{kept[-1][2]} {text}")
+                continue
+            if kept and start < kept[-1][1]:
+                self.tally.count("overlap")
+                kept[-1] = (kept[-1][0], start, kept[-1][2])
+            kept.append((start, end, text))
+        return kept
+
+    def _within(self, cues: list[tuple[float, float, str]], seconds: float) -> list[tuple[float, float, str]]:
+        kept = [cue for cue in cues if cue[0] < seconds]
+        self.tally.count("beyond", len(cues) - len(kept))
+        if kept and kept[-1][1] > seconds:
+            self.tally.count("cut")
+            kept[-1] = (kept[-1][0], seconds, kept[-1][2])
+        return kept
+
+
+def is_seconds(value: Any) -> bool:
+    """Whether it is a finite number from 0."""
+    return type(value) in (int, float) and math.isfinite(value) and value >= 0
+
+
+def without_beginning(shown: str, text: str) -> str:
+    """The text without the part of its beginning that ended the cue before: all that it showed, or two words of it."""
+    if text.startswith(shown):
+        return text[len(shown) :].lstrip()
+    before, words = shown.split(), text.split()
+    for count in range(min(len(before), len(words)), 1, -1):
+        if before[-count:] == words[:count]:
+            return " ".join(words[count:])
+    return text
+
+
+def videos(sources: Sources, name: str) -> Iterator[tuple[str, Any]]:
+    """The (id, cues) pairs of one file, in its order; memory holds one video.
+
+    Raises:
+        SourceError: the file is cut short, no JSON object, or not UTF-8.
+    """
+    where = str(sources.folder / name)
+    with sources.open(name) as stream:
+        chunks = utf8_stream(stream, where)
+        first = next(chunks, b"")
+        if not first.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
+            raise SourceError(f"{where}: no JSON object; it must be {{video_id: {{text, start, end}}}}")
+        last = "the first"
+        try:
+            for video_id, video in ijson.kvitems(
+                _Joined(first.removeprefix(b"\xef\xbb\xbf"), chunks), "", use_float=True
+            ):
+                yield video_id, video
+                last = repr(video_id)
+        except ijson.JSONError as error:
+            raise SourceError(f"{where}: no whole JSON after video {last} ({error}); download it again") from error
+
+
+class _Joined:
+    """Chunks as a stream; the size asked for is a hint that ijson does not need kept."""
+
+    def __init__(self, first: bytes, rest: Iterator[bytes]):
+        self.first, self.rest = first, rest
+
+    def read(self, size: int = -1) -> bytes:
+        if size == 0:
+            return b""
+        data, self.first = self.first, b""
+        return data or next(self.rest, b"")
+
+
+def make_read(languages: Sequence[str], temporary: Path | None = None):
+    """The reading function for these languages."""
+
+    def read(sources: Sources, tally: Tally, clock: Clock) -> tuple[datasets.Features, dict[str, Iterator[Row]]]:
+        names = {lang: sources.find(f"how2_{lang}.json", f"how2_{lang}.json.gz") for lang in languages}
+        times = datasets.List(datasets.Value("float32"))
+        features = datasets.Features(
+            {"video_id": datasets.Value("string")}
+            | {f"text_{lang}": datasets.List(datasets.Value("string")) for lang in languages}
+            | {f"{name}_{lang}": times for name in ("start", "end") for lang in languages}
+        )
+        return features, {"train": join(sources, names, tally, clock, temporary)}
+
+    return read
+
+
+def join(
+    sources: Sources, names: dict[str, str], tally: Tally, clock: Clock, temporary: Path | None = None
+) -> Iterator[Row]:
+    """The rows of all languages' files."""
+    total = sum((sources.folder / name).stat().st_size * (5 if name.endswith(".gz") else 1) for name in names.values())
+    num_parts = max(1, min(MAX_PARTS, -(-total // PART_BYTES)))
+    cues = Cues(tally)
+    with tempfile.TemporaryDirectory(dir=temporary, prefix="howto100m-") as folder:
+        for language, name in names.items():
+            with ExitStack() as stack:
+                paths = [f"{folder}/{language}-{part}.zst" for part in range(num_parts)]
+                parts = [stack.enter_context(pa.output_stream(path, compression="zstd")) for path in paths]
+                for video_id, video in videos(sources, name):
+                    checked_id(video_id, f"{sources.folder / name}")
+                    cleaned = cues.clean(video, clock.seconds(video_id))
+                    if cleaned is not None:
+                        line = (
+                            f"{json.dumps(video_id)}\t{json.dumps(cleaned, ensure_ascii=False)}\n"  # JSON has no tab
+                        )
+                        parts[part_of(video_id, num_parts)].write(line.encode())
+        for part in range(num_parts):
+            lines: dict[str, dict[str, bytes]] = {}
+            for language in names:
+                for data in read_lines(f"{folder}/{language}-{part}.zst"):
+                    video_id = json.loads(data.partition(b"\t")[0])
+                    if language in lines.setdefault(video_id, {}):
+                        tally.count("repeated_video")
+                    else:
+                        lines[video_id][language] = data
+            for video_id in sorted(lines, key=lambda key: blake2b(key.encode()).digest()):
+                yield row_of(video_id, lines.pop(video_id), list(names))
+
+
+def read_lines(path: str) -> Iterator[bytes]:
+    """The lines of a compressed temporary file."""
+    with pa.input_stream(path, compression="zstd") as stream:
+        rest = b""
+        while data := stream.read(1 << 20):
+            *whole, rest = (rest + data).split(b"\n")
+            yield from whole
+
+
+def row_of(video_id: str, lines: dict[str, bytes], languages: Sequence[str]) -> Row:
+    """A video's row from its line in each language."""
+    found = {language: json.loads(line.partition(b"\t")[2]) for language, line in lines.items()}
+    nothing = (None, None, None)
+    row: Row = {"video_id": video_id}
+    for index, kind in enumerate(("text", "start", "end")):
+        row |= {f"{kind}_{language}": found.get(language, nothing)[index] for language in languages}
+    return row
+
+
+def part_of(video_id: str, num_parts: int) -> int:
+    """The part that a video belongs to, the same on every machine."""
+    return int.from_bytes(blake2b(video_id.encode(), digest_size=8).digest(), "big") % num_parts
+
+
+def languages_there(data_dir: Path) -> list[str]:
+    """The languages whose files are there, in the paper's order; one that is not of the nine is an error."""
+    there = set()
+    for path in sorted(data_dir.glob("how2_*.json*")):
+        match = re.fullmatch(r"how2_(.+)\.json(\.gz)?", path.name)
+        if match:
+            there.add(checked_language(match[1], str(path), LANGUAGES))
+    return [language for language in LANGUAGES if language in there]
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, int]:
+    """Builds the dataset; returns the number of rows of each split."""
+    parser: argparse.ArgumentParser = options_parser(ABOUT)
+    parser.add_argument("--temporary", type=Path, help="folder for temporary files, about as large as the source")
+    arguments = parser.parse_args(argv)
+    languages = languages_there(arguments.data_dir)
+    if not languages:
+        raise FileNotFoundError(f"{arguments.data_dir}: no how2_<language>.json; --data_dir holds:\n{ABOUT.layout}")
+    return build(ABOUT, make_read(languages, arguments.temporary), options_of(arguments), RULES)
+
+
+if __name__ == "__main__":
+    main()
