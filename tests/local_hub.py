@@ -364,9 +364,9 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(
             {
                 group: [
-                    {"name": ref.removeprefix(f"refs/{prefix}/"), "ref": ref, "targetCommit": sha}
+                    {"name": ref.removeprefix(prefix), "ref": ref, "targetCommit": sha}
                     for ref, sha in found
-                    if ref.startswith(f"refs/{prefix}/")
+                    if ref.startswith(prefix)
                 ]
                 for group, prefix in groups.items()
             }
