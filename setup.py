@@ -50,7 +50,7 @@ setup(
     license_files=["LICENSE"],
     keywords="video retrieval, multilingual, cross-lingual transfer, contrastive learning, transformers",
     packages=["modeling_mmt", "datasets_scripts"],
-    package_data={"datasets_scripts": ["emoji9/**"]},
+    package_data={"modeling_mmt": ["model_card.md"], "datasets_scripts": ["emoji9/**"]},
     python_requires=">=3.11",
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,

@@ -2,9 +2,9 @@
 
     layer 5   train.py  extract_features.py  recipes/  examples/  benchmarks/  metrics/  and both packages' __init__
     layer 4   report  hub  trainer
-    layer 3   data_collator  large_batch  layer_cache  significance  search                         emoji9  msrvtt  ...
+    layer 3   data_collator  large_batch  layer_cache  significance  search  model_card             emoji9  msrvtt  ...
     layer 2   modeling_mmt  processing_mmt  streaming_loss  checkpointing  packaged_encoders
-              retrieval  training_arguments                                                         features  sampling
+              retrieval  training_arguments  snapshots                                              features  sampling
     layer 1   pooling_mmt
     layer 0   configuration_mmt  loss_mmt  video_decoding_mmt  efficientnet_lite_mmt
               `-------------------------------- modeling_mmt/ --------------------------------'     `datasets_scripts/'
@@ -26,8 +26,9 @@ PICTURE = {
     "modeling_mmt": {
         0: "configuration_mmt loss_mmt video_decoding_mmt efficientnet_lite_mmt",
         1: "pooling_mmt",
-        2: "modeling_mmt processing_mmt streaming_loss checkpointing packaged_encoders retrieval training_arguments",
-        3: "data_collator large_batch layer_cache significance search",
+        2: "modeling_mmt processing_mmt streaming_loss checkpointing packaged_encoders retrieval training_arguments "
+        "snapshots",
+        3: "data_collator large_batch layer_cache significance search model_card",
         4: "report hub trainer",
         5: "__init__",
     },
