@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import datasets
 from huggingface_hub import constants
 
 FAULTS = {
@@ -652,11 +653,21 @@ class Handler(BaseHTTPRequestHandler):
             time.sleep(0.05 if pieces > 1 else 0)
 
 
-def hurry(monkeypatch):
-    """The clients in this process wait at most 50 ms before they try again, and xet is off."""
+def point_clients_at(hub: LocalHub, home: Path, monkeypatch):
+    """Send the clients of this process to this Hub and keep their caches in `home`; xet is off, waits are short."""
     wait = time.sleep
     monkeypatch.setattr(time, "sleep", lambda seconds: wait(min(seconds, 0.05)))
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    for name, value in {
+        "ENDPOINT": hub.endpoint,
+        "HUGGINGFACE_CO_URL_TEMPLATE": hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}",
+        "HF_HUB_CACHE": str(home / "hub"),
+        "HF_HUB_DISABLE_XET": True,
+        "HF_HUB_OFFLINE": False,
+    }.items():
+        monkeypatch.setattr(constants, name, value)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", home / "datasets")
+    monkeypatch.setenv("HF_TOKEN", hub.token)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
 
 
 def check_path(path: Any) -> str:

@@ -8,7 +8,7 @@ import urllib.request
 import pytest
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
-from local_hub import LocalHub, hurry
+from local_hub import LocalHub, point_clients_at
 
 REPO = "org/toy"
 LARGE = bytes(range(256)) * 40  # .safetensors makes it a large file, whatever its size
@@ -17,8 +17,8 @@ CARD = "---\nlicense: mit\n---\n# toy\n"
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    hurry(monkeypatch)
     with LocalHub(tmp_path / "hub") as hub:
+        point_clients_at(hub, tmp_path / "home", monkeypatch)
         yield hub
         assert hub.refused == []
 
