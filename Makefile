@@ -14,7 +14,7 @@ ARGS ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help install fix check test test-slow demo table table-quick ablations bench clean
+.PHONY: help install fix check test test-slow test-floors test-newest test-python demo table table-quick ablations bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -49,6 +49,25 @@ test: $(STAMP)  ## everything not marked slow
 
 test-slow: $(STAMP)  ## the slow tests only
 	$(PY) -m pytest -q -m slow $(ARGS)
+
+# Environments of their own, beside .venv. PyPI's torch for Linux is a CUDA build (2 to 4 GB with what it brings), and
+# the oldest is only to be had so; it runs on a CPU all the same.
+test-floors:  ## the suite with every requirement of setup.py at its floor
+	python3.11 -m venv .venv-floors
+	python3.11 tests/floors.py test,report,train > .venv-floors/constraints.txt
+	.venv-floors/bin/python -m pip install -c .venv-floors/constraints.txt -e ".[test,report,train]"
+	.venv-floors/bin/python -m pytest -q $(ARGS)
+
+test-newest:  ## the suite with the newest versions that pip finds
+	python3.11 -m venv .venv-newest
+	.venv-newest/bin/python -m pip install --upgrade --upgrade-strategy eager -e ".[test,report,train]"
+	.venv-newest/bin/python -m pytest -q $(ARGS)
+
+V ?= 3.12
+test-python:  ## the suite on another Python: make test-python V=3.13
+	python$(V) -m venv .venv-$(V)
+	.venv-$(V)/bin/python -m pip install -c constraints.txt -e ".[test,report,train]"
+	.venv-$(V)/bin/python -m pytest -q $(ARGS)
 
 demo: $(STAMP)  ## encoders, features, two rows on emoji9, the nine-language table; at most 15 minutes on 2 cores
 	$(PY) recipes/demo.py $(ARGS)

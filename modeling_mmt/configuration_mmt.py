@@ -171,7 +171,7 @@ class MMTConfig(PreTrainedConfig):
         if parameters > MAX_PARAMETERS:
             raise ValueError(
                 f"MMTConfig: its sizes make a model of about {parameters:.1e} parameters; at most "
-                f"{MAX_PARAMETERS:.1e} are built: mend hidden_size, intermediate_size, the numbers of layers, or text_config"
+                f"{MAX_PARAMETERS:.1e} are built: mend the widths, the numbers of layers, or text_config"
             )
 
     def _check(self):
