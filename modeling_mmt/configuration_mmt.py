@@ -32,7 +32,7 @@ XLM_ROBERTA_LARGE = {
 
 # A config.json may come from anywhere: what it asks for is bounded before a model is built from it.
 MAX_LAYERS, MAX_SIZE, MAX_PARAMETERS = 1024, 2**20, 2**34  # 2**34 float32 parameters are 64 GiB
-# Keys of a config.json that belong to transformers; any other that is no field here is a mistake, or a newer version's.
+# Keys of a config.json that are transformers' own; any other that is no field here is a mistake, or a newer version's.
 TRANSFORMERS_KEYS = (
     {"auto_map", "model_type", "name_or_path", "num_labels", "torch_dtype", "transformers_weights"}
     | {"output_attentions", "attn_implementation", "experts_implementation", "per_layer_config"}

@@ -12,18 +12,20 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import build_clips, build_model, build_processor
+from datasets import Dataset
 from huggingface_hub import HfApi
 from local_hub import LocalHub, point_clients_at
 from safetensors.torch import load_file, save_file
 from test_readme import code_blocks
 
-from datasets import Dataset
 from modeling_mmt import hub as publishing
 
 ROOT = Path(__file__).resolve().parents[1]
 CAPTIONS = ["red dog runs", "heim"]
 README_HUB = [block for block in code_blocks("python") if "org/name" in block or "load_pinned_dataset" in block]
-PUBLISH = next(line for block in code_blocks("sh") for line in block.splitlines() if "modeling_mmt.hub publish" in line)
+PUBLISH = next(
+    line for block in code_blocks("sh") for line in block.splitlines() if "modeling_mmt.hub publish" in line
+)
 
 LOAD = """
 import json, sys
@@ -66,7 +68,9 @@ def published(tmp_path_factory):
     work = tmp_path_factory.mktemp("work")
     with pytest.MonkeyPatch.context() as monkeypatch, LocalHub(work / "hub") as hub:
         point_clients_at(hub, work / "publisher", monkeypatch)
-        _, folder, *options = [word for word in shlex.split(PUBLISH, comments=True) if word not in ("python", "-m")][1:]
+        _, folder, *options = [word for word in shlex.split(PUBLISH, comments=True) if word not in ("python", "-m")][
+            1:
+        ]
         models = {name: build_model(seed=seed) for seed, name in enumerate(("v1.0", "main", "refs/pr/1"))}
         folder = work / folder
         models["v1.0"].save_pretrained(folder, max_shard_size="20KB")
