@@ -151,23 +151,24 @@ class MMTConfig(PreTrainedConfig):
                 hint = f"did you mean {near[0]!r}?" if near else "a newer version of this package may know it"
                 raise ValueError(f"MMTConfig has no field {key!r}; {hint}")
 
-    def _check_sizes(self):
-        text, width, inner = self.text_config, self.hidden_size, self.intermediate_size
+    def _check_text_sizes(self) -> dict[str, int]:
         sizes = {}
         for name in ("num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size", "max_position_embeddings"):
-            sizes[name] = size = getattr(text, name, 0) or 0
-            longest = MAX_LAYERS if name == "num_hidden_layers" else MAX_SIZE * 16
+            sizes[name] = size = getattr(self.text_config, name, None) or 0
+            longest = MAX_LAYERS if name == "num_hidden_layers" else 16 * MAX_SIZE
             if not isinstance(size, int) or not 0 <= size <= longest:
                 raise ValueError(f"text_config.{name} is {size!r}; allowed: a whole number up to {longest}")
-        text_width = sizes["hidden_size"]
-        layer = 4 * text_width**2 + 2 * text_width * sizes["intermediate_size"]
-        parameters = sizes["num_hidden_layers"] * layer
-        parameters += (sizes["vocab_size"] + sizes["max_position_embeddings"]) * text_width
-        parameters += 2 * self.num_hidden_layers * (4 * width**2 + 2 * width * inner)
-        parameters += (
-            self.video_feature_dim + text_width + 2 * (self.projection_hidden_dim or self.projection_dim)
-        ) * width
-        parameters += self.max_video_length * width
+        return sizes
+
+    def _check_parameters(self, text: dict[str, int]):
+        width, text_width = self.hidden_size, text["hidden_size"]
+        projection = self.projection_hidden_dim or self.projection_dim
+        parameters = (
+            text["num_hidden_layers"] * text_width * (4 * text_width + 2 * text["intermediate_size"])
+            + (text["vocab_size"] + text["max_position_embeddings"]) * text_width
+            + 2 * self.num_hidden_layers * width * (4 * width + 2 * self.intermediate_size)
+            + (self.video_feature_dim + text_width + self.max_video_length + 2 * projection) * width
+        )
         if parameters > MAX_PARAMETERS:
             raise ValueError(
                 f"MMTConfig: its sizes make a model of about {parameters:.1e} parameters; at most "
@@ -175,7 +176,7 @@ class MMTConfig(PreTrainedConfig):
             )
 
     def _check(self):
-        self._check_sizes()
+        text_sizes = self._check_text_sizes()
         num_text_layers = self.text_config.num_hidden_layers
         if self.text_output_layer is not None:
             self._require(
@@ -196,9 +197,8 @@ class MMTConfig(PreTrainedConfig):
             "max_video_length",
             "projection_dim",
         ):
-            longest = MAX_LAYERS if name == "num_hidden_layers" else MAX_SIZE
-            self._require(name, 0 < getattr(self, name) <= longest, f"1 to {longest}")
-        self._require("num_hidden_layers", 0 <= self.num_hidden_layers <= 2**20, "0 to 1048576")
+            self._require(name, 0 < getattr(self, name) <= MAX_SIZE, f"1 to {MAX_SIZE}")
+        self._require("num_hidden_layers", 0 <= self.num_hidden_layers <= MAX_LAYERS, f"0 to {MAX_LAYERS}")
         self._require(
             "hidden_size", self.hidden_size % self.num_attention_heads == 0, "a multiple of num_attention_heads"
         )
@@ -213,6 +213,7 @@ class MMTConfig(PreTrainedConfig):
             self._require(name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
         for name in ("inter_weight", "intra_weight", "cross_weight"):
             self._require(name, getattr(self, name) >= 0, "0 or more")
+        self._check_parameters(text_sizes)
 
     def _require(self, name: str, holds: bool, allowed: str):
         if not holds:
