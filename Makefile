@@ -14,7 +14,8 @@ ARGS ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help install fix check test test-slow test-real demo table table-quick ablations bench clean
+.PHONY: help install fix check test test-slow test-real test-floors test-newest test-python demo table table-quick ablations bench \
+	clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -54,6 +55,25 @@ DATA ?= ../shared/data
 
 test-real: $(STAMP)  ## the builders on the real files: make test-real DATA=<folder with annotations/, storybook8/, ...>
 	$(PY) -m pytest -q -m real_data --real_data $(DATA) $(ARGS)
+
+# Environments of their own, beside .venv. PyPI's torch for Linux is a CUDA build (2 to 4 GB with what it brings), and
+# the oldest is only to be had so; it runs on a CPU all the same.
+test-floors:  ## the suite with every requirement of setup.py at its floor
+	python3.11 -m venv .venv-floors
+	python3.11 tests/floors.py test,report,train > .venv-floors/constraints.txt
+	.venv-floors/bin/python -m pip install -c .venv-floors/constraints.txt -e ".[test,report,train]"
+	.venv-floors/bin/python -m pytest -q $(ARGS)
+
+test-newest:  ## the suite with the newest versions that pip finds
+	python3.11 -m venv .venv-newest
+	.venv-newest/bin/python -m pip install --upgrade --upgrade-strategy eager -e ".[test,report,train]"
+	.venv-newest/bin/python -m pytest -q $(ARGS)
+
+V ?= 3.12
+test-python:  ## the suite on another Python: make test-python V=3.13
+	python$(V) -m venv .venv-$(V)
+	.venv-$(V)/bin/python -m pip install -c constraints.txt -e ".[test,report,train]"
+	.venv-$(V)/bin/python -m pytest -q $(ARGS)
 
 demo: $(STAMP)  ## encoders, features, two rows on emoji9, the nine-language table; at most 15 minutes on 2 cores
 	$(PY) recipes/demo.py $(ARGS)

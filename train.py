@@ -30,6 +30,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from datasets import Dataset, Image, Video, load_dataset
 from filelock import FileLock
+from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
@@ -48,16 +49,25 @@ from modeling_mmt.checkpointing import (
     trainable_state,
 )
 from modeling_mmt.data_collator import ClipDataset, EpochBatchSampler, MMTDataCollator
-from modeling_mmt.hub import write_card
+from modeling_mmt.hub import load_pinned_dataset, publish
 from modeling_mmt.large_batch import gather_embeddings, gather_ids, two_pass_backward
 from modeling_mmt.layer_cache import CachedProcessor, FrozenTextCache, frozen_fingerprint
 from modeling_mmt.micro_batches import MicroBatches, micro_batches
+from modeling_mmt.model_card import write_card
 from modeling_mmt.packaged_encoders import resolve_encoder
 from modeling_mmt.pooling_mmt import masked_mean
 from modeling_mmt.retrieval import embed_texts, embed_videos, ranks, ranks_by_language, retrieval_metrics
 from modeling_mmt.sharding import average_gradients, clip_grad_norm, copy_to_shard, shard, wants_sharding
 from modeling_mmt.streaming_loss import contrastive_loss
-from modeling_mmt.training_arguments import Recipe, Source, StageArguments, columns_of, parse_recipe, stages
+from modeling_mmt.training_arguments import (
+    HUB_OPTIONS,
+    Recipe,
+    Source,
+    StageArguments,
+    columns_of,
+    parse_recipe,
+    stages,
+)
 from recipes.check_recipe import check_recipe
 
 logger = logging.getLogger("train")
@@ -78,6 +88,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         return check_recipe(recipe)
 
     # 2. Processes, logging, seed
+    if recipe.push_to_hub:
+        HfApi().whoami()  # not after hours of training
     accelerator = Accelerator(
         mixed_precision=recipe.mixed_precision, log_with=recipe.report_to, project_dir=recipe.output_dir
     )
@@ -123,6 +135,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     searches = {"validation": ("validation", data.text_column), "test": (data.test_split, data.text_column)}
     searches |= {f"validation_{kind}": ("validation", kind) for kind in data.other_text_columns}
     metrics["figures"], ranked = {}, {}
+    manifests = [store.manifest for store in features.stores] if features else []
+    metrics["video_extractors"] = [{k: m[k] for k in ("extractor", "revision", "rate", "dim")} for m in manifests]
     metrics |= {"n_clips": len(splits[searches["test"][0] or "validation"])}
     for name, (split, kind) in searches.items():
         if split:
@@ -135,18 +149,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         processor.save_pretrained(output_dir)
         write_json(output_dir / "metrics.json", metrics)
         write_json(output_dir / "ranks.json", ranked)
-        write_json(output_dir / "recipe.json", options)
-        write_card(
-            output_dir,
-            Path(__file__).parent / "model_card.md",
-            model_id=output_dir.name,
-            recipe=options,
-            config=model.config,
-            metrics=metrics,
-            extractors=[store.manifest for store in features.stores] if features else [],
-            seconds=sum(metrics[name]["seconds"] for name in ("pretraining", "finetuning") if name in metrics),
-        )
+        write_json(output_dir / "recipe.json", {k: v for k, v in options.items() if k not in HUB_OPTIONS})
+        write_training_log(output_dir / "training_log.jsonl", metrics)
+        write_card(output_dir)
         logger.info("model, processor and metrics are in %s", output_dir)
+        if recipe.push_to_hub:
+            publish(output_dir, recipe.push_to_hub, revision=recipe.hub_revision, tag=recipe.hub_tag)
     accelerator.end_training()
     return metrics
 
@@ -520,7 +528,10 @@ def load_split(name: str, revision: str | None, split: str, columns: Sequence[st
     Raises:
         ValueError: `video_id` or one of `columns` is not there.
     """
-    rows = load_dataset(name, split=split, revision=revision)
+    if Path(name).is_dir():
+        rows = load_dataset(name, split=split)
+    else:
+        rows = load_pinned_dataset(name, split=split, revision=revision)
     for column in ("video_id", *columns):
         if column not in rows.column_names:
             raise ValueError(f"{name} ({split}): no column {column}; found {', '.join(rows.column_names)}")
@@ -552,6 +563,13 @@ def save_tensors(path: Path, tensors: dict[str, torch.Tensor]):
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, path.with_suffix(".partial"))
     os.replace(path.with_suffix(".partial"), path)
+
+
+def write_training_log(path: Path, metrics: Mapping[str, Any]):
+    """One JSON object a line for each evaluation of each stage: step, loss and English validation R@1."""
+    stages_run = [name for name in ("pretraining", "finetuning") if name in metrics]
+    lines = [json.dumps({"stage": name, **record}) for name in stages_run for record in metrics[name]["curve"]]
+    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
 
 
 def write_json(path: Path, value: Any):

@@ -20,6 +20,7 @@ size takes the memory that the system has to spare, and a clip costs one copy. `
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -405,6 +406,8 @@ class _Shard:
 
 
 def _check_size(folder: Path, shard: Mapping[str, Any]) -> Path:
+    if not re.fullmatch(r"features-\d+\.parquet", shard["file"]):  # the manifest may be a stranger's
+        raise FeatureStoreError(f"{folder / MANIFEST}: no name of a shard: {shard['file']!r}; write the store again")
     path = folder / shard["file"]
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not there, but {folder / MANIFEST} lists it; write the store again")

@@ -6,12 +6,13 @@ D = 1024, temperature 0.1. What the paper does not say (feed-forward width, acti
 placement) takes BERT's values.
 """
 
+import difflib
 import math
 from copy import deepcopy
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
 from transformers.activations import ACT2FN
 
 XLM_ROBERTA_LARGE = {
@@ -28,6 +29,16 @@ XLM_ROBERTA_LARGE = {
     "bos_token_id": 0,
     "eos_token_id": 2,
 }
+
+# A config.json may come from anywhere: what it asks for is bounded before a model is built from it.
+MAX_LAYERS, MAX_SIZE, MAX_PARAMETERS = 1024, 2**20, 2**34  # 2**34 float32 parameters are 64 GiB
+# Keys of a config.json that are transformers' own; any other that is no field here is a mistake, or a newer version's.
+TRANSFORMERS_KEYS = (
+    {"auto_map", "model_type", "name_or_path", "num_labels", "torch_dtype", "transformers_weights"}
+    | {"output_attentions", "attn_implementation", "experts_implementation", "per_layer_config"}
+    | set(GenerationConfig().to_dict())
+    | set(PreTrainedConfig().to_dict())
+)
 
 
 @strict
@@ -113,10 +124,13 @@ class MMTConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         """Build the nested text configuration and cut it at `text_output_layer`."""
         text = XLM_ROBERTA_LARGE if self.text_config is None else self.text_config
+        self._check_keys(kwargs)
         if isinstance(text, dict):
             if "model_type" not in text:
                 raise ValueError("text_config: no `model_type`; give the encoder's own config.json as a dict")
             text = AutoConfig.for_model(**text)
+        if not isinstance(text, PreTrainedConfig):
+            raise ValueError(f"text_config is {type(text).__name__}; give the encoder's own config.json as a dict")
         self.text_config = text = deepcopy(text)  # cut below; the caller's own stays whole
         self._check()
         if self.text_output_layer is not None:
@@ -129,7 +143,40 @@ class MMTConfig(PreTrainedConfig):
         """`D_v`: the width of one step, all streams together."""
         return sum(self.video_feature_dims)
 
+    @staticmethod
+    def _check_keys(keys):
+        for key in keys:
+            if key not in TRANSFORMERS_KEYS and not key.startswith("_"):
+                near = difflib.get_close_matches(key, MMTConfig.__dataclass_fields__, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else "a newer version of this package may know it"
+                raise ValueError(f"MMTConfig has no field {key!r}; {hint}")
+
+    def _check_text_sizes(self) -> dict[str, int]:
+        sizes = {}
+        for name in ("num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size", "max_position_embeddings"):
+            sizes[name] = size = getattr(self.text_config, name, None) or 0
+            longest = MAX_LAYERS if name == "num_hidden_layers" else 16 * MAX_SIZE
+            if not isinstance(size, int) or not 0 <= size <= longest:
+                raise ValueError(f"text_config.{name} is {size!r}; allowed: a whole number up to {longest}")
+        return sizes
+
+    def _check_parameters(self, text: dict[str, int]):
+        width, text_width = self.hidden_size, text["hidden_size"]
+        projection = self.projection_hidden_dim or self.projection_dim
+        parameters = (
+            text["num_hidden_layers"] * text_width * (4 * text_width + 2 * text["intermediate_size"])
+            + (text["vocab_size"] + text["max_position_embeddings"]) * text_width
+            + 2 * self.num_hidden_layers * width * (4 * width + 2 * self.intermediate_size)
+            + (self.video_feature_dim + text_width + self.max_video_length + 2 * projection) * width
+        )
+        if parameters > MAX_PARAMETERS:
+            raise ValueError(
+                f"MMTConfig: its sizes make a model of about {parameters:.1e} parameters; at most "
+                f"{MAX_PARAMETERS:.1e} are built: mend the widths, the numbers of layers, or text_config"
+            )
+
     def _check(self):
+        text_sizes = self._check_text_sizes()
         num_text_layers = self.text_config.num_hidden_layers
         if self.text_output_layer is not None:
             self._require(
@@ -138,7 +185,11 @@ class MMTConfig(PreTrainedConfig):
             num_text_layers = self.text_output_layer
         self._require("freeze_text_layers", 0 <= self.freeze_text_layers <= num_text_layers, f"0 to {num_text_layers}")
         dims = self.video_feature_dims
-        self._require("video_feature_dims", len(dims) > 0 and min(dims) > 0, "one positive width for each stream")
+        self._require(
+            "video_feature_dims",
+            0 < len(dims) <= 1024 and 0 < min(dims) <= sum(dims) <= MAX_SIZE,
+            "one positive width for each stream",
+        )
         for name in (
             "hidden_size",
             "num_attention_heads",
@@ -146,8 +197,8 @@ class MMTConfig(PreTrainedConfig):
             "max_video_length",
             "projection_dim",
         ):
-            self._require(name, 0 < getattr(self, name) <= 2**20, "1 to 1048576")
-        self._require("num_hidden_layers", 0 <= self.num_hidden_layers <= 2**20, "0 to 1048576")
+            self._require(name, 0 < getattr(self, name) <= MAX_SIZE, f"1 to {MAX_SIZE}")
+        self._require("num_hidden_layers", 0 <= self.num_hidden_layers <= MAX_LAYERS, f"0 to {MAX_LAYERS}")
         self._require(
             "hidden_size", self.hidden_size % self.num_attention_heads == 0, "a multiple of num_attention_heads"
         )
@@ -162,6 +213,7 @@ class MMTConfig(PreTrainedConfig):
             self._require(name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
         for name in ("inter_weight", "intra_weight", "cross_weight"):
             self._require(name, getattr(self, name) >= 0, "0 or more")
+        self._check_parameters(text_sizes)
 
     def _require(self, name: str, holds: bool, allowed: str):
         if not holds:

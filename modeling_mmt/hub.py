@@ -1,139 +1,239 @@
-"""The card of a checkpoint: words from the template, numbers from the run."""
+"""Publish a checkpoint or a dataset on the Hub: one commit, checked before it is sent, tagged after.
 
+    python -m modeling_mmt.hub publish runs/mmp_en org/name --tag v1.0
+    python -m modeling_mmt.hub publish datasets_scripts/emoji9 org/emoji9 --repo_type dataset --tag v1.0 \
+        --script datasets_scripts/emoji9.py
+
+The token is huggingface_hub's: `hf auth login`, or the variable `HF_TOKEN`. It is no option, so that no recipe, log or
+card can hold it. `snapshots.py` is the way back.
+"""
+
+import argparse
+import json
+import logging
+import mmap
 import os
-import platform
+import re
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+from huggingface_hub.errors import HfHubHTTPError, RevisionNotFoundError
+from huggingface_hub.hf_api import RepoFile
+from safetensors import SafetensorError, safe_open
 
-from .retrieval import average_over_languages
+from .model_card import METRICS_FILE, RECIPE, write_card
+from .snapshots import SnapshotError, file_hash, load_pinned_dataset, pinned_snapshot
 
-METRICS = ("R@1", "R@5", "R@10", "MedR", "MRR")
-DIRECTIONS = {"t2v": "text-to-video", "v2t": "video-to-text"}
-PACKAGES = ("torch", "transformers", "datasets", "accelerate", "safetensors")
-NOT_STATED = "not stated"
+__all__ = ["PublishError", "SnapshotError", "load_pinned_dataset", "pinned_snapshot", "publish"]
+
+logger = logging.getLogger(__name__)
+
+# What is published; pickles (.bin, .pt, .ckpt), optimizer states and trackers' logs are not.
+SUFFIXES = {".json", ".jsonl", ".jinja", ".md", ".model", ".onnx", ".onnx_data", ".parquet", ".png", ".py"}
+SUFFIXES |= {".safetensors", ".txt", ".webp", ".yaml", ".yml"}
+HIDDEN = {".eval_results"}
+TRAINING_FOLDERS = re.compile(r"checkpoint-\d+|step-\d+.*|runs|logs|__pycache__")
+# Of a model, what an earlier revision may have and this one may not: a loader would take it for this one's.
+STALE = re.compile(r"[^/]+\.safetensors|[^/]+\.safetensors\.index\.json|\w+_mmt\.py")
+TOKEN = re.compile(rb"hf_[A-Za-z0-9]{30,}")
 
 
-def write_card(
+class PublishError(ValueError):
+    """The folder cannot be published as it is; nothing was sent. The message says what to mend."""
+
+
+def publish(
     folder: str | os.PathLike,
-    template: str | os.PathLike,
+    repo_id: str,
     *,
-    model_id: str,
-    recipe: Mapping[str, Any],
-    config: Any,
-    metrics: Mapping[str, Any],
-    extractors: Sequence[Mapping[str, Any]],
-    seconds: float,
+    repo_type: str = "model",
     revision: str = "main",
-) -> Path:
-    """Write `README.md` beside a checkpoint.
+    tag: str | None = None,
+    private: bool | None = None,
+    message: str | None = None,
+    scripts: Sequence[str | os.PathLike] = (),
+    token: str | None = None,
+) -> str:
+    """Commit a folder to a repository, which is made if it is not there.
+
+    The revision moves once, to a commit that holds every file, or it stays; whatever failed, the call can be repeated.
+    Files that are there already are not sent again. Another's commit in between is an error, not overwritten.
 
     Args:
-        folder: the checkpoint's.
-        template: `model_card.md`; its head lists the variables.
-        model_id: `org/name` on the Hub, or the folder.
-        recipe: plain values of the run, `train.Recipe`'s; `card` holds names and licences.
-        config: the model's `MMTConfig`.
-        metrics: what `train.main` returns.
-        extractors: manifests of the feature stores.
-        seconds: of training.
-        revision: to pin.
+        folder: of a checkpoint (`save_pretrained`, `train.py`'s `output_dir`), or of a dataset with its card.
+        repo_id: `org/name`.
+        repo_type: `"model"` or `"dataset"`.
+        revision: branch to commit to; made from `main` if it is not there.
+        tag: name of this version, such as `"v1.0"`; a tag never moves.
+        private: whether a repository that is made is private; None is the owner's default.
+        message: of the commit.
+        scripts: programs that built the dataset; they go into `scripts/`, where the Hub takes none for a loader.
+        token: where it is not the one that `hf auth login` stored.
 
     Returns:
-        The card's path.
+        The commit.
+
+    Raises:
+        PublishError: the folder is incomplete, or a file holds an access token, or the tag is another version's.
+        huggingface_hub.errors.HfHubHTTPError: the Hub said no; the revision is as it was.
     """
-    data, told = recipe["data"], recipe["card"]
-    split = data["test_split"] or "validation"
-    figures = metrics["figures"][data["test_split"] and "test" or "validation"]
-    results = _tables(figures["all"])
-    excluded = next((part for name, part in figures.items() if name != "all"), None)
-    dataset = told.get("dataset_name", data["dataset"])
-    stages = [name for name in ("pretraining", "finetuning") if recipe[name]]
-    languages = list(figures["all"]["t2v"])
-    card_data = ModelCardData(
-        language=languages,
-        license=told.get("weights_license"),
-        library_name="transformers",
-        pipeline_tag="feature-extraction",
-        tags=["text-to-video-retrieval", "multilingual", "mmt"],
-        base_model=told.get("base_model"),
-        model_name=model_id,
-        eval_results=[
-            EvalResult(
-                task_type="text-to-video-retrieval",
-                dataset_type=dataset,
-                dataset_name=dataset,
-                dataset_split=split,
-                dataset_config=language,
-                metric_type="recall_at_1",
-                metric_name=f"text-to-video R@1 ({language})",
-                metric_value=round(figures["all"]["t2v"][language]["R@1"], 2),
+    folder, api = Path(folder), HfApi(token=token)
+    files = published_files(folder)
+    if repo_type == "model":
+        check_checkpoint(folder, files)
+        if can_write_card(folder):
+            write_card(folder, model_id=repo_id, revision=tag or revision)
+            files = published_files(folder)
+    files |= {f"scripts/build_{Path(script).name}": Path(script) for script in scripts}
+    check_card(folder, repo_id, files)
+    check_secrets(files, token or get_token())
+
+    api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True)
+    if tag and (commit := _commit_of_tag(api, repo_id, repo_type, tag)):
+        if _is_same(api, repo_id, repo_type, commit, files):
+            return commit
+        raise PublishError(
+            f"{repo_id} has a tag {tag!r} of other files, and a tag never moves; choose another version"
+        )
+    try:
+        head = api.repo_info(repo_id, repo_type=repo_type, revision=revision).sha
+    except RevisionNotFoundError:
+        api.create_branch(repo_id, repo_type=repo_type, branch=revision)
+        head = api.repo_info(repo_id, repo_type=repo_type, revision=revision).sha
+
+    operations: list[CommitOperationAdd | CommitOperationDelete]
+    operations = [CommitOperationAdd(name, str(path)) for name, path in sorted(files.items())]
+    if repo_type == "model":
+        there = api.list_repo_files(repo_id, revision=head)
+        operations += [CommitOperationDelete(name) for name in there if STALE.fullmatch(name) and name not in files]
+    try:
+        commit = api.create_commit(
+            repo_id,
+            operations,
+            commit_message=message or f"Publish {tag or folder.resolve().name}",
+            repo_type=repo_type,
+            revision=revision,
+            parent_commit=head,
+        ).oid
+    except HfHubHTTPError as error:
+        if error.response is not None and error.response.status_code == 412:
+            error.append_to_message(
+                f"\n{repo_id}: someone committed to {revision} meanwhile; look at it, then repeat."
             )
-            for language in languages
-        ],
-    )
-    card = ModelCard.from_template(
-        card_data,
-        template_path=str(template),
-        model_id=model_id,
-        revision=revision,
-        languages=languages,
-        text_encoder={
-            "name": recipe["model"]["text_model"],
-            "revision": recipe["model"]["text_revision"],
-            "license": told.get("text_license", NOT_STATED),
-            "output_layer": config.text_config.num_hidden_layers,
-            "frozen_layers": config.freeze_text_layers,
-        },
-        video={
-            "extractor": ", ".join(store["extractor"] for store in extractors) or "the dataset's own features",
-            "revision": ", ".join(str(store["revision"]) for store in extractors),
-            "license": told.get("video_license", NOT_STATED),
-            "rate": extractors[0]["rate"] if extractors else None,
-            "dims": config.video_feature_dims,
-            "max_length": config.max_video_length,
-        },
-        dataset={
-            "name": dataset,
-            "revision": data["revision"],
-            "license": told.get("dataset_license", NOT_STATED),
-            "split": split,
-            "n_queries": metrics["n_clips"],
-            "n_clips": metrics["n_clips"],
-            "description": told.get("dataset_description", ""),
-        },
-        results=results,
-        without_flags=_tables(excluded) if excluded else None,
-        training={
-            "pretraining": _told_sources(recipe["pretraining"]) if recipe["pretraining"] else "nothing",
-            "finetuning": _told_sources(recipe["finetuning"]) if recipe["finetuning"] else "nothing",
-            "seed": recipe["seed"],
-            "steps": sum(metrics[name]["steps"] for name in stages),
-            "seconds": seconds,
-            "machine": f"{os.cpu_count()} CPU cores ({platform.machine()})",
-            "recipe": "recipe.json",
-        },
-        results_command=f"python train.py recipe.json --seed {recipe['seed']}",
-        versions={name: version(name) for name in PACKAGES},
-        weights_license=told.get("weights_license", NOT_STATED),
-    )
-    path = Path(folder) / "README.md"
-    card.save(path)
-    return path
+        raise
+    if tag:
+        api.create_tag(repo_id, repo_type=repo_type, tag=tag, revision=commit)
+    logger.info("%s is at %s, commit %s", repo_id, tag or revision, commit)
+    return commit
 
 
-def _tables(part: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, dict[str, float]]]:
-    return {
-        DIRECTIONS[way]: {
-            metric: average_over_languages({language: float(values[metric]) for language, values in of.items()})
-            for metric in METRICS
-        }
-        for way, of in part.items()
+def published_files(folder: Path) -> dict[str, Path]:
+    """Path in the repository to file, for each file of a folder that is published.
+
+    Raises:
+        PublishError: there is no such folder, or it holds nothing to publish.
+    """
+    files: dict[str, Path] = {}
+    for path in sorted(folder.rglob("*")):
+        inside = path.relative_to(folder)
+        hidden = any(part.startswith(".") and part not in HIDDEN for part in inside.parts)
+        if path.is_symlink() or not path.is_file() or hidden or path.suffix not in SUFFIXES:
+            continue
+        if not any(TRAINING_FOLDERS.fullmatch(part) for part in inside.parts[:-1]):
+            files[inside.as_posix()] = path
+    if not files:
+        raise PublishError(f"{folder} holds nothing to publish; give the folder of a checkpoint or a dataset")
+    return files
+
+
+def check_checkpoint(folder: Path, files: Mapping[str, Path]):
+    """Raise `PublishError` where a loader would fail: no config, a missing shard, torn weights, missing code."""
+    if "config.json" not in files:
+        raise PublishError(f"{folder}: no config.json; give the folder of a checkpoint, as save_pretrained writes it")
+    weights = [name for name in files if re.fullmatch(r"[^/]+\.safetensors", name)]
+    if index := files.get("model.safetensors.index.json"):
+        wanted = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        if missing := sorted(wanted - set(weights)):
+            raise PublishError(f"{folder}: {missing[0]} is not there, but {index.name} lists it; save the model again")
+    elif "model.safetensors" not in weights:
+        raise PublishError(f"{folder}: no model.safetensors; save the model with save_pretrained")
+    for name in weights:
+        try:
+            with safe_open(files[name], framework="pt"):
+                pass
+        except SafetensorError as error:
+            raise PublishError(f"{files[name]}: not readable ({error}); save the model again") from error
+    auto_map = json.loads(files["config.json"].read_text(encoding="utf-8")).get("auto_map", {})
+    for reference in auto_map.values():
+        if f"{reference.partition('.')[0]}.py" not in files:
+            raise PublishError(f"{folder}: config.json names the code {reference}, which is not there; save it again")
+
+
+def can_write_card(folder: Path) -> bool:
+    """Whether `train.py` left what the card is rendered from."""
+    metrics = folder / METRICS_FILE
+    if not (metrics.is_file() and (folder / RECIPE).is_file()):
+        return False
+    return "video_extractors" in json.loads(metrics.read_text(encoding="utf-8"))
+
+
+def check_card(folder: Path, repo_id: str, files: Mapping[str, Path]):
+    """Raise `PublishError` where there is no card, or a script that the Hub would take for a loader."""
+    if "README.md" not in files:
+        raise PublishError(f"{folder}: no README.md; nothing is published without a card")
+    if not files["README.md"].read_text(encoding="utf-8").startswith("---\n"):
+        raise PublishError(f"{files['README.md']}: no front matter (licence, languages) between two lines of ---")
+    loader = f"{PurePosixPath(repo_id).name}.py"
+    if loader in files:
+        raise PublishError(f"{files[loader]}: a script of the repository's own name breaks loading; rename it")
+
+
+def check_secrets(files: Mapping[str, Path], token: str | None):
+    """Raise `PublishError` where a file holds the access token, or what looks like one."""
+    known = re.compile(TOKEN.pattern + (b"|" + re.escape(token.encode()) if token else b""))
+    for path in files.values():
+        if path.stat().st_size == 0:
+            continue
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            if found := known.search(content):
+                raise PublishError(f"{path}, byte {found.start()}: an access token; take it out and revoke it")
+
+
+def _commit_of_tag(api: HfApi, repo_id: str, repo_type: str, tag: str) -> str | None:
+    refs = api.list_repo_refs(repo_id, repo_type=repo_type)
+    return next((ref.target_commit for ref in refs.tags if ref.name == tag), None)
+
+
+def _is_same(api: HfApi, repo_id: str, repo_type: str, commit: str, files: Mapping[str, Path]) -> bool:
+    tree = api.list_repo_tree(repo_id, repo_type=repo_type, revision=commit, recursive=True)
+    there = {
+        entry.path: entry.lfs.sha256 if entry.lfs else entry.blob_id for entry in tree if isinstance(entry, RepoFile)
     }
+    return all(name in there and file_hash(path, there[name]) == there[name] for name, path in files.items())
 
 
-def _told_sources(stage: Mapping[str, Any]) -> str:
-    return " and ".join(f"{source['text_column']} in {', '.join(source['languages'])}" for source in stage["sources"])
+def main(argv: Sequence[str] | None = None) -> str:
+    """The command line; returns the commit."""
+    parser = argparse.ArgumentParser(
+        "python -m modeling_mmt.hub", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    command = parser.add_subparsers(dest="command", required=True).add_parser("publish")
+    command.add_argument("folder")
+    command.add_argument("repo_id", metavar="org/name")
+    command.add_argument("--repo_type", choices=("model", "dataset"), default="model")
+    command.add_argument("--revision", default="main", help="branch to commit to")
+    command.add_argument("--tag", help="name of this version, such as v1.0")
+    command.add_argument("--private", action="store_true", default=None)
+    command.add_argument("--message", help="of the commit")
+    command.add_argument("--script", action="append", default=[], help="program that built the dataset; repeatable")
+    told = parser.parse_args(argv)
+    options = {key: getattr(told, key) for key in ("repo_type", "revision", "tag", "private", "message")}
+    commit = publish(told.folder, told.repo_id, scripts=told.script, **options)
+    print(commit)
+    return commit
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    main()

@@ -109,11 +109,20 @@ class MMTPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["MMTLayer"]
 
     @classmethod
-    def from_pretrained(cls, *args, **kwargs):
-        """As `PreTrainedModel.from_pretrained`, which would leave the frozen layers learning."""
-        loaded = super().from_pretrained(*args, **kwargs)
-        (loaded[0] if isinstance(loaded, tuple) else loaded).freeze()
-        return loaded
+    def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
+        """As `PreTrainedModel.from_pretrained`, which would leave frozen layers learning and missing weights random.
+
+        Raises:
+            ValueError: the checkpoint lacks a weight. Who asks for `output_loading_info` is told there instead.
+        """
+        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        if info["missing_keys"] and not output_loading_info:
+            raise ValueError(
+                f"{args[0] if args else cls.__name__}: the checkpoint lacks {sorted(info['missing_keys'])[:3]}, which "
+                f"{cls.__name__} needs; it is torn, or of another model: download or save it again"
+            )
+        model.freeze()
+        return (model, info) if output_loading_info else model
 
     def freeze(self):
         """Exclude from learning what the configuration says: the encoder's lower layers, a fixed temperature.

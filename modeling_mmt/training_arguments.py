@@ -13,6 +13,7 @@ from jsonargparse import ArgumentParser
 from .configuration_mmt import MMTConfig
 
 EVALUATION_ONLY = ("test_split", "languages", "other_text_columns", "exclude_column")  # no stage depends on these
+HUB_OPTIONS = ("push_to_hub", "hub_revision", "hub_tag")  # where a run goes, not what it is
 
 
 @dataclass
@@ -162,7 +163,7 @@ class Recipe:
         finetuning: the task's stage; `null` with `pretraining` alone.
         pretraining: the stage before it; `null` for none.
         card: what the model card says that no file tells: `dataset_name`, `dataset_license`, `dataset_description`,
-            `text_license`, `video_license`, `weights_license`, `base_model`.
+            `dataset_id` (on the Hub), `text_license`, `video_license`, `weights_license`, `base_model`.
         comes_from: how each dataset, store and encoder is had, by its name; `--dry_run` says it of those missing.
         dry_run: check the data against the recipe, say what is missing, and train nothing.
         seed: of weights, order, noise and dropout.
@@ -174,6 +175,9 @@ class Recipe:
         output_dir: of the final model, processor, card and metrics.
         report_to: tracker that Accelerate knows, such as `tensorboard`; `null` for none.
         log_steps: steps between two records.
+        push_to_hub: `org/name` to publish the result at; `null` for nowhere. The token is `hf auth login`'s.
+        hub_revision: branch that it is committed to.
+        hub_tag: name of the version, such as `v1.0`.
     """
 
     data: DataArguments
@@ -192,6 +196,9 @@ class Recipe:
     output_dir: str = "runs/model"
     report_to: str | None = None
     log_steps: int = 50
+    push_to_hub: str | None = None
+    hub_revision: str = "main"
+    hub_tag: str | None = None
 
 
 def columns_of(source: Source) -> list[str]:

@@ -230,3 +230,13 @@ def test_a_shard_of_others_is_checked_too(tmp_path, column, message):
     (tmp_path / MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(FeatureStoreError, match=message):
         FeatureStore(tmp_path)["a"]
+
+
+@pytest.mark.parametrize("name", ["../other.parquet", "/tmp/other.parquet", "sub/features-00000.parquet", ""])
+def test_a_manifest_cannot_name_a_file_outside_its_store(store_folder, name):
+    path = store_folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["shards"][0]["file"] = name
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(FeatureStoreError, match="no name of a shard"):
+        FeatureStore(store_folder)

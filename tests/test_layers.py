@@ -3,9 +3,9 @@
     layer 5   train.py  extract_features.py  recipes/  examples/  benchmarks/  metrics/  and both packages' __init__
     layer 4   report  hub  trainer
     layer 3   data_collator  large_batch  micro_batches  layer_cache  sharding  significance
-              search                                                                                emoji9  msrvtt  ...
+              search  model_card                                                                    emoji9  msrvtt  ...
     layer 2   modeling_mmt  processing_mmt  streaming_loss  checkpointing  packaged_encoders
-              retrieval  training_arguments                                                         corpus  sampling
+              retrieval  training_arguments  snapshots                                              corpus  sampling
     layer 1   pooling_mmt                                                                           features  sources
     layer 0   configuration_mmt  loss_mmt  video_decoding_mmt  efficientnet_lite_mmt
               `-------------------------------- modeling_mmt/ --------------------------------'     `datasets_scripts/'
@@ -27,8 +27,9 @@ PICTURE = {
     "modeling_mmt": {
         0: "configuration_mmt loss_mmt video_decoding_mmt efficientnet_lite_mmt",
         1: "pooling_mmt",
-        2: "modeling_mmt processing_mmt streaming_loss checkpointing packaged_encoders retrieval training_arguments",
-        3: "data_collator large_batch micro_batches layer_cache sharding significance search",
+        2: "modeling_mmt processing_mmt streaming_loss checkpointing packaged_encoders retrieval training_arguments "
+        "snapshots",
+        3: "data_collator large_batch micro_batches layer_cache sharding significance search model_card",
         4: "report hub trainer",
         5: "__init__",
     },

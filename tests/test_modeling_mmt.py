@@ -561,7 +561,8 @@ def test_activation_checkpointing_changes_no_loss_and_no_gradient(make_model, ma
         model.text_model.pooling.layers[0].register_forward_hook(lambda *_, runs=runs: runs.append(1))
         model.text_model.pooling.layers[0].fc1.register_forward_hook(lambda *_, runs=runs: runs.append("fc1"))
         if checkpointing:
-            model.activation_checkpointing_enable()
+            # transformers 5.6, the floor, has it under its older name
+            getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
         loss = model(**make_batch(), return_loss=True).loss
         before = runs.count("fc1")
         loss.backward()
@@ -748,6 +749,9 @@ def test_an_encoder_checkpoint_that_lacks_a_tensor_is_refused(make_text_config, 
 # ---- compilers
 
 
+@pytest.mark.skipif(
+    torch.__version__.startswith("2.6"), reason="torch 2.6 cannot trace transformers' encoders (code.co_varnames)"
+)
 @pytest.mark.parametrize(
     ("cls", "names", "pooling"),
     [
@@ -771,6 +775,9 @@ def test_a_tower_exports_for_any_batch_and_length(make_model, make_batch, cls, n
             torch.testing.assert_close(found[0], wanted[0], **CLOSE)
 
 
+@pytest.mark.skipif(
+    torch.__version__.startswith("2.6"), reason="torch 2.6 cannot trace transformers' encoders (code.co_varnames)"
+)
 def test_the_model_traces_whole_under_torch_compile(make_model, make_batch):
     """The `eager` backend runs dynamo alone: graph breaks show, and no C++ compiler is needed."""
     model, batch = make_model(freeze_text_layers=1, text_output_layer=1, num_hidden_layers=1), make_batch()

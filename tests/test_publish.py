@@ -1,76 +1,357 @@
-"""A built dataset pushed to a Hub, pulled by its tag, and rebuilt there by the script that came with it."""
+"""Publishing: everything in one commit or nothing, repeatable after every fault, and no secret in it."""
 
 import json
-import os
-import subprocess
-import sys
+import logging
+import shutil
 from pathlib import Path
 
-import official_files
 import pytest
+import yaml
+from conftest import build_model, build_processor
+from datasets import Dataset
+from huggingface_hub import HfApi, ModelCard, constants
+from huggingface_hub.errors import LocalEntryNotFoundError
+from local_hub import LocalHub, point_clients_at
 
-local_hub = pytest.importorskip("local_hub", reason="tests/local_hub.py, the Hub stand-in, is not there")
-ROOT = Path(__file__).resolve().parent.parent
+from modeling_mmt import hub as publishing
+from modeling_mmt.hub import PublishError, SnapshotError, load_pinned_dataset, pinned_snapshot, publish
+from modeling_mmt.model_card import write_card
 
-PULL = """
-import json, sys
-from datasets import get_dataset_config_names, load_dataset
-repo, revision = sys.argv[1:]
-parts = load_dataset(repo, revision=revision)
-one = load_dataset(repo, "sw", split="train", revision=revision)
-streamed = next(iter(load_dataset(repo, split="train", revision=revision, streaming=True)))
-print(json.dumps({
-    "rows": {split: part["video_id"][:] for split, part in parts.items()},
-    "configs": get_dataset_config_names(repo, revision=revision),
-    "columns": one.column_names, "streamed": streamed["video_id"],
-}))
-"""
+ROOT = Path(__file__).resolve().parents[1]
+REPO = "org/mmt-tiny"
+FIGURES = {"R@1": 12.345, "R@5": 40.0, "R@10": 60.0, "MedR": 3.0, "MRR": 20.0}
+RECIPE = {
+    "data": {"dataset": "org/clips", "revision": "v3.0", "test_split": "test", "text_column": "caption"},
+    "model": {"text_model": "org/encoder", "text_revision": "abc"},
+    "card": {"weights_license": "mit", "text_license": "MIT", "video_license": "Apache-2.0", "dataset_license": "CC0"},
+    "pretraining": None,
+    "finetuning": {"sources": [{"text_column": "caption", "languages": ["en"]}]},
+    "seed": 7,
+}
+METRICS = {
+    "finetuning": {"steps": 30, "seconds": 2.0, "curve": [{"step": 30, "loss": 0.5, "validation": 9.0}]},
+    "n_clips": 12,
+    "video_extractors": [{"extractor": "made up", "revision": "1", "rate": 2.0, "dim": 8}],
+    "figures": {"test": {"all": {way: {"en": FIGURES, "sw": FIGURES} for way in ("t2v", "v2t")}}},
+}
+CODE = {"configuration_mmt.py", "loss_mmt.py", "modeling_mmt.py", "pooling_mmt.py", "processing_mmt.py"}
 
 
 @pytest.fixture
-def hub(tmp_path):
-    with local_hub.LocalHub(tmp_path / "hub") as hub:
+def hub(tmp_path, monkeypatch):
+    with LocalHub(tmp_path / "hub") as hub:
+        point_clients_at(hub, tmp_path / "home", monkeypatch)
         yield hub
+        assert hub.refused == []
 
 
-def run(hub, tmp_path, *command, cwd=ROOT):
-    environment = {**os.environ, **hub.environment(home=tmp_path / "home"), "PYTHONPATH": ""}
-    done = subprocess.run(
-        [sys.executable, *map(str, command)], cwd=cwd, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "model"
+    build_model().save_pretrained(folder, max_shard_size="20KB")
+    build_processor().save_pretrained(folder)
+    (folder / "recipe.json").write_text(json.dumps(RECIPE))
+    (folder / "metrics.json").write_text(json.dumps(METRICS))
+    (folder / "training_log.jsonl").write_text("{}\n")
+    return folder
 
 
-def test_a_dataset_is_pushed_with_script_card_and_tag_and_pulled_by_the_tag(hub, tmp_path):
-    official_files.own(tmp_path / "source")
-    build = ["datasets_scripts/own_clips.py", "--data_dir", tmp_path / "source", "--output_dir", tmp_path / "out"]
-    pushed = run(hub, tmp_path, *build, "--push_to_hub", "org/own_clips", "--revision", "v1.0")
-    assert "published: " in pushed
-    (tmp_path / "source/captions.csv").write_text("video_id,language,caption,split\nlater,en,x,train\n")
-    run(hub, tmp_path, *build, "--push_to_hub", "org/own_clips")  # main moves on, the tag stays
-    pulled = json.loads(run(hub, tmp_path, "-c", PULL, "org/own_clips", "v1.0"))
-    assert pulled["rows"] == {
-        "train": ["own2", "own3", "own4", "own7", "own8"],
-        "validation": ["own0", "own5"],
-        "test": ["own1", "own6"],
-    }
-    assert pulled["configs"] == ["default", "en", "sw"] and pulled["columns"] == ["video_id", "caption_sw"]
-    assert pulled["streamed"] == "own2"
-    latest = json.loads(run(hub, tmp_path, "-c", PULL.replace('"sw"', '"en"'), "org/own_clips", "main"))
-    assert latest["rows"] == {"train": ["later"]}
-    files = """
-import sys
-from huggingface_hub import HfApi, snapshot_download
-print(snapshot_download("org/own_clips", repo_type="dataset", revision="v1.0"))
-"""
-    folder = Path(run(hub, tmp_path, "-c", files).strip().splitlines()[-1])
-    there = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    assert {"README.md", "build.json", "datasets_scripts/own_clips.py", "datasets_scripts/corpus.py"} <= there
-    assert "own_clips.py" not in there  # at the top, datasets would take it for a loading script
-    official_files.own(tmp_path / "again")
-    rebuild = ["datasets_scripts/own_clips.py", "--data_dir", tmp_path / "again", "--output_dir", tmp_path / "rebuilt"]
-    run(hub, tmp_path, *rebuild, cwd=folder)
-    card = (folder / "README.md").read_text()
-    assert "python datasets_scripts/own_clips.py --data_dir" in card
-    assert (tmp_path / "rebuilt/README.md").read_text() == card
+@pytest.fixture
+def folder(finished, tmp_path):
+    return Path(shutil.copytree(finished, tmp_path / "model"))
+
+
+def files_at(revision="main", repo_type="model"):
+    return set(HfApi().list_repo_files(REPO, revision=revision, repo_type=repo_type))
+
+
+def test_one_commit_holds_weights_code_processor_card_recipe_log_and_figures(hub, folder):
+    commit = publish(folder, REPO, tag="v1.0")
+    there = files_at("v1.0")
+    shards = {path.name for path in folder.glob("model-*.safetensors")}
+    assert len(shards) > 2
+    assert there >= CODE | shards | {"model.safetensors.index.json", "config.json", "processor_config.json"}
+    assert there >= {"README.md", "recipe.json", "metrics.json", "training_log.jsonl", "tokenizer.json"}
+    assert ".eval_results/org--clips.yaml" in there
+    commits = HfApi().list_repo_commits(REPO)
+    assert [c.commit_id for c in commits][0] == commit and len(commits) == 2  # the repository's first, and ours
+
+
+def test_the_card_has_the_repository_s_name_the_pin_the_numbers_the_licences_and_the_limits(hub, folder):
+    publish(folder, REPO, tag="v1.0")
+    card = ModelCard.load(pinned_snapshot(REPO, revision="v1.0") / "README.md")
+    assert f'"{REPO}"' in card.text and '"revision": "v1.0"' in card.text
+    for words in ("12.3", "made up", "## Limits and biases", "2.0 steps a second", "Apache-2.0", "CC0", "recipe.json"):
+        assert words in card.text, words
+    assert card.data.license == "mit" and card.data.language == ["en", "sw"]
+    assert {result.metric_value for result in card.data.eval_results} == {12.35}
+    entries = yaml.safe_load((folder / ".eval_results" / "org--clips.yaml").read_text())
+    assert [entry["dataset"]["task_id"] for entry in entries] == ["text_to_video_en", "text_to_video_sw"]
+    assert entries[0]["dataset"]["revision"] == "v3.0" and entries[0]["value"] == pytest.approx(12.35)
+
+
+def test_publishing_again_changes_nothing_and_a_new_version_is_a_new_commit(hub, folder):
+    first = publish(folder, REPO, tag="v1.0")
+    assert publish(folder, REPO, tag="v1.0") == first
+    (folder / "training_log.jsonl").write_text('{"step": 1}\n')
+    sent = sum("/large/" in path for _, path, _ in hub.requests)
+    second = publish(folder, REPO, tag="v2.0")
+    assert second != first and sum("/large/" in path for _, path, _ in hub.requests) == sent
+    assert (pinned_snapshot(REPO, revision="v1.0") / "training_log.jsonl").read_text() == "{}\n"
+
+
+def test_a_tag_never_moves(hub, folder):
+    first = publish(folder, REPO, tag="v1.0")
+    (folder / "training_log.jsonl").write_text('{"step": 1}\n')
+    with pytest.raises(PublishError, match="never moves"):
+        publish(folder, REPO, tag="v1.0")
+    assert HfApi().model_info(REPO, revision="v1.0").sha == HfApi().model_info(REPO).sha == first
+
+
+def test_a_branch_is_made_from_main_and_main_stays(hub, folder):
+    first = publish(folder, REPO)
+    (folder / "training_log.jsonl").write_text('{"step": 1}\n')
+    second = publish(folder, REPO, revision="next")
+    assert (HfApi().model_info(REPO).sha, HfApi().model_info(REPO, revision="next").sha) == (first, second)
+
+
+def test_shards_of_an_earlier_version_do_not_stay(hub, folder):
+    publish(folder, REPO, tag="v1.0")
+    old = {path.name for path in folder.glob("model-*.safetensors")} | {"model.safetensors.index.json"}
+    for name in old:
+        (folder / name).unlink()
+    build_model().save_pretrained(folder)
+    publish(folder, REPO, tag="v2.0")
+    assert "model.safetensors" in files_at() and not old & files_at()
+    assert old <= files_at("v1.0")
+
+
+@pytest.mark.parametrize(
+    ("fault", "times"),
+    [
+        ("create 500", 9),
+        ("upload 500", 99),
+        ("upload damaged", 99),
+        ("commit 500", 1),
+        ("commit dropped", 1),
+        ("answer dropped", 1),
+        ("overtaken", 1),
+        ("tag 500", 1),
+    ],
+)
+def test_after_a_fault_the_old_version_is_whole_and_publishing_can_be_repeated(hub, folder, finished, fault, times):
+    first = publish(folder, REPO, tag="v1.0")
+    build_model(seed=5).save_pretrained(folder, max_shard_size="20KB")
+    hub.faults[fault] = times
+    with pytest.raises(Exception):  # noqa: B017 - whatever the client raises
+        publish(folder, REPO, tag="v2.0")
+    assert hub.faults[fault] < times
+    hub.faults.clear()
+    assert HfApi().model_info(REPO, revision="v1.0").sha == first
+    old = pinned_snapshot(REPO, revision="v1.0")
+    for path in finished.glob("*.safetensors"):
+        assert (old / path.name).read_bytes() == path.read_bytes()
+    if fault not in ("answer dropped", "tag 500", "overtaken"):
+        assert HfApi().model_info(REPO).sha == first
+    second = publish(folder, REPO, tag="v2.0")
+    assert HfApi().model_info(REPO, revision="v2.0").sha == HfApi().model_info(REPO).sha == second
+    for path in folder.glob("*.safetensors"):
+        assert (pinned_snapshot(REPO, revision="v2.0") / path.name).read_bytes() == path.read_bytes()
+    assert len(HfApi().list_repo_commits(REPO)) == 3 + (fault == "overtaken")
+
+
+def test_another_s_commit_in_between_is_named_and_kept(hub, folder):
+    hub.faults["overtaken"] = 1
+    with pytest.raises(Exception, match="someone committed to main meanwhile"):
+        publish(folder, REPO)
+    publish(folder, REPO)
+    assert "notes.txt" in files_at()
+
+
+def test_the_token_is_nowhere(hub, folder, tmp_path, caplog, capfd):
+    caplog.set_level(logging.DEBUG)
+    hub.faults["commit 500"] = 1
+    with pytest.raises(Exception) as failed:  # noqa: B017 - errors must not tell it either
+        publish(folder, REPO, tag="v1.0")
+    publish(folder, REPO, tag="v1.0")
+    pinned_snapshot(REPO, revision="v1.0")
+    told = caplog.text + "".join(capfd.readouterr()) + str(failed.value)
+    assert hub.token not in told
+    holders = [p for p in tmp_path.rglob("*") if p.is_file() and hub.token.encode() in p.read_bytes()]
+    assert holders == []
+
+
+@pytest.mark.parametrize("name", ["recipe.json", "training_log.jsonl", "model-extra.safetensors"])
+def test_a_file_that_holds_a_token_is_not_published(hub, folder, name):
+    path = folder / name
+    if name.endswith("safetensors"):
+        shutil.copy(next(folder.glob("model-*.safetensors")), path)
+        path.write_bytes(path.read_bytes() + hub.token.encode())
+    else:
+        path.write_text(
+            path.read_text().replace("{", '{"why": "' + hub.token + '"' + ", " * (name == "recipe.json"), 1)
+        )
+    with pytest.raises(PublishError) as failed:
+        publishing.check_secrets({name: path}, hub.token)
+    assert name in str(failed.value) and hub.token not in str(failed.value)
+    with pytest.raises(PublishError, match=name):
+        publish(folder, REPO)
+    assert hub.requests == []
+
+
+def test_pickles_training_states_and_hidden_files_stay_home(hub, folder):
+    for name in ("training_args.bin", "model.pt", ".env", "checkpoint-10/optimizer.json", "runs/x/log.txt"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("x")
+    publish(folder, REPO)
+    assert not files_at() & {"training_args.bin", "model.pt", ".env", "checkpoint-10/optimizer.json", "runs/x/log.txt"}
+
+
+def spoil_config(folder):
+    (folder / "config.json").unlink()
+
+
+def spoil_shard(folder):
+    next(folder.glob("model-*.safetensors")).unlink()
+
+
+def spoil_weights(folder):
+    path = next(folder.glob("model-*.safetensors"))
+    path.write_bytes(path.read_bytes()[:50])
+
+
+def spoil_code(folder):
+    (folder / "modeling_mmt.py").unlink()
+
+
+def spoil_card(folder):
+    (folder / "metrics.json").unlink()
+
+
+def spoil_name(folder):
+    (folder / "mmt-tiny.py").write_text("")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (spoil_config, "no config.json"),
+        (spoil_shard, "is not there, but model.safetensors.index.json lists it"),
+        (spoil_weights, "not readable"),
+        (spoil_code, "names the code modeling_mmt"),
+        (spoil_card, "no README.md"),
+        (spoil_name, "own name breaks loading"),
+    ],
+)
+def test_a_folder_that_would_not_load_is_refused_before_anything_is_sent(hub, folder, spoil, words):
+    spoil(folder)
+    with pytest.raises(PublishError, match=words):
+        publish(folder, REPO)
+    assert hub.requests == []
+
+
+def test_a_card_of_one_s_own_is_published_as_it_is(hub, folder):
+    (folder / "metrics.json").unlink()
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n# mine\n")
+    publish(folder, REPO)
+    assert (pinned_snapshot(REPO) / "README.md").read_text().endswith("# mine\n")
+
+
+def test_the_card_of_a_local_dataset_names_no_hub_dataset(folder):
+    data = RECIPE["data"] | {"dataset": str(folder)}
+    (folder / "recipe.json").write_text(json.dumps(RECIPE | {"data": data}))
+    assert write_card(folder) == [folder / "README.md"]
+
+
+# Datasets
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    folder = tmp_path / "corpus"
+    (folder / "data").mkdir(parents=True)
+    for split, size in {"train": 3, "test": 2}.items():
+        rows = [{"video_id": str(i), "name_en": f"{split} {i}", "name_sw": f"{split} {i} sw"} for i in range(size)]
+        Dataset.from_list(rows).to_parquet(str(folder / "data" / f"{split}-00000-of-00001.parquet"))
+    card = {"license": "cc0-1.0", "configs": []}
+    for name, columns in {"default": None, "sw": ["video_id", "name_sw"]}.items():
+        paths = [{"split": split, "path": f"data/{split}-*.parquet"} for split in ("train", "test")]
+        card["configs"].append({"config_name": name, "data_files": paths} | ({"columns": columns} if columns else {}))
+    (folder / "README.md").write_text(f"---\n{yaml.safe_dump(card)}---\n# corpus\n")
+    return folder
+
+
+def shrink(corpus):
+    rows = [{"video_id": "only", "name_en": "one", "name_sw": "moja"}]
+    Dataset.from_list(rows).to_parquet(str(corpus / "data" / "test-00000-of-00001.parquet"))
+
+
+def test_a_dataset_goes_with_its_card_and_its_builder_and_is_pinned_online_and_offline(hub, corpus, monkeypatch):
+    builder = ROOT / "datasets_scripts" / "emoji9.py"
+    publish(corpus, REPO, repo_type="dataset", tag="v1.0", scripts=[builder])
+    shrink(corpus)
+    publish(corpus, REPO, repo_type="dataset", tag="v2.0", scripts=[builder])
+    assert "scripts/build_emoji9.py" in files_at(repo_type="dataset")
+    for offline in (False, True):
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+        old, new = (load_pinned_dataset(REPO, split="test", revision=tag)["video_id"] for tag in ("v1.0", "v2.0"))
+        assert (list(old), list(new)) == (["0", "1"], ["only"])
+    assert load_pinned_dataset(REPO, "sw", split="train", revision="v1.0").column_names == ["video_id", "name_sw"]
+    with pytest.raises(LocalEntryNotFoundError):
+        load_pinned_dataset(REPO, split="test", revision="v3.0")
+
+
+def test_the_bundled_corpus_can_be_published(hub):
+    folder = ROOT / "datasets_scripts" / "emoji9"
+    publish(folder, "org/emoji9", repo_type="dataset", tag="v1.0", scripts=[ROOT / "datasets_scripts" / "emoji9.py"])
+    row = load_pinned_dataset("org/emoji9", "sw", split="test", revision="v1.0")[0]
+    assert "name_sw" in row and "name_en" not in row and row["frames"].height == 128
+
+
+# Snapshots
+
+
+@pytest.mark.parametrize("large", [True, False], ids=["large file", "small file"])
+def test_a_damaged_download_is_found_removed_and_replaced(hub, corpus, large):
+    publish(corpus, REPO, repo_type="dataset")
+    if not large:
+        shutil.rmtree(corpus / "data")
+        (corpus / "rows.jsonl").write_text('{"a": 1}\n' * 100)
+    if not large:
+        HfApi().delete_folder("data", REPO, repo_type="dataset")
+        publish(corpus, REPO, repo_type="dataset")
+    hub.faults["download damaged"] = 1
+    with pytest.raises(SnapshotError, match="damaged"):
+        pinned_snapshot(REPO, repo_type="dataset")
+    folder = pinned_snapshot(REPO, repo_type="dataset")
+    for path in corpus.rglob("*.*"):
+        assert (folder / path.relative_to(corpus)).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["../../../../evil.txt", "a/../../../../evil.txt", "/evil.txt", "..\\..\\evil.txt"])
+def test_a_listing_cannot_put_a_file_outside_the_cache(hub, corpus, tmp_path, name):
+    publish(corpus, REPO, repo_type="dataset")
+    evil = {"type": "file", "path": name.replace("/evil.txt", f"{tmp_path}/evil.txt", 1) if name[0] == "/" else name}
+    hub.listing = lambda entries: [*entries, evil | {"oid": "0" * 40, "size": 1}]
+    before = {path for path in tmp_path.rglob("*") if "home" not in path.parts and "hub" not in path.parts}
+    with pytest.raises(Exception):  # noqa: B017 - the client's own check, or no such file
+        pinned_snapshot(REPO, repo_type="dataset")
+    assert {p for p in tmp_path.rglob("*") if "home" not in p.parts and "hub" not in p.parts} == before
+    cache = tmp_path / "home" / "hub"
+    assert all(cache.resolve() in path.resolve().parents for path in cache.rglob("*"))
+    assert not list(tmp_path.rglob("*evil*"))
+
+
+def test_a_link_out_of_the_cache_is_refused(hub, corpus, tmp_path):
+    publish(corpus, REPO, repo_type="dataset")
+    folder = pinned_snapshot(REPO, repo_type="dataset")
+    (folder / "README.md").unlink()
+    (folder / "README.md").symlink_to(corpus / "README.md")
+    with pytest.raises(SnapshotError, match="points out of"):
+        publishing.pinned_snapshot(REPO, repo_type="dataset")
+
+
+def test_the_command_line_publishes_and_prints_the_commit(hub, folder, capsys):
+    commit = publishing.main(["publish", str(folder), REPO, "--tag", "v1.0", "--message", "first"])
+    assert capsys.readouterr().out.strip() == commit == HfApi().model_info(REPO, revision="v1.0").sha
+    assert HfApi().list_repo_commits(REPO)[0].title == "first"

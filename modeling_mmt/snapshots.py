@@ -1,0 +1,107 @@
+"""A repository's files at one revision: the same online and from the cache, and checked against their hashes.
+
+`datasets.load_dataset(name, revision=...)` ignores the revision when there is no network and loads what was cached
+last. Here the revision decides: it is resolved to a commit, whose files are downloaded once and found again offline.
+"""
+
+import os
+from hashlib import sha1, sha256
+from pathlib import Path
+from typing import Any
+
+from datasets import load_dataset
+from huggingface_hub import snapshot_download
+
+
+class SnapshotError(ValueError):
+    """A downloaded file is not what its repository says; the message names it and the remedy."""
+
+
+def pinned_snapshot(
+    repo_id: str,
+    *,
+    revision: str | None = None,
+    repo_type: str = "model",
+    cache_dir: str | os.PathLike | None = None,
+    token: str | bool | None = None,
+) -> Path:
+    """All files of a repository at one revision, in the cache.
+
+    Args:
+        repo_id: `org/name`.
+        revision: tag, branch, commit or `refs/pr/N`; None is `main`. Offline it must have been downloaded before.
+        repo_type: `"model"` or `"dataset"`.
+        cache_dir: the cache, where it is not huggingface_hub's own.
+        token: where it is not the one that `hf auth login` stored.
+
+    Returns:
+        The folder `.../snapshots/COMMIT`.
+
+    Raises:
+        SnapshotError: a file's content is not what its name in the cache says, or it lies outside the repository's
+            cache; what is damaged is removed, so that the next call downloads it again.
+        huggingface_hub.errors.LocalEntryNotFoundError: offline, and this revision is not in the cache.
+    """
+    folder = Path(snapshot_download(repo_id, repo_type=repo_type, revision=revision, cache_dir=cache_dir, token=token))
+    verify_snapshot(folder)
+    return folder
+
+
+def verify_snapshot(folder: str | os.PathLike):
+    """Check each file of a cached snapshot against the hash that the cache names it by.
+
+    Raises:
+        SnapshotError: as `pinned_snapshot`.
+    """
+    folder = Path(folder)
+    blobs = (folder.parents[1] / "blobs").resolve()
+    for path in sorted(folder.rglob("*")):
+        if not path.is_symlink():  # a folder; or a file system without links, where no hash was kept
+            continue
+        blob = path.resolve()
+        if blob.parent != blobs:
+            raise SnapshotError(f"{path}: points out of its repository's cache, to {blob}; delete the cache folder")
+        found = file_hash(blob, blob.name)
+        if found != blob.name:
+            path.unlink()
+            blob.unlink()
+            raise SnapshotError(
+                f"{path}: damaged, its hash is {found}, the repository says {blob.name}; load it again"
+            )
+
+
+def file_hash(path: Path, like: str) -> str:
+    """A file's SHA-256, or git's name for it where `like` is no SHA-256 (40 digits: a file kept in git itself)."""
+    digest = sha256() if len(like) == 64 else sha1(b"blob %d\0" % path.stat().st_size)
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def load_pinned_dataset(
+    repo_id: str,
+    name: str | None = None,
+    *,
+    revision: str | None = None,
+    split: str | None = None,
+    cache_dir: str | os.PathLike | None = None,
+    token: str | bool | None = None,
+    **options: Any,
+) -> Any:
+    """`datasets.load_dataset` at a revision that holds offline too.
+
+    Args:
+        repo_id: `org/name` of a dataset.
+        name: of its config.
+        revision: as `pinned_snapshot`'s.
+        split: as `load_dataset`'s.
+        cache_dir: of the downloads.
+        token: as `pinned_snapshot`'s.
+        options: others of `load_dataset`.
+
+    Raises:
+        SnapshotError, LocalEntryNotFoundError: as `pinned_snapshot`.
+    """
+    folder = pinned_snapshot(repo_id, revision=revision, repo_type="dataset", cache_dir=cache_dir, token=token)
+    return load_dataset(str(folder), name, split=split, **options)
