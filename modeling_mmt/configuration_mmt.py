@@ -6,8 +6,11 @@ D = 1024, temperature 0.1. What the paper does not say (feed-forward width, acti
 placement) takes BERT's values.
 """
 
+import json
 import math
+import os
 from copy import deepcopy
+from pathlib import Path
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -27,6 +30,37 @@ XLM_ROBERTA_LARGE = {
     "pad_token_id": 1,
     "bos_token_id": 0,
     "eos_token_id": 2,
+}
+
+# How sentence-transformers 6 loads a checkpoint with its own modules alone: `encode(["a dog"])` for captions,
+# `encode([{"video": features}])` for clips `(F, D_v)`, `encode([{"image": features}])` for pictures `(D_v,)`, which are
+# clips of one step; unit-norm out.
+_CLIP_PARAMS = {"method": "get_video_features", "method_output_name": "pooler_output"}
+SENTENCE_TRANSFORMERS_FILES = {
+    "modules.json": [
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.base.modules.transformer.Transformer"},
+        {
+            "idx": 1,
+            "name": "1",
+            "path": "1_Normalize",
+            "type": "sentence_transformers.base.modules.normalize.Normalize",
+        },
+    ],
+    "sentence_bert_config.json": {
+        "transformer_task": "feature-extraction",
+        "modality_config": {
+            "text": {"method": "get_text_features", "method_output_name": "pooler_output"},
+            "video": _CLIP_PARAMS,
+            "image": _CLIP_PARAMS,
+        },
+        "module_output_name": "sentence_embedding",
+    },
+    "config_sentence_transformers.json": {
+        "model_type": "SentenceTransformer",
+        "similarity_fn_name": "cosine",
+        "requirements": {"sentence-transformers": ">=6.0"},
+    },
+    "1_Normalize/config.json": {"module_input_name": "sentence_embedding"},
 }
 
 
@@ -128,6 +162,19 @@ class MMTConfig(PreTrainedConfig):
     def video_feature_dim(self) -> int:
         """`D_v`: the width of one step, all streams together."""
         return sum(self.video_feature_dims)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs):
+        """As `PreTrainedConfig.save_pretrained`; beside a whole `MMTModel` go sentence-transformers' own files.
+
+        A file of theirs that is already there stays: it holds what the user told sentence-transformers.
+        """
+        if self.architectures == ["MMTModel"]:
+            for name, content in SENTENCE_TRANSFORMERS_FILES.items():
+                path = Path(save_directory, name)
+                if not path.exists():
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
     def _check(self):
         num_text_layers = self.text_config.num_hidden_layers

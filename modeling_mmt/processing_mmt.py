@@ -51,11 +51,14 @@ class MMTVideoFeatureExtractor(FeatureExtractionMixin):
             mask[row, : len(clip)] = 1
         return BatchFeature({"video_features": batch, "video_mask": mask})
 
-    def _check(self, index: int, clip: Any) -> torch.Tensor:
+    def _check(self, index: int, given: Any) -> torch.Tensor:
         try:
-            clip = torch.as_tensor(clip, dtype=torch.float32)
+            clip = torch.as_tensor(given, dtype=torch.float32)
         except (TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(f"clip {index} is no array of (steps, {self.feature_dim}) numbers: {error}") from error
+            raise ValueError(
+                f"clip {index} is no array of (steps, {self.feature_dim}) numbers, but {type(given).__name__}: "
+                "pictures and videos go first through the feature extractor that the card names"
+            ) from error
         if clip.dim() != 2 or clip.shape[1] != self.feature_dim:
             raise ValueError(f"clip {index} has shape {tuple(clip.shape)}; expected (steps, {self.feature_dim})")
         if len(clip) == 0:
@@ -88,6 +91,9 @@ class MMTProcessor(ProcessorMixin):
         text: str | Sequence[str] | None = None,
         video_features: Sequence[Any] | None = None,
         return_tensors: str | None = "pt",
+        *,
+        videos: Sequence[Any] | None = None,
+        images: Sequence[Any] | None = None,
         **kwargs,
     ) -> BatchFeature:
         """Tokenize captions, pad clips, or both.
@@ -96,6 +102,8 @@ class MMTProcessor(ProcessorMixin):
             text: one caption or a list; white space is normalised (a tab is an unknown token to some tokenizers).
             video_features: one `(F_i, D_v)` array a clip.
             return_tensors: only `"pt"`.
+            videos: the name that sentence-transformers has for `video_features`.
+            images: one feature vector `(D_v,)` or `(1, D_v)` a picture, which is a clip of one step.
             kwargs: ignored, so that pipelines may pass their own.
 
         Returns:
@@ -103,15 +111,20 @@ class MMTProcessor(ProcessorMixin):
             for clips.
 
         Raises:
-            ValueError: neither is given, or a caption is not a string or is empty.
+            ValueError: neither is given, or clips under two names, or a caption is not a string or is empty.
         """
-        if text is None and video_features is None:
+        clips = [given for given in (video_features, videos, images) if given is not None]
+        if len(clips) > 1:
+            raise ValueError("clips are given under two names; choose video_features, videos or images")
+        if text is None and not clips:
             raise ValueError("give text, video_features, or both")
         batch: dict[str, torch.Tensor] = {}
         if text is not None:
             batch.update(self.tokenize([text] if isinstance(text, str) else text))
-        if video_features is not None:
-            batch.update(self.feature_extractor(video_features, return_tensors=return_tensors))
+        if images is not None:
+            clips = [[image[None] if getattr(image, "ndim", 2) == 1 else image for image in images]]
+        for given in clips:
+            batch.update(self.feature_extractor(given, return_tensors=return_tensors))
         return BatchFeature(batch)
 
     def tokenize(self, captions: Sequence[str]) -> Mapping[str, torch.Tensor]:

@@ -154,6 +154,17 @@ def test_neither_text_nor_video_is_refused(make_processor):
         make_processor()(video_features=[])
 
 
+def test_the_names_of_sentence_transformers_mean_the_same_clips(make_processor, make_clips):
+    processor, clips = make_processor(), make_clips([1, 1])
+    wanted = processor(video_features=clips)
+    for given in ({"videos": clips}, {"images": clips}, {"images": [clip[0] for clip in clips]}):
+        found = processor(**given)
+        assert found.keys() == wanted.keys()
+        assert all(torch.equal(found[name], value) for name, value in wanted.items())
+    with pytest.raises(ValueError, match="under two names"):
+        processor(videos=clips, images=clips)
+
+
 def test_only_torch_tensors_are_made(make_clips):
     with pytest.raises(ValueError, match="'np'"):
         MMTVideoFeatureExtractor(8)(make_clips([2]), return_tensors="np")
