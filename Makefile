@@ -14,7 +14,7 @@ ARGS ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help install fix check test test-slow demo table table-quick ablations bench clean
+.PHONY: help install fix check test test-slow test-family demo table table-quick ablations bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -49,6 +49,14 @@ test: $(STAMP)  ## everything not marked slow
 
 test-slow: $(STAMP)  ## the slow tests only
 	$(PY) -m pytest -q -m slow $(ARGS)
+
+$(STAMP)-family: $(STAMP)
+	$(PY) -m pip install -c constraints.txt -e ".[family]"
+	@touch $@
+
+test-family: $(STAMP)-family  ## transformers' own shared test suite over our classes; fetches its sdist once
+	$(PY) tests/fetch_family_suite.py cache/transformers_tests
+	HF_HUB_OFFLINE=1 $(PY) -m pytest -q -rs -m "" tests/test_family.py $(ARGS)
 
 demo: $(STAMP)  ## encoders, features, two rows on emoji9, the nine-language table; at most 15 minutes on 2 cores
 	$(PY) recipes/demo.py $(ARGS)

@@ -34,6 +34,8 @@ EXTRAS_REQUIRE = {
     "report": ["matplotlib>=3.9"],
     "test": ["hypothesis>=6.100", "pytest>=8.3"],
     "dev": ["mypy>=1.14", "pre-commit>=4.0", "pre-commit-hooks>=5.0", "ruff>=0.9", "types-PyYAML", "types-tqdm"],
+    # What transformers' own test suite imports: `make test-family`.
+    "family": ["parameterized>=0.9"],
     # The peers that benchmarks/ times beside ours. open_clip is not here: it needs torchvision, as timm does.
     "bench": ["sentence-transformers>=6.0"],
 }

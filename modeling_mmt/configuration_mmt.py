@@ -33,8 +33,8 @@ XLM_ROBERTA_LARGE = {
 }
 
 # How sentence-transformers 6 loads a checkpoint with its own modules alone: `encode(["a dog"])` for captions,
-# `encode([{"video": features}])` for clips `(F, D_v)`, `encode([{"image": features}])` for pictures `(D_v,)`, which are
-# clips of one step; unit-norm out.
+# `encode([{"video": features}])` for clips `(F, D_v)`, `encode([{"image": features}])` for pictures `(D_v,)`, clips of
+# one step; unit-norm out.
 _CLIP_PARAMS = {"method": "get_video_features", "method_output_name": "pooler_output"}
 SENTENCE_TRANSFORMERS_FILES = {
     "modules.json": [
