@@ -1,7 +1,7 @@
 """Who may import whom.
 
     layer 5   train.py  extract_features.py  recipes/  examples/  benchmarks/  metrics/  and both packages' __init__
-    layer 4   report  hub  trainer
+    layer 4   report  hub  trainer  mteb_encoder                                                    mteb_retrieval
     layer 3   data_collator  large_batch  layer_cache  significance  search                         emoji9  msrvtt  ...
     layer 2   modeling_mmt  processing_mmt  streaming_loss  checkpointing  packaged_encoders
               retrieval  training_arguments                                                         features  sampling
@@ -28,12 +28,13 @@ PICTURE = {
         1: "pooling_mmt",
         2: "modeling_mmt processing_mmt streaming_loss checkpointing packaged_encoders retrieval training_arguments",
         3: "data_collator large_batch layer_cache significance search",
-        4: "report hub trainer",
+        4: "report hub trainer mteb_encoder",
         5: "__init__",
     },
     "datasets_scripts": {
         2: "features sampling",
         3: "emoji9 multi_howto100m msrvtt vatex multi30k storybook8 own_clips translate",
+        4: "mteb_retrieval",
         5: "__init__",
     },
 }
