@@ -88,7 +88,7 @@ class TextToVideoRetrieval(AbsTaskRetrieval):
     Args:
         metadata: of the corpus, from `text_to_video_metadata`; emoji9's by default.
         text_column: kind of text; `<text_column>_<language>` holds a caption or a list of them.
-        features: `(F, D_v)` array of each `video_id`, for models that take a frozen extractor's features: they stand in
+        features: `(F, D_v)` array of each `video_id`, for models that take a frozen extractor's features: they become
             the corpus's column `video`. `None`: it holds the dataset's own videos or, where those are film strips
             (`frames`, `num_frames`), arrays `(F, 3, height, width)` uint8.
         kwargs: of MTEB's `AbsTask`.

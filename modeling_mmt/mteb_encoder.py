@@ -1,4 +1,4 @@
-"""A checkpoint as MTEB sees it; the task that it runs is `datasets_scripts.mteb_retrieval`. Needs the extra `plugins`."""
+"""A checkpoint as MTEB sees it; its task is in `datasets_scripts.mteb_retrieval`. Needs the extra `plugins`."""
 
 from typing import Any
 
@@ -64,9 +64,7 @@ class MMTEncoder(AbsEncoder):
         batches = list(inputs)
         kinds = {"text", "video"} & set(batches[0])
         if len(kinds) != 1:
-            raise ValueError(
-                f"{task_metadata.name}: a batch holds {sorted(batches[0])}; either text or video is needed"
-            )
+            raise ValueError(f"{task_metadata.name}: a batch holds {sorted(batches[0])}; text or video is needed")
         (kind,) = kinds
         items = [item for batch in batches for item in batch[kind]]
         embed = embed_texts if kind == "text" else embed_videos
