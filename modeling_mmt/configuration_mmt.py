@@ -32,6 +32,11 @@ XLM_ROBERTA_LARGE = {
     "eos_token_id": 2,
 }
 
+# The search pipeline whose code lies beside the model's (pipeline_mmt.py).
+CUSTOM_PIPELINES = {
+    "text-to-video-retrieval": {"impl": "pipeline_mmt.MMTSearchPipeline", "pt": ["AutoModel"], "type": "multimodal"},
+}
+
 # How sentence-transformers 6 loads a checkpoint with its own modules alone: `encode(["a dog"])` for captions,
 # `encode([{"video": features}])` for clips `(F, D_v)`, `encode([{"image": features}])` for pictures `(D_v,)`, clips of
 # one step; unit-norm out.
@@ -164,11 +169,13 @@ class MMTConfig(PreTrainedConfig):
         return sum(self.video_feature_dims)
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs):
-        """As `PreTrainedConfig.save_pretrained`; beside a whole `MMTModel` go sentence-transformers' own files.
+        """As `PreTrainedConfig.save_pretrained`; that of a whole `MMTModel` says how other loaders take it.
 
-        A file of theirs that is already there stays: it holds what the user told sentence-transformers.
+        Those are `pipeline`, and sentence-transformers by files of its own. One that is already there stays: it holds
+        what the user told sentence-transformers.
         """
         if self.architectures == ["MMTModel"]:
+            self.custom_pipelines = CUSTOM_PIPELINES
             for name, content in SENTENCE_TRANSFORMERS_FILES.items():
                 path = Path(save_directory, name)
                 if not path.exists():

@@ -19,6 +19,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_mmt import MMTConfig
 from .loss_mmt import LOSSES, objectives, positive_mask
+from .pipeline_mmt import MMTSearchPipeline  # noqa: F401  its code must travel with this module's
 from .pooling_mmt import (
     MMTAttention,
     MMTBranchOutput,

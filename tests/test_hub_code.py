@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from modeling_mmt import EfficientNetLiteConfig, EfficientNetLiteModel, MMTModel
 from modeling_mmt.configuration_mmt import SENTENCE_TRANSFORMERS_FILES
 
-MODEL_CODE = {"configuration_mmt.py", "loss_mmt.py", "modeling_mmt.py", "pooling_mmt.py", "processing_mmt.py"}
+MODEL_CODE = {f"{name}_mmt.py" for name in ("configuration", "loss", "modeling", "pipeline", "pooling", "processing")}
 STRANGER = """
 import json, sys
 sys.modules["modeling_mmt"] = None  # an installed copy is out of reach too

@@ -1,12 +1,12 @@
 """Who may import whom.
 
     layer 5   train.py  extract_features.py  recipes/  examples/  benchmarks/  metrics/  and both packages' __init__
-    layer 4   report  hub  trainer  mteb_encoder                                                    mteb_retrieval
+    layer 4   report  hub  trainer  mteb_encoder  onnx_export                                                    mteb_retrieval
     layer 3   data_collator  large_batch  layer_cache  significance  search                         emoji9  msrvtt  ...
     layer 2   modeling_mmt  processing_mmt  streaming_loss  checkpointing  packaged_encoders
               retrieval  training_arguments                                                         features  sampling
     layer 1   pooling_mmt
-    layer 0   configuration_mmt  loss_mmt  video_decoding_mmt  efficientnet_lite_mmt
+    layer 0   configuration_mmt  loss_mmt  video_decoding_mmt  efficientnet_lite_mmt  pipeline_mmt
               `-------------------------------- modeling_mmt/ --------------------------------'     `datasets_scripts/'
 
 Imports point down only (scripts of layer 5 may call each other). A new module gets its layer here, or the test fails.
@@ -24,11 +24,11 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PICTURE = {
     "modeling_mmt": {
-        0: "configuration_mmt loss_mmt video_decoding_mmt efficientnet_lite_mmt",
+        0: "configuration_mmt loss_mmt video_decoding_mmt efficientnet_lite_mmt pipeline_mmt",
         1: "pooling_mmt",
         2: "modeling_mmt processing_mmt streaming_loss checkpointing packaged_encoders retrieval training_arguments",
         3: "data_collator large_batch layer_cache significance search",
-        4: "report hub trainer mteb_encoder",
+        4: "report hub trainer mteb_encoder onnx_export",
         5: "__init__",
     },
     "datasets_scripts": {
