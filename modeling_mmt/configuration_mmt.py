@@ -32,7 +32,7 @@ XLM_ROBERTA_LARGE = {
     "eos_token_id": 2,
 }
 
-# The search pipeline whose code lies beside the model's (pipeline_mmt.py).
+# Our own task of `pipeline`, whose code lies beside the model's.
 CUSTOM_PIPELINES = {
     "text-to-video-retrieval": {"impl": "pipeline_mmt.MMTSearchPipeline", "pt": ["AutoModel"], "type": "multimodal"},
 }
@@ -116,6 +116,7 @@ class MMTConfig(PreTrainedConfig):
 
     model_type = "mmt"
     sub_configs = {"text_config": AutoConfig}
+    custom_pipelines = CUSTOM_PIPELINES  # read by `pipeline`
 
     text_config: Any = None  # a dict or a PreTrainedConfig when given, a PreTrainedConfig ever after
     video_feature_dims: list[int] | tuple[int, ...] = (512, 512)
@@ -169,13 +170,11 @@ class MMTConfig(PreTrainedConfig):
         return sum(self.video_feature_dims)
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs):
-        """As `PreTrainedConfig.save_pretrained`; that of a whole `MMTModel` says how other loaders take it.
+        """As `PreTrainedConfig.save_pretrained`; beside a whole `MMTModel` go sentence-transformers' own files.
 
-        Those are `pipeline`, and sentence-transformers by files of its own. One that is already there stays: it holds
-        what the user told sentence-transformers.
+        A file of theirs that is already there stays: it holds what the user told sentence-transformers.
         """
         if self.architectures == ["MMTModel"]:
-            self.custom_pipelines = CUSTOM_PIPELINES
             for name, content in SENTENCE_TRANSFORMERS_FILES.items():
                 path = Path(save_directory, name)
                 if not path.exists():

@@ -1,6 +1,6 @@
 """Search as a transformers pipeline: captions in any language in, the best clips out.
 
-Its code travels with a checkpoint, whose config.json names it.
+Its code travels with a checkpoint; `MMTConfig.custom_pipelines` names it.
 """
 
 from collections.abc import Mapping, Sequence

@@ -22,7 +22,8 @@ from transformers import AutoProcessor
 import modeling_mmt  # noqa: F401  registers the processor
 from datasets_scripts.features import FeatureStore
 from modeling_mmt.onnx_export import INT8, OnnxModel, export
-from modeling_mmt.retrieval import average_over_languages, bootstrap_interval, embed_texts, embed_videos, ranks
+from modeling_mmt.retrieval import average_over_languages, embed_texts, embed_videos, ranks
+from modeling_mmt.significance import bootstrap_interval
 
 LANGUAGES = ("en", "de", "fr", "cs", "zh", "ru", "vi", "sw", "es")
 

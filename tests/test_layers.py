@@ -1,7 +1,7 @@
 """Who may import whom.
 
     layer 5   train.py  extract_features.py  recipes/  examples/  benchmarks/  metrics/  and both packages' __init__
-    layer 4   report  hub  trainer  mteb_encoder  onnx_export                                                    mteb_retrieval
+    layer 4   report  hub  trainer  mteb_encoder  onnx_export                                       mteb_retrieval
     layer 3   data_collator  large_batch  layer_cache  significance  search                         emoji9  msrvtt  ...
     layer 2   modeling_mmt  processing_mmt  streaming_loss  checkpointing  packaged_encoders
               retrieval  training_arguments                                                         features  sampling
