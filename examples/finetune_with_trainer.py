@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from datasets import load_dataset
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModel, AutoProcessor, HfArgumentParser, Trainer, TrainingArguments
+from transformers import AutoModel, AutoProcessor, HfArgumentParser, Trainer, TrainingArguments, set_seed
 
 import modeling_mmt  # noqa: F401  registers the model with AutoModel
 from datasets_scripts.features import FeatureStore
@@ -33,6 +33,9 @@ class Finetuning:
     )
     text_column: str = field(default="name", metadata={"help": "kind of caption"})
     languages: list[str] = field(default_factory=lambda: ["en"], metadata={"help": "to train on"})
+    noise_probability: float = field(
+        default=0.05, metadata={"help": "of masked tokens and zeroed steps; 0: no copies"}
+    )
     lora: bool = field(default=False, metadata={"help": "train low-rank updates of the text encoder"})
 
 
@@ -41,6 +44,7 @@ def main(argv: list[str] | None = None) -> Trainer:
     ours, arguments = HfArgumentParser((Finetuning, TrainingArguments)).parse_args_into_dataclasses(argv)
     arguments.remove_unused_columns = False  # the collator reads the rows' own columns
     arguments.label_names = []
+    set_seed(arguments.seed)
     hub = {"revision": ours.revision} if ours.revision else {}
     model, processor = AutoModel.from_pretrained(ours.model, **hub), AutoProcessor.from_pretrained(ours.model, **hub)
     if ours.lora:  # the pooling heads and projections learn too, whole
@@ -55,7 +59,9 @@ def main(argv: list[str] | None = None) -> Trainer:
     trainer = (MMTTrainer if arguments.world_size > 1 else Trainer)(
         model=model,
         args=arguments,
-        data_collator=MMTDataCollator(processor, ours.text_column, ours.languages),
+        data_collator=MMTDataCollator(
+            processor, ours.text_column, ours.languages, noise_probability=ours.noise_probability
+        ),
         train_dataset=clips["train"],
         eval_dataset=clips["validation"],
         processing_class=processor,
