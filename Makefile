@@ -14,8 +14,8 @@ ARGS ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help install fix check test test-slow test-real test-floors test-newest test-python demo table table-quick ablations bench \
-	clean
+.PHONY: help install fix check test test-slow test-real test-family test-floors test-newest test-python demo table \
+	table-quick ablations bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -74,6 +74,14 @@ test-python:  ## the suite on another Python: make test-python V=3.13
 	python$(V) -m venv .venv-$(V)
 	.venv-$(V)/bin/python -m pip install -c constraints.txt -e ".[test,report,train]"
 	.venv-$(V)/bin/python -m pytest -q $(ARGS)
+
+$(STAMP)-family: $(STAMP)
+	$(PY) -m pip install -c constraints.txt -e ".[family]"
+	@touch $@
+
+test-family: $(STAMP)-family  ## transformers' own shared test suite over our classes; fetches its sdist once
+	$(PY) tests/fetch_family_suite.py cache/transformers_tests
+	HF_HUB_OFFLINE=1 $(PY) -m pytest -q -rs -m "" tests/test_family.py $(ARGS)
 
 demo: $(STAMP)  ## encoders, features, two rows on emoji9, the nine-language table; at most 15 minutes on 2 cores
 	$(PY) recipes/demo.py $(ARGS)

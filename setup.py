@@ -36,6 +36,17 @@ EXTRAS_REQUIRE = {
     "report": ["matplotlib>=3.9"],
     "test": ["hypothesis>=6.100", "pytest>=8.3"],
     "dev": ["mypy>=1.14", "pre-commit>=4.0", "pre-commit-hooks>=5.0", "ruff>=0.9", "types-PyYAML", "types-tqdm"],
+    # Other libraries that load a checkpoint: sentence-transformers, MTEB, ONNX Runtime, PEFT for LoRA.
+    "plugins": [
+        "mteb>=2.26",
+        "onnx>=1.19",
+        "onnxruntime>=1.22",
+        "onnxscript>=0.5",
+        "peft>=0.18",
+        "sentence-transformers>=6.0",
+    ],
+    # What transformers' own test suite imports: `make test-family`.
+    "family": ["parameterized>=0.9"],
     # The peers that benchmarks/ times beside ours. open_clip is not here: it needs torchvision, as timm does.
     "bench": ["sentence-transformers>=6.0", "webdataset>=1.0"],
 }

@@ -5,6 +5,7 @@ from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoProces
 from .configuration_mmt import MMTConfig
 from .efficientnet_lite_mmt import EfficientNetLiteConfig, EfficientNetLiteModel
 from .modeling_mmt import MMTModel, MMTTextModelWithProjection, MMTVideoModelWithProjection
+from .pipeline_mmt import MMTSearchPipeline
 from .processing_mmt import MMTProcessor, MMTVideoFeatureExtractor
 
 __version__ = "0.1.0"
@@ -14,6 +15,7 @@ __all__ = [
     "MMTConfig",
     "MMTModel",
     "MMTProcessor",
+    "MMTSearchPipeline",
     "MMTTextModelWithProjection",
     "MMTVideoFeatureExtractor",
     "MMTVideoModelWithProjection",

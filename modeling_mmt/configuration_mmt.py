@@ -7,8 +7,11 @@ placement) takes BERT's values.
 """
 
 import difflib
+import json
 import math
+import os
 from copy import deepcopy
+from pathlib import Path
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -39,6 +42,42 @@ TRANSFORMERS_KEYS = (
     | set(GenerationConfig().to_dict())
     | set(PreTrainedConfig().to_dict())
 )
+
+# Our own task of `pipeline`, whose code lies beside the model's.
+CUSTOM_PIPELINES = {
+    "text-to-video-retrieval": {"impl": "pipeline_mmt.MMTSearchPipeline", "pt": ["AutoModel"], "type": "multimodal"},
+}
+
+# How sentence-transformers 6 loads a checkpoint with its own modules alone: `encode(["a dog"])` for captions,
+# `encode([{"video": features}])` for clips `(F, D_v)`, `encode([{"image": features}])` for pictures `(D_v,)`, clips of
+# one step; unit-norm out.
+_CLIP_PARAMS = {"method": "get_video_features", "method_output_name": "pooler_output"}
+SENTENCE_TRANSFORMERS_FILES = {
+    "modules.json": [
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.base.modules.transformer.Transformer"},
+        {
+            "idx": 1,
+            "name": "1",
+            "path": "1_Normalize",
+            "type": "sentence_transformers.base.modules.normalize.Normalize",
+        },
+    ],
+    "sentence_bert_config.json": {
+        "transformer_task": "feature-extraction",
+        "modality_config": {
+            "text": {"method": "get_text_features", "method_output_name": "pooler_output"},
+            "video": _CLIP_PARAMS,
+            "image": _CLIP_PARAMS,
+        },
+        "module_output_name": "sentence_embedding",
+    },
+    "config_sentence_transformers.json": {
+        "model_type": "SentenceTransformer",
+        "similarity_fn_name": "cosine",
+        "requirements": {"sentence-transformers": ">=6.0"},
+    },
+    "1_Normalize/config.json": {"module_input_name": "sentence_embedding"},
+}
 
 
 @strict
@@ -88,6 +127,7 @@ class MMTConfig(PreTrainedConfig):
 
     model_type = "mmt"
     sub_configs = {"text_config": AutoConfig}
+    custom_pipelines = CUSTOM_PIPELINES  # read by `pipeline`
 
     text_config: Any = None  # a dict or a PreTrainedConfig when given, a PreTrainedConfig ever after
     video_feature_dims: list[int] | tuple[int, ...] = (512, 512)
@@ -174,6 +214,19 @@ class MMTConfig(PreTrainedConfig):
                 f"MMTConfig: its sizes make a model of about {parameters:.1e} parameters; at most "
                 f"{MAX_PARAMETERS:.1e} are built: mend the widths, the numbers of layers, or text_config"
             )
+
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs):
+        """As `PreTrainedConfig.save_pretrained`; beside a whole `MMTModel` go sentence-transformers' own files.
+
+        A file of theirs that is already there stays: it holds what the user told sentence-transformers.
+        """
+        if self.architectures == ["MMTModel"]:
+            for name, content in SENTENCE_TRANSFORMERS_FILES.items():
+                path = Path(save_directory, name)
+                if not path.exists():
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
     def _check(self):
         text_sizes = self._check_text_sizes()

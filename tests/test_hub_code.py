@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from modeling_mmt import EfficientNetLiteConfig, EfficientNetLiteModel, MMTModel
+from modeling_mmt.configuration_mmt import SENTENCE_TRANSFORMERS_FILES
 
-MODEL_CODE = {"configuration_mmt.py", "loss_mmt.py", "modeling_mmt.py", "pooling_mmt.py", "processing_mmt.py"}
+MODEL_CODE = {f"{name}_mmt.py" for name in ("configuration", "loss", "modeling", "pipeline", "pooling", "processing")}
 STRANGER = """
 import json, sys
 sys.modules["modeling_mmt"] = None  # an installed copy is out of reach too
@@ -109,6 +110,7 @@ def test_the_saved_folder_holds_exactly_the_shipped_files(folder, encoder_folder
         "processor_config.json",
         "tokenizer.json",
         "tokenizer_config.json",
+        *(Path(name).parts[0] for name in SENTENCE_TRANSFORMERS_FILES),
     }
     assert python_files(encoder_folder) == {"efficientnet_lite_mmt.py"}
 

@@ -1,13 +1,13 @@
 """Who may import whom.
 
     layer 5   train.py  extract_features.py  recipes/  examples/  benchmarks/  metrics/  and both packages' __init__
-    layer 4   report  hub  trainer
+    layer 4   report  hub  trainer  mteb_encoder  onnx_export                                       mteb_retrieval
     layer 3   data_collator  large_batch  micro_batches  layer_cache  sharding  significance
               search  model_card                                                                    emoji9  msrvtt  ...
     layer 2   modeling_mmt  processing_mmt  streaming_loss  checkpointing  packaged_encoders
               retrieval  training_arguments  snapshots                                              corpus  sampling
     layer 1   pooling_mmt                                                                           features  sources
-    layer 0   configuration_mmt  loss_mmt  video_decoding_mmt  efficientnet_lite_mmt
+    layer 0   configuration_mmt  loss_mmt  video_decoding_mmt  efficientnet_lite_mmt  pipeline_mmt
               `-------------------------------- modeling_mmt/ --------------------------------'     `datasets_scripts/'
 
 Imports point down only (scripts of layer 5 may call each other). A new module gets its layer here, or the test fails.
@@ -25,18 +25,19 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PICTURE = {
     "modeling_mmt": {
-        0: "configuration_mmt loss_mmt video_decoding_mmt efficientnet_lite_mmt",
+        0: "configuration_mmt loss_mmt video_decoding_mmt efficientnet_lite_mmt pipeline_mmt",
         1: "pooling_mmt",
         2: "modeling_mmt processing_mmt streaming_loss checkpointing packaged_encoders retrieval training_arguments "
         "snapshots",
         3: "data_collator large_batch micro_batches layer_cache sharding significance search model_card",
-        4: "report hub trainer",
+        4: "report hub trainer mteb_encoder onnx_export",
         5: "__init__",
     },
     "datasets_scripts": {
         1: "features sources",
         2: "corpus sampling convert_features",
         3: "emoji9 multi_howto100m msrvtt vatex multi30k storybook8 own_clips translate language_report",
+        4: "mteb_retrieval",
         5: "__init__",
     },
 }

@@ -221,6 +221,30 @@ def test_forward_refuses_a_missing_modality(make_model, make_batch):
         make_model()(video_features=batch["video_features"])
 
 
+@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize("pooling", ["first", "cls"])
+def test_a_tower_shows_its_heads_inner_states_and_nothing_of_its_encoders(make_model, make_batch, pooling, kept):
+    model, batch = make_model(attention="eager", pooling=pooling), make_batch()
+    text = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+    if kept:
+        text["text_states"] = model.text_model.frozen_states(**text)
+        del text["input_ids"]
+    video = {"video_features": batch["video_features"], "video_mask": batch["video_mask"]}
+    for features, inputs in ((model.get_text_features, text), (model.get_video_features, video)):
+        with torch.no_grad():
+            plain, shown = features(**inputs), features(**inputs, output_hidden_states=True, output_attentions=True)
+        mask = inputs["attention_mask"] if "attention_mask" in inputs else inputs["video_mask"]
+        length = mask.shape[1] + (pooling == "cls")
+        assert plain.hidden_states is None and plain.attentions is None
+        assert [tuple(state.shape) for state in shown.hidden_states] == 3 * [(4, length, 24)]  # input and two layers
+        assert [tuple(weights.shape) for weights in shown.attentions] == 2 * [(4, 4, length, length)]
+        assert torch.equal(shown.pooler_output, plain.pooler_output)
+        assert torch.equal(shown.hidden_states[-1][:, -mask.shape[1] :], shown.last_hidden_state)
+        for weights in shown.attentions:
+            torch.testing.assert_close(weights.sum(dim=-1), torch.ones(weights.shape[:-1]))
+            assert (weights[:, :, :, -mask.shape[1] :] * (1 - mask[:, None, None])).max() == 0  # padding is not seen
+
+
 # ---- closed forms and oracles
 
 

@@ -154,6 +154,30 @@ def test_neither_text_nor_video_is_refused(make_processor):
         make_processor()(video_features=[])
 
 
+def test_the_tokenizers_options_are_taken_flat_or_by_text_kwargs_but_not_both(make_processor):
+    processor = make_processor(max_text_length=5)
+    wanted = processor(["red dog runs fast", "home"])
+    assert wanted["input_ids"].shape == (2, 5)
+    for options in ({"max_length": 4}, {"text_kwargs": {"max_length": 4}}):
+        assert processor(["red dog runs fast", "home"], **options)["input_ids"].shape == (2, 4)
+    padded = processor("home", padding="max_length", common_kwargs={"return_tensors": "pt"}, unknown=1)
+    assert padded["input_ids"].shape == (1, 5)
+    assert padded["attention_mask"].tolist() == [[1, 1, 1, 0, 0]]  # on the right
+    with pytest.raises(ValueError, match="max_length is given both"):
+        processor("home", max_length=4, text_kwargs={"max_length": 4})
+
+
+def test_the_names_of_sentence_transformers_mean_the_same_clips(make_processor, make_clips):
+    processor, clips = make_processor(), make_clips([1, 1])
+    wanted = processor(video_features=clips)
+    for given in ({"videos": clips}, {"images": clips}, {"images": [clip[0] for clip in clips]}):
+        found = processor(**given)
+        assert found.keys() == wanted.keys()
+        assert all(torch.equal(found[name], value) for name, value in wanted.items())
+    with pytest.raises(ValueError, match="under two names"):
+        processor(videos=clips, images=clips)
+
+
 def test_only_torch_tensors_are_made(make_clips):
     with pytest.raises(ValueError, match="'np'"):
         MMTVideoFeatureExtractor(8)(make_clips([2]), return_tensors="np")

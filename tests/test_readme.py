@@ -1,4 +1,4 @@
-"""The README says what is true: its first code block runs, its table is the measured one, its recipe parses."""
+"""The README says what is true: its code blocks run, its table is the measured one, its recipe parses."""
 
 import json
 import os
@@ -21,6 +21,7 @@ import tables  # noqa: E402
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 RESULTS = ROOT / "results" / "emoji9" / "results.json"
+EMOJI9_TEST = ROOT / "datasets_scripts" / "emoji9" / "data" / "test-00000-of-00001.parquet"
 PLACEHOLDER = "# OUTPUT"
 NUMBER = r"-?\d+\.\d+"
 
@@ -37,16 +38,20 @@ CAPTIONS = re.findall(r'"(.*?)"', re.search(r"processor\(\[(.*?)\]", BLOCK)[1])
 PRINTED = BLOCK[BLOCK.index("print(") :].splitlines()[1:]  # the comment under the print
 
 
+PLUG_IN = [block for block in code_blocks("python") if re.search(r"sentence_transformers|pipeline|mteb", block)]
+
+
 @pytest.fixture(scope="module")
-def output(tmp_path_factory):
-    """What the block prints in a folder with a briefly trained checkpoint and a store where it looks for them."""
+def run(tmp_path_factory):
+    """Run code in a folder with a briefly trained checkpoint and a store where the blocks look for them."""
     from conftest import build_model, build_processor
 
     work = tmp_path_factory.mktemp("readme")
     model, processor = build_model(), build_processor()
     generator = np.random.default_rng(0)
-    clips = {clip: generator.standard_normal((3, 8)).astype(np.float32) for clip in CLIPS}
-    batch = processor(["red dog", "Hund schnell"], list(clips.values()))
+    ids = pq.read_table(EMOJI9_TEST, columns=["video_id"])["video_id"].to_pylist()
+    clips = {clip: generator.standard_normal((3, 8)).astype(np.float32) for clip in ids}
+    batch = processor(["red dog", "Hund schnell"], [clips[clip] for clip in CLIPS])
     optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=1e-3)
     for _ in range(3):
         optimizer.zero_grad()
@@ -58,11 +63,31 @@ def output(tmp_path_factory):
     (store,) = re.findall(r'FeatureStore\("(.+?)"', BLOCK)
     write_feature_store(work / store, clips.items(), extractor="random", revision="1")
     environment = {"PYTHONPATH": str(ROOT), "HF_HOME": str(work / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", BLOCK], cwd=work, env=os.environ | environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+
+    def run(code):
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=work, env=os.environ | environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def output(run):
+    return run(BLOCK)
+
+
+def test_the_blocks_on_other_libraries_run_one_after_the_other(run):
+    for name in ("sentence_transformers", "mteb"):
+        pytest.importorskip(name, reason="an optional peer: extra `plugins`")
+    assert len(PLUG_IN) == 3
+    printed = run("\n".join(PLUG_IN))
+    assert re.search(r"tensor\(\[\[", printed)
+    found = json.loads(re.search(r"^\[\{.*\}\]$", printed, re.MULTILINE)[0].replace("'", '"'))
+    assert found[0]["id"] in CLIPS
+    assert re.search(r"\{'en': \d.*'es': \d[\d.e-]*\}", printed)
 
 
 def test_the_first_code_block_prints_a_cosine_for_each_caption_and_clip(output):
@@ -83,9 +108,7 @@ def test_the_first_code_block_has_ten_lines_and_a_comment_of_what_it_prints():
 
 
 def test_the_first_code_block_names_test_clips_and_folders_that_the_demo_makes():
-    split = pq.read_table(
-        ROOT / "datasets_scripts" / "emoji9" / "data" / "test-00000-of-00001.parquet", columns=["video_id"]
-    )
+    split = pq.read_table(EMOJI9_TEST, columns=["video_id"])
     assert set(CLIPS) <= set(split["video_id"].to_pylist())
     recipe = yaml.safe_load((ROOT / "recipes" / "emoji9" / "mmp_en.yaml").read_text(encoding="utf-8"))
     assert f'FeatureStore("{recipe["data"]["features"][0]}")' in BLOCK

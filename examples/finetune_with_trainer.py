@@ -1,0 +1,79 @@
+"""Fine-tune a checkpoint on your own clips with `transformers.Trainer`; on several processes with exact negatives.
+
+    python examples/finetune_with_trainer.py --output_dir runs/mine --lora
+    ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 examples/finetune_with_trainer.py --output_dir runs/mine
+
+The dataset has `video_id`, captions `<text_column>_<language>`, and clips in a column `video_features` or in a feature
+store. `--lora` trains low-rank updates of the text encoder's attention in place of its upper layers, and merges them
+into the saved weights, which load as any checkpoint does. All of TrainingArguments' options are taken, `--push_to_hub
+--hub_model_id org/name` too; load what was pushed by its revision.
+"""
+
+from dataclasses import dataclass, field
+
+from datasets import load_dataset
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModel, AutoProcessor, HfArgumentParser, Trainer, TrainingArguments, set_seed
+
+import modeling_mmt  # noqa: F401  registers the model with AutoModel
+from datasets_scripts.features import FeatureStore
+from modeling_mmt.data_collator import ClipDataset, MMTDataCollator
+from modeling_mmt.trainer import MMTTrainer
+
+
+@dataclass
+class Finetuning:
+    """What is fine-tuned on what."""
+
+    model: str = field(default="runs/demo/mmp_en", metadata={"help": "checkpoint: a folder, or a name on the Hub"})
+    revision: str | None = field(default=None, metadata={"help": "tag or commit of a name on the Hub"})
+    dataset: str = field(default="datasets_scripts/emoji9", metadata={"help": "folder, or name on the Hub"})
+    features: str = field(
+        default="runs/features/emoji9-lite0-128", metadata={"help": "store; '': the column `video_features`"}
+    )
+    text_column: str = field(default="name", metadata={"help": "kind of caption"})
+    languages: list[str] = field(default_factory=lambda: ["en"], metadata={"help": "to train on"})
+    noise_probability: float = field(
+        default=0.05, metadata={"help": "of masked tokens and zeroed steps; 0: no copies"}
+    )
+    lora: bool = field(default=False, metadata={"help": "train low-rank updates of the text encoder"})
+
+
+def main(argv: list[str] | None = None) -> Trainer:
+    """Train, and save the model with its processor; returns the trainer."""
+    ours, arguments = HfArgumentParser((Finetuning, TrainingArguments)).parse_args_into_dataclasses(argv)
+    arguments.remove_unused_columns = False  # the collator reads the rows' own columns
+    arguments.label_names = []
+    set_seed(arguments.seed)
+    hub = {"revision": ours.revision} if ours.revision else {}
+    model, processor = AutoModel.from_pretrained(ours.model, **hub), AutoProcessor.from_pretrained(ours.model, **hub)
+    if ours.lora:  # the pooling heads and projections learn too, whole
+        heads = ["text_model.pooling", "text_projection", "video_model", "video_projection"]
+        attention = r"text_model\.encoder\..*\.(query|key|value|q_proj|k_proj|v_proj|q_lin|k_lin|v_lin)"
+        model = get_peft_model(model, LoraConfig(r=8, target_modules=attention, modules_to_save=heads))
+    features = FeatureStore(ours.features) if ours.features else None
+    columns = ["video_id", *(f"{ours.text_column}_{language}" for language in ours.languages)]
+    columns += [] if ours.features else ["video_features"]
+    rows = {split: load_dataset(ours.dataset, split=split) for split in ("train", "validation")}
+    clips = {split: ClipDataset(whole.select_columns(columns), features) for split, whole in rows.items()}
+    trainer = (MMTTrainer if arguments.world_size > 1 else Trainer)(
+        model=model,
+        args=arguments,
+        data_collator=MMTDataCollator(
+            processor, ours.text_column, ours.languages, noise_probability=ours.noise_probability
+        ),
+        train_dataset=clips["train"],
+        eval_dataset=clips["validation"],
+        processing_class=processor,
+    )
+    trainer.train()
+    if ours.lora:
+        trainer.model = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
+    trainer.save_model()
+    if arguments.push_to_hub:
+        trainer.push_to_hub()
+    return trainer
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""`examples/finetune_with_trainer.py` on one process and on two, whole and by LoRA, and what it saves."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoProcessor, Trainer
+
+from modeling_mmt.trainer import MMTTrainer
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "examples"))
+pytest.importorskip("peft", reason="an optional peer: extra `plugins`")
+import finetune_with_trainer  # noqa: E402
+
+COMMON = ["--text_column", "caption", "--languages", "en", "de", "--max_steps", "8", "--learning_rate", "0.01"]
+COMMON += ["--max_grad_norm", "0", "--lr_scheduler_type", "constant", "--optim", "sgd", "--logging_steps", "1"]
+COMMON += ["--report_to", "none", "--use_cpu", "--disable_tqdm", "True", "--save_strategy", "no", "--seed", "3"]
+LEARNING = ["--max_steps", "20", "--optim", "adamw_torch"]
+
+
+@pytest.fixture(scope="module")
+def start(corpus, tmp_path_factory):
+    """A checkpoint whose text encoder and features are the tiny corpus's."""
+    from conftest import build_model, build_text_config, build_tokenizer
+    from tiny_corpus import VOCABULARY
+
+    from modeling_mmt import MMTProcessor, MMTVideoFeatureExtractor
+
+    folder = tmp_path_factory.mktemp("start")
+    model = build_model(build_text_config(vocab_size=len(VOCABULARY)), sharpness=1, video_feature_dims=[6, 6])
+    model.save_pretrained(folder)
+    MMTProcessor(MMTVideoFeatureExtractor(12, 12), build_tokenizer(VOCABULARY)).save_pretrained(folder)
+    return folder
+
+
+def arguments(corpus, start, output, batch_size, *more):
+    data = ["--dataset", str(corpus / "corpus_with_features"), "--features", ""]
+    return [
+        *("--model", str(start), "--output_dir", str(output), "--per_device_train_batch_size", str(batch_size)),
+        *data,
+        *COMMON,
+        *more,
+    ]
+
+
+def weights(folder):
+    return load_file(Path(folder) / "model.safetensors")
+
+
+def losses(trainer):
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def changed(before, after):
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+def test_one_process_learns_with_the_plain_trainer_and_saves_a_whole_checkpoint(corpus, start, tmp_path):
+    trainer = finetune_with_trainer.main(arguments(corpus, start, tmp_path, 16, *LEARNING))
+    assert type(trainer) is Trainer
+    assert sum(losses(trainer)[-5:]) < sum(losses(trainer)[:5])
+    moved = changed(weights(start), weights(tmp_path))
+    assert {"text_projection.output.weight", "video_projection.output.weight"} <= moved
+    assert not [name for name in moved if "encoder.layer.0" in name or "embeddings.word" in name]  # frozen
+    model, processor = AutoModel.from_pretrained(tmp_path), AutoProcessor.from_pretrained(tmp_path)
+    inputs = processor(["red dog"], [corpus_clip()])
+    with torch.no_grad():
+        found = model.eval()(**inputs).logits_per_text
+        wanted = trainer.model.eval()(**inputs).logits_per_text
+    torch.testing.assert_close(found, wanted)
+
+
+def corpus_clip():
+    return torch.ones(2, 12)
+
+
+def test_lora_moves_the_encoder_everywhere_and_leaves_an_ordinary_checkpoint(corpus, start, tmp_path):
+    trainer = finetune_with_trainer.main(arguments(corpus, start, tmp_path, 16, "--lora", *LEARNING))
+    assert sum(losses(trainer)[-5:]) < sum(losses(trainer)[:5])
+    before, after = weights(start), weights(tmp_path)
+    assert before.keys() == after.keys()  # merged: no trace of LoRA
+    moved = changed(before, after)
+    attention = {f"text_model.encoder.encoder.layer.{i}.attention.self.query.weight" for i in range(3)}
+    assert attention <= moved
+    assert "video_projection.output.weight" in moved
+    assert not [name for name in moved if "text_model.encoder" in name and "attention.self" not in name]
+    update = after[min(attention)] - before[min(attention)]
+    assert 1 <= torch.linalg.matrix_rank(update, rtol=1e-3) <= 8
+    model, processor = AutoModel.from_pretrained(tmp_path), AutoProcessor.from_pretrained(tmp_path)
+    inputs = processor(["red dog"], [corpus_clip()])
+    with torch.no_grad():
+        torch.testing.assert_close(
+            model.eval()(**inputs).logits_per_text, trainer.model.eval()(**inputs).logits_per_text
+        )
+
+
+@pytest.mark.parametrize("more", [[], ["--lora"]], ids=["whole", "lora"])
+def test_two_processes_take_the_step_of_one_with_the_whole_batch(corpus, start, tmp_path, more):
+    """Nothing is drawn: one caption a clip, no noise, no dropout, and the whole training split is one batch."""
+    size = 40
+    pinned = ["--max_steps", "1", "--languages", "en", "--noise_probability", "0", *more]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += [str(ROOT / "examples" / "finetune_with_trainer.py")]
+    env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*command, *arguments(corpus, start, tmp_path / "two", size // 2, *pinned)],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    one = finetune_with_trainer.main(arguments(corpus, start, tmp_path / "one", size, *pinned))
+    assert not isinstance(one, MMTTrainer)
+    before, after_one, after_two = weights(start), weights(tmp_path / "one"), weights(tmp_path / "two")
+    moved = changed(before, after_one)
+    assert len(moved) > 10
+    assert after_two.keys() == after_one.keys()
+    apart = sum((after_two[n] - after_one[n]).double().square().sum() for n in moved) ** 0.5
+    distance = sum((after_one[n] - before[n]).double().square().sum() for n in moved) ** 0.5
+    assert apart < 1e-3 * distance
