@@ -4,8 +4,8 @@
     layer 4   report  hub  trainer
     layer 3   data_collator  large_batch  layer_cache  significance  search                         emoji9  msrvtt  ...
     layer 2   modeling_mmt  processing_mmt  streaming_loss  checkpointing  packaged_encoders
-              retrieval  training_arguments                                                         features  sampling
-    layer 1   pooling_mmt
+              retrieval  training_arguments  search_engines                                         features  sampling
+    layer 1   pooling_mmt  exact_search
     layer 0   configuration_mmt  loss_mmt  video_decoding_mmt  efficientnet_lite_mmt
               `-------------------------------- modeling_mmt/ --------------------------------'     `datasets_scripts/'
 
@@ -25,8 +25,9 @@ ROOT = Path(__file__).resolve().parent.parent
 PICTURE = {
     "modeling_mmt": {
         0: "configuration_mmt loss_mmt video_decoding_mmt efficientnet_lite_mmt",
-        1: "pooling_mmt",
-        2: "modeling_mmt processing_mmt streaming_loss checkpointing packaged_encoders retrieval training_arguments",
+        1: "pooling_mmt exact_search",
+        2: "modeling_mmt processing_mmt streaming_loss checkpointing packaged_encoders retrieval training_arguments "
+        "search_engines",
         3: "data_collator large_batch layer_cache significance search",
         4: "report hub trainer",
         5: "__init__",
