@@ -12,14 +12,14 @@ Cauchy and Schwarz give, with `a` for what the computation of `y . w` itself can
 
     | x . v - z |  <=  e  :=  |y| |v - w|  +  |x - y| |v|  +  a .
 
-All four norms are computed from the vectors at hand and rounded up; those of the corpus are kept as the largest of each
-group of 64 rows. For `a`: a sum of `P` products in float32, in any order, loses at most
+All four norms are computed from the vectors at hand and rounded up; those of the corpus are kept as the largest of
+each group of 64 rows. For `a`: a sum of `P` products in float32, in any order, loses at most
 `g |y| |w|`, `g = P u / (1 - P u)`, `u = 2^-24` (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1);
 float16 and bfloat16 products are summed in float32 and the result is rounded once more, `2^-11` or `2^-8` of it; int8
 products are summed in int32 without error (`P < 133,000`) and then scaled, which is two roundings.
 
-**Why nothing is lost.** `z - e` is a lower bound of a row's score and `z + e` an upper one. Let `t` be the k-th largest
-lower bound among distinct rows (we take at most one of a group). Then k rows score at least `t`, so the k-th best
+**Why nothing is lost.** `z - e` is a lower bound of a row's score and `z + e` an upper one. Let `t` be the k-th
+largest lower bound among distinct rows (we take at most one of a group). Then k rows score at least `t`, so the k-th best
 score is at least `t`, and a row whose upper bound is below `t` is no result, nor tied with one. All others are scored
 again in float64. A coarse screen costs survivors, never a result; `last_survivors` counts them.
 """
@@ -34,8 +34,8 @@ import torch
 
 GROUP = 64  # rows that share a scale and a bound
 SCREENS = ("float32", "float16", "bfloat16", "int8")
-# Chosen by measurement (benchmarks/b5_search.py): below this many rows a float32 pass is over before it matters; above,
-# int8 for a few queries, whose cost is reading the corpus, bfloat16 for many, whose cost is the products.
+# Chosen by measurement (benchmarks/b5_search.py): below this many rows a float32 pass is over before it matters;
+# above, int8 for a few queries, whose cost is reading the corpus, bfloat16 for many, whose cost is the products.
 SMALL_CORPUS = 16_384
 MANY_QUERIES = 128
 SCORES_AT_ONCE = 1 << 22  # of a block of rows with all queries

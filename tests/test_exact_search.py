@@ -19,11 +19,11 @@ def unit(*shape, seed=0, decimals=None):
 
 
 def naive(corpus, queries, top, allowed=None):
-    """One float64 inner product after the other, sorted by Python."""
-    rows = [row for row in range(len(corpus)) if allowed is None or allowed[row]]
+    """All float64 inner products, sorted by Python."""
     found = []
     for query in queries.double():
-        scores = {row: float(np.einsum("ij,ij->i", corpus[row : row + 1].double(), query[None])[0]) for row in rows}
+        scores = np.einsum("ij,ij->i", corpus.double(), query.expand(corpus.shape)).tolist()
+        rows = [row for row in range(len(corpus)) if allowed is None or allowed[row]]
         found.append(sorted(rows, key=lambda row: (-scores[row], row))[:top])  # noqa: B023
     return torch.tensor(found)
 
@@ -35,9 +35,9 @@ def small_blocks(monkeypatch):
 
 
 @pytest.mark.parametrize("screen", SCREENS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
-    num_rows=st.integers(1, 700),
+    num_rows=st.integers(1, 300),
     num_queries=st.integers(1, 9),
     width=st.integers(1, 40),
     data=st.data(),
