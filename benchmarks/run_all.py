@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
-BENCHMARKS = ("b1_infonce", "b2_sigmoid", "b3_gradient_ratio", "retrieval_metrics")
+BENCHMARKS = ("b1_infonce", "b2_sigmoid", "b3_gradient_ratio", "b5_search", "retrieval_metrics")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

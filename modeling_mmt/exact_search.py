@@ -19,9 +19,9 @@ float16 and bfloat16 products are summed in float32 and the result is rounded on
 products are summed in int32 without error (`P < 133,000`) and then scaled, which is two roundings.
 
 **Why nothing is lost.** `z - e` is a lower bound of a row's score and `z + e` an upper one. Let `t` be the k-th
-largest lower bound among distinct rows (we take at most one of a group). Then k rows score at least `t`, so the k-th best
-score is at least `t`, and a row whose upper bound is below `t` is no result, nor tied with one. All others are scored
-again in float64. A coarse screen costs survivors, never a result; `last_survivors` counts them.
+largest lower bound among distinct rows (we take at most one of a group). Then k rows score at least `t`, so the k-th
+best score is at least `t`, and a row whose upper bound is below `t` is no result, nor tied with one. All others are
+scored again in float64. A coarse screen costs survivors, never a result; `last_survivors` counts them.
 """
 
 from __future__ import annotations

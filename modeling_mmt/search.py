@@ -206,8 +206,8 @@ class SearchIndex:
         fingerprint = model_fingerprint(model)
         if fingerprint != self.fingerprint:
             raise SearchIndexError(
-                f"the index was made by {self.model or 'a model'} with fingerprint {self.fingerprint[:12]}..., and this "
-                f"model's is {fingerprint[:12]}...; load that model, or build the index again with this one"
+                f"the index was made by {self.model or 'a model'} with fingerprint {self.fingerprint[:12]}..., and "
+                f"this model's is {fingerprint[:12]}...; load that model, or build the index again with this one"
             )
 
     def push_to_hub(self, repo_id: str, folder: str | os.PathLike, *, private: bool | None = None) -> str:
@@ -351,8 +351,8 @@ def _check_file(path: Path, told: Mapping[str, Any] | None, verify: bool) -> Non
         raise FileNotFoundError(f"{path} is not there; build or download the index again")
     if path.stat().st_size != told["num_bytes"]:
         raise SearchIndexError(
-            f"{path}: {path.stat().st_size} bytes, {INDEX} says {told['num_bytes']}; the file was cut short or changed: "
-            "build or download the index again"
+            f"{path}: {path.stat().st_size} bytes, {INDEX} says {told['num_bytes']}; the file was cut short or "
+            "changed: build or download the index again"
         )
     if verify and file_sha256(path) != told["sha256"]:
         raise SearchIndexError(f"{path}: its SHA-256 is not {INDEX}'s; build or download the index again")
