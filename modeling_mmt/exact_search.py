@@ -38,7 +38,7 @@ SCREENS = ("float32", "float16", "bfloat16", "int8")
 # above, int8 for a few queries, whose cost is reading the corpus, bfloat16 for many, whose cost is the products.
 SMALL_CORPUS = 16_384
 MANY_QUERIES = 128
-SCORES_AT_ONCE = 1 << 22  # of a block of rows with all queries
+SCORES_AT_ONCE = 1 << 21  # of a block of rows with all queries
 PAIRS_AT_ONCE = 1 << 14  # settled together: each two float64 rows
 
 _UNIT_ROUNDOFF = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8, "int8": 2.0**-24}
