@@ -91,7 +91,8 @@ class Page:
         self.names = {language: texts[f"name_{language}"][:] for language in LANGUAGES}
         emoji = texts["emoji"][:] if "emoji" in texts.column_names else [""] * len(texts)
         self.choices = [
-            (f"{sign} {name}".strip(), row) for row, (sign, name) in enumerate(zip(emoji, self.names["en"], strict=True))
+            (f"{sign} {name}".strip(), row)
+            for row, (sign, name) in enumerate(zip(emoji, self.names["en"], strict=True))
         ]
         self.find_texts = lru_cache(maxsize=1024)(self._find_texts)
 
@@ -184,34 +185,20 @@ def build_demo(pages: Page) -> gr.Blocks:
                 label="Query", placeholder="con chó · 睡觉的猫 · gari la zimamoto", elem_id="query", autofocus=True,
                 max_length=MAX_CHARACTERS, lines=1, submit_btn="Search",
             )  # fmt: skip
-            gr.Examples([[text] for text in EXAMPLES], query, label="For example")
+            with gr.Row():
+                examples = [gr.Button(text, size="sm", min_width=80) for text in EXAMPLES]
             results = gr.HTML(elem_id="results")
         with gr.Tab("Pick a clip"):
             clip = gr.Dropdown(pages.choices, value=None, label="Clip (type to filter)", elem_id="clip")
             languages = gr.HTML(elem_id="languages")
-        gr.on(
-            [query.submit, query.change],
-            pages.typed,
-            [query, label],
-            results,
-            api_name="search",
-            show_progress="hidden",
-            trigger_mode="always_last",
-        )
-        gr.on([clip.change], pages.picked, [clip, label], languages, api_name="languages", show_progress="hidden")
+        quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+        query.submit(pages.typed, [query, label], results, api_name="search", show_progress="hidden")
+        clip.change(pages.picked, [clip, label], languages, api_name="languages", show_progress="hidden")
+        for button in examples:
+            button.click(lambda text: text, button, query, **quiet).then(pages.typed, [query, label], results, **quiet)
+        label.change(lambda text, kind: pages.typed(text, kind) if text else "", [query, label], results, **quiet)
         label.change(
-            lambda text, kind: pages.typed(text, kind) if text else "",
-            [query, label],
-            results,
-            show_progress="hidden",
-            api_visibility="private",
-        )
-        label.change(
-            lambda row, kind: "" if row is None else pages.picked(row, kind),
-            [clip, label],
-            languages,
-            show_progress="hidden",
-            api_visibility="private",
+            lambda row, kind: "" if row is None else pages.picked(row, kind), [clip, label], languages, **quiet
         )
     return demo.queue(default_concurrency_limit=USERS_AT_ONCE, max_size=256)
 
