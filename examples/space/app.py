@@ -42,7 +42,7 @@ MAX_CHARACTERS = 1_000
 FRAME_MILLISECONDS = 150
 USERS_AT_ONCE = 2  # as many as a small Space has cores; each computes with one thread
 CSS = """
-#query textarea, .mmt bdi { unicode-bidi: plaintext; text-align: start; }
+#query textarea { unicode-bidi: plaintext; text-align: start; }
 .mmt .clips { display: flex; flex-wrap: wrap; gap: 12px; list-style: none; padding: 0; margin: 8px 0 20px; }
 .mmt .clips li { width: 136px; margin: 0; padding: 4px; border: 1px solid #ddd; border-radius: 8px; background: #fff;
   color: #222; font-size: 13px; line-height: 1.35; overflow-wrap: anywhere; }
@@ -112,7 +112,7 @@ class Page:
         seconds = time.perf_counter() - started
         note = self.unknown(label, text)
         told = f'<p class="told" role="status">{len(hits)} clips in {1000 * seconds:.0f} ms, {html.escape(label)}</p>'
-        return page(f"{note}<h3><bdi>{html.escape(shown(text))}</bdi></h3>{self.clips(hits)}{told}")
+        return page(f"{note}<h3 dir="auto"><bdi>{html.escape(shown(text))}</bdi></h3>{self.clips(hits)}{told}")
 
     def unknown(self, label: str, text: str) -> str:
         """A warning where the tokenizer does not know most of a text; its clips are then no answer."""
@@ -133,7 +133,7 @@ class Page:
         for (language, name), hits in zip(queries.items(), found, strict=True):
             rank = 1 + next(place for place, hit in enumerate(hits) if hit.row == row)
             parts.append(
-                f'<h3 lang="{language}"><bdi>{html.escape(name)}</bdi> <span class="language">'
+                f'<h3 lang="{language}" dir="auto"><bdi>{html.escape(name)}</bdi> <span class="language">'
                 f"{NAMES[language]}: rank {rank} of {len(index)}</span></h3>"
                 f"{self.clips(hits[:TOP_A_LANGUAGE], right=row)}"
             )
