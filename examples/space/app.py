@@ -112,7 +112,7 @@ class Page:
         seconds = time.perf_counter() - started
         note = self.unknown(label, text)
         told = f'<p class="told" role="status">{len(hits)} clips in {1000 * seconds:.0f} ms, {html.escape(label)}</p>'
-        return page(f"{note}<h3 dir="auto"><bdi>{html.escape(shown(text))}</bdi></h3>{self.clips(hits)}{told}")
+        return page(f"{note}<h3 dir="auto">{html.escape(shown(text))}</h3>{self.clips(hits)}{told}")
 
     def unknown(self, label: str, text: str) -> str:
         """A warning where the tokenizer does not know most of a text; its clips are then no answer."""
@@ -133,7 +133,7 @@ class Page:
         for (language, name), hits in zip(queries.items(), found, strict=True):
             rank = 1 + next(place for place, hit in enumerate(hits) if hit.row == row)
             parts.append(
-                f'<h3 lang="{language}" dir="auto"><bdi>{html.escape(name)}</bdi> <span class="language">'
+                f'<h3 lang="{language}"><bdi>{html.escape(name)}</bdi> <span class="language">'
                 f"{NAMES[language]}: rank {rank} of {len(index)}</span></h3>"
                 f"{self.clips(hits[:TOP_A_LANGUAGE], right=row)}"
             )
