@@ -29,7 +29,9 @@ import harness
 from playwright.sync_api import sync_playwright
 
 ROOT = Path(__file__).resolve().parents[1]
-WORDS = "con chó mèo mbwa paka gari nyumba 狗 猫 花 Hund Katze Auto собака кошка дом chien fleur kočka perro gato".split()
+WORDS = (
+    "con chó mèo mbwa paka gari nyumba 狗 猫 花 Hund Katze Auto собака кошка дом chien fleur kočka perro gato".split()
+)
 TIMEOUT = 120
 TARGETS = {"page_seconds": 3.0, "query_seconds": 0.2}
 

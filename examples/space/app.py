@@ -112,7 +112,8 @@ class Page:
         seconds = time.perf_counter() - started
         note = self.unknown(label, text)
         told = f'<p class="told" role="status">{len(hits)} clips in {1000 * seconds:.0f} ms, {html.escape(label)}</p>'
-        return page(f"{note}<h3 dir="auto">{html.escape(shown(text))}</h3>{self.clips(hits)}{told}")
+        heading = f'<h3 dir="auto">{html.escape(shown(text))}</h3>'
+        return page(f"{note}{heading}{self.clips(hits)}{told}")
 
     def unknown(self, label: str, text: str) -> str:
         """A warning where the tokenizer does not know most of a text; its clips are then no answer."""
