@@ -6,7 +6,7 @@ SHELL := /bin/bash
 
 VENV ?= .venv
 PY := $(VENV)/bin/python
-EXTRAS ?= test,dev,report,train,data
+EXTRAS ?= test,dev,report,train,data,search,plugins
 STAMP := $(VENV)/.installed
 # Extra words for the command of a target: make test ARGS="-k loss", make demo ARGS="--seed 1".
 ARGS ?=
@@ -14,8 +14,8 @@ ARGS ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help install fix check test test-slow test-real test-family test-floors test-newest test-python demo table \
-	table-quick ablations bench clean
+.PHONY: help install fix check test test-slow test-real test-family test-system test-floors test-newest test-python \
+	demo table table-quick ablations bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -82,6 +82,19 @@ $(STAMP)-family: $(STAMP)
 test-family: $(STAMP)-family  ## transformers' own shared test suite over our classes; fetches its sdist once
 	$(PY) tests/fetch_family_suite.py cache/transformers_tests
 	HF_HUB_OFFLINE=1 $(PY) -m pytest -q -rs -m "" tests/test_family.py $(ARGS)
+
+# The Space has an environment of its own: its gradio lives with an older pillow than constraints.txt has.
+SPACE := $(VENV)-space
+$(SPACE)/.installed: setup.py constraints.txt examples/space/requirements.txt | $(PY)
+	$(PY) -m venv $(SPACE)
+	grep -v '^pillow==' constraints.txt > $(SPACE)/constraints.txt
+	$(SPACE)/bin/python -m pip install -c $(SPACE)/constraints.txt -e ".[test]" playwright==1.65.2 -r examples/space/requirements.txt
+	@touch $@
+
+test-system: $(SPACE)/.installed demo  ## the Space in Chromium; installs it and fonts by apt where they are missing
+	@command -v chromium >/dev/null && fc-list :lang=zh | grep -q . || \
+	  { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends chromium fontconfig fonts-noto-cjk; }
+	$(SPACE)/bin/python -m pytest -q -m system $(ARGS)
 
 demo: $(STAMP)  ## encoders, features, two rows on emoji9, the nine-language table; at most 15 minutes on 2 cores
 	$(PY) recipes/demo.py $(ARGS)

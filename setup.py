@@ -34,6 +34,8 @@ EXTRAS_REQUIRE = {
     "data": ["h5py>=3.11", "ijson>=3.3"],
     "tensorboard": ["tensorboard>=2.18"],
     "report": ["matplotlib>=3.9"],
+    # Beyond the exact search: any FAISS index; a server or cluster.
+    "search": ["faiss-cpu>=1.9", "qdrant-client>=1.13"],
     "test": ["hypothesis>=6.100", "pytest>=8.3"],
     "dev": ["mypy>=1.14", "pre-commit>=4.0", "pre-commit-hooks>=5.0", "ruff>=0.9", "types-PyYAML", "types-tqdm"],
     # Other libraries that load a checkpoint: sentence-transformers, MTEB, ONNX Runtime, PEFT for LoRA.
@@ -48,7 +50,7 @@ EXTRAS_REQUIRE = {
     # What transformers' own test suite imports: `make test-family`.
     "family": ["parameterized>=0.9"],
     # The peers that benchmarks/ times beside ours. open_clip is not here: it needs torchvision, as timm does.
-    "bench": ["sentence-transformers>=6.0", "webdataset>=1.0"],
+    "bench": ["faiss-cpu>=1.9", "sentence-transformers>=6.0", "usearch>=2.16", "webdataset>=1.0"],
 }
 EXTRAS_REQUIRE["train"] = EXTRAS_REQUIRE["tensorboard"]
 

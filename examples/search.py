@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from datasets import Dataset, load_dataset
 from matplotlib import font_manager
@@ -23,7 +23,7 @@ from transformers import AutoModel, AutoProcessor
 import modeling_mmt  # noqa: F401  registers the model with AutoModel
 from datasets_scripts.emoji9 import frames_of
 from datasets_scripts.features import FeatureStore
-from modeling_mmt.retrieval import embed_texts, embed_videos
+from modeling_mmt.search import Hit, SearchIndex
 
 # Pixels of the picture
 CELL = 128  # side of a clip
@@ -34,13 +34,6 @@ FONT_SIZES = {"title": 18, "caption": 12}
 INK, GREY, EDGE, RIGHT = "#222222", "#666666", "#DDDDDD", "#009E73"
 FRAME_MILLISECONDS = 150
 STYLED = ("bold", "italic", "oblique", "black", "light", "thin", "mono", "serif", "condensed")  # last among fonts
-
-
-class Hit(NamedTuple):
-    """One clip that a query found: its row in the split, and the cosine."""
-
-    row: int
-    score: float
 
 
 def search(
@@ -62,13 +55,7 @@ def search(
     Raises:
         ValueError: `top` is not between 1 and the number of clips; or a query or clip that the processor refuses.
     """
-    if not 1 <= top <= len(rows):
-        raise ValueError(f"top is {top}; there are {len(rows)} clips, so choose from 1 to {len(rows)}")
-    texts = embed_texts(model, processor, queries)
-    clips = embed_videos(model, processor, [features[video_id] for video_id in rows["video_id"]])
-    scores = texts @ clips.T  # (queries, clips)
-    order = scores.argsort(dim=1, descending=True, stable=True)[:, :top]
-    return [[Hit(row, line[row].item()) for row in best.tolist()] for line, best in zip(scores, order, strict=True)]
+    return SearchIndex.build(model, processor, rows, features).search_texts(model, processor, queries, top)
 
 
 def result_table(query: str, hits: Sequence[Hit], rows: Dataset, name_column: str) -> str:

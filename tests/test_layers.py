@@ -5,8 +5,8 @@
     layer 3   data_collator  large_batch  micro_batches  layer_cache  sharding  significance
               search  model_card                                                                    emoji9  msrvtt  ...
     layer 2   modeling_mmt  processing_mmt  streaming_loss  checkpointing  packaged_encoders
-              retrieval  training_arguments  snapshots                                              corpus  sampling
-    layer 1   pooling_mmt                                                                           features  sources
+              retrieval  training_arguments  snapshots  search_engines                              corpus  sampling
+    layer 1   pooling_mmt  exact_search                                                             features  sources
     layer 0   configuration_mmt  loss_mmt  video_decoding_mmt  efficientnet_lite_mmt  pipeline_mmt
               `-------------------------------- modeling_mmt/ --------------------------------'     `datasets_scripts/'
 
@@ -26,9 +26,9 @@ ROOT = Path(__file__).resolve().parent.parent
 PICTURE = {
     "modeling_mmt": {
         0: "configuration_mmt loss_mmt video_decoding_mmt efficientnet_lite_mmt pipeline_mmt",
-        1: "pooling_mmt",
+        1: "pooling_mmt exact_search",
         2: "modeling_mmt processing_mmt streaming_loss checkpointing packaged_encoders retrieval training_arguments "
-        "snapshots",
+        "snapshots search_engines",
         3: "data_collator large_batch micro_batches layer_cache sharding significance search model_card",
         4: "report hub trainer mteb_encoder onnx_export",
         5: "__init__",
