@@ -27,7 +27,7 @@ from datasets_scripts.features import FeatureStores, MissingClipError
 
 from .evaluation import AVERAGES, METRICS, WAYS, Corpus, Question, evaluate, open_checkpoint, open_corpus
 from .processing_mmt import clean_caption
-from .retrieval import average_over_languages, embed_texts, embed_videos
+from .retrieval import average_over_languages
 
 BAD_INPUT, INTERRUPTED = 2, 130
 MAX_QUERY = 10_000  # characters; a model reads some dozens of tokens
@@ -116,39 +116,64 @@ def add_search(commands: Any):
     parser = _command(commands, "search", search_command, "clips for queries in any language")
     parser.add_argument("queries", nargs="+", metavar="QUERY", help="text in any language")
     add_question(parser)
+    parser.add_argument(
+        "--index", type=Path, metavar="FOLDER", help="searched if it is there, else built and kept there"
+    )
     parser.add_argument("--top", type=int, default=5, metavar="K", help="clips a query (%(default)s)")
+    parser.add_argument(
+        "--where", nargs="+", default=[], metavar="COLUMN=VALUE", help="only clips of which this holds"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def search_command(arguments: argparse.Namespace):
     """Print the best clips of each query."""
+    from .search import SearchIndex
+
     queries = [check_query(query, place) for place, query in enumerate(arguments.queries, start=1)]
-    question, corpus = open_question(arguments)
-    if not 1 <= arguments.top <= len(corpus.rows):
-        raise ValueError(f"--top is {arguments.top}; there are {len(corpus.rows)} clips")
+    where = dict(check_filter(text) for text in arguments.where)
     model, processor = open_checkpoint(arguments.checkpoint, arguments.revision)
-    scores = (
-        embed_texts(model, processor, queries) @ embed_videos(model, processor, corpus.clips).T
-    )  # (queries, clips)
-    order = scores.argsort(dim=1, descending=True, stable=True)[:, : arguments.top].tolist()
-    ids, names = corpus.rows["video_id"], clip_names(corpus)
-    found = [
+    if arguments.index and arguments.index.exists():
+        index = SearchIndex.load(arguments.index, model)
+    else:
+        _, corpus = open_question(arguments)
+        features = dict(zip(corpus.rows["video_id"], corpus.clips, strict=True))
+        columns = [
+            name
+            for name, feature in corpus.rows.features.items()
+            if name not in ("video_id", "video_features") and not isinstance(feature, datasets.Image | datasets.Video)
+        ]
+        bar = "clips" if is_watched(sys.stderr) else None
+        index = SearchIndex.build(
+            model, processor, corpus.rows, features, columns=columns, revision=arguments.revision, progress=bar
+        )
+        if arguments.index:
+            index.save(arguments.index)
+    found = index.search_texts(model, processor, queries, arguments.top, where)
+    name_column = next((name for name in index.clips.column_names if name.endswith("_en")), "video_id")
+    results: list[dict[str, Any]] = [
         {
             "query": query,
-            "hits": [{"video_id": ids[row], "score": round(line[row].item(), 4), "name": names[row]} for row in best],
+            "hits": [{"score": round(hit.score, 4), **shown(index.clips[hit.row], name_column)} for hit in hits],
         }
-        for query, line, best in zip(queries, scores, order, strict=True)
+        for query, hits in zip(queries, found, strict=True)
     ]
     if arguments.json:
-        print_json(found)
+        print_json(results)
         return
     paint = Paint(sys.stdout)
-    for of_query in found:
-        print(paint.bold(printable(of_query["query"])))
-        for rank, hit in enumerate(of_query["hits"], start=1):
+    for result in results:
+        print(paint.bold(printable(str(result["query"]))))
+        for rank, hit in enumerate(result["hits"], start=1):
             print(
                 f"{rank:4d}  {hit['score']:6.3f}  {printable(hit['name'])}  {paint.grey(printable(hit['video_id']))}"
             )
+
+
+def shown(clip: Mapping[str, Any], name_column: str) -> dict[str, str]:
+    """A clip's id and what it is called: the first of its English texts, or the id again."""
+    name = clip[name_column] or clip["video_id"]
+    return {"video_id": clip["video_id"], "name": name if isinstance(name, str) else name[0]}
 
 
 def add_report(commands: Any):
@@ -187,17 +212,32 @@ def report_command(arguments: argparse.Namespace):
 def add_publish(commands: Any):
     """`mmt publish`."""
     parser = _command(commands, "publish", publish_command, "push a checkpoint to the Hub, with card and figures")
-    parser.add_argument("repository", metavar="ORG/NAME", help="on the Hub")
+    parser.add_argument("repository", metavar="ORG/NAME", help="on the Hub; made if it is not there")
+    parser.add_argument("--repo_type", choices=("model", "dataset"), default="model", help="(%(default)s)")
+    parser.add_argument("--revision", default="main", help="branch to commit to (%(default)s)")
+    parser.add_argument("--tag", help="name of this version, such as v1.0; a tag never moves")
     parser.add_argument("--private", action="store_true", help="make a private repository")
+    parser.add_argument("--message", help="of the commit")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def publish_command(arguments: argparse.Namespace):
-    """Push a checkpoint."""
+    """Push a checkpoint, or a dataset's folder."""
     from .hub import publish
 
-    told = publish(arguments.checkpoint, arguments.repository, private=arguments.private)
-    print_json({"url": str(told)}) if arguments.json else print(told)
+    commit = publish(
+        arguments.checkpoint,
+        arguments.repository,
+        repo_type=arguments.repo_type,
+        revision=arguments.revision,
+        tag=arguments.tag,
+        private=arguments.private or None,
+        message=arguments.message,
+    )
+    if arguments.json:
+        print_json({"repository": arguments.repository, "commit": commit, "tag": arguments.tag})
+    else:
+        print(f"{arguments.repository} is at {arguments.tag or arguments.revision}, commit {commit}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -253,15 +293,6 @@ def bundled(dataset: str | None) -> str | None:
     return str(inside) if inside and not Path(str(dataset)).exists() and inside.is_dir() else dataset
 
 
-def clip_names(corpus: Corpus) -> list[str]:
-    """What each clip is called: its first caption in English (or the first language), or its id."""
-    names = list(corpus.rows["video_id"])
-    language = "en" if "en" in corpus.captions else corpus.languages[0]
-    for row, caption in reversed(list(zip(corpus.clip_of[language], corpus.captions[language], strict=True))):
-        names[row] = caption
-    return names
-
-
 def check_query(query: str, place: int) -> str:
     """A query without control characters.
 
@@ -271,6 +302,21 @@ def check_query(query: str, place: int) -> str:
     if len(query) > MAX_QUERY:
         raise ValueError(f"query {place} has {len(query):,} characters; at most {MAX_QUERY:,} are taken")
     return clean_caption(query, place)
+
+
+def check_filter(text: str) -> tuple[str, Any]:
+    """`COLUMN=VALUE` in two; the value is read as JSON where it is JSON, as `true` or `8`, and as text elsewhere.
+
+    Raises:
+        ValueError: no `=`.
+    """
+    column, sign, value = text.partition("=")
+    if not sign:
+        raise ValueError(f"--where {text}: write COLUMN=VALUE, such as is_flag=false")
+    try:
+        return column, json.loads(value)
+    except json.JSONDecodeError:
+        return column, value
 
 
 def printable(text: str) -> str:

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure  # not pyplot: no window, no global state
 BLUE, ORANGE, GREEN, PINK, SKY, RED = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00"
 OTHERS = ((ORANGE, "s"), (GREEN, "D"), (PINK, "^"), (SKY, "v"), (RED, "P"), ("#000000", "X"))
 INK, GREY, PALE = "#222222", "#767676", "#DDDDDD"
-STYLE = {
+STYLE: Any = {  # matplotlib's type names every key
     "font.family": "DejaVu Sans",
     "font.size": 9.0,
     "text.color": INK,

@@ -108,7 +108,7 @@ def measure_one(evaluation: Evaluation, corpus: Corpus, num_samples: int) -> dic
     }
     counts = {language: occurrences(of, len(corpus.rows)) for language, of in zip(languages, found, strict=True)}
     result["hubness"] = {language: hubness(of) for language, of in counts.items()}
-    ids, total = corpus.rows["video_id"], sum(counts.values())
+    ids, total = corpus.rows["video_id"], np.sum(list(counts.values()), axis=0)
     result["occurrences"] = {language: of.tolist() for language, of in counts.items()}
     largest = np.argsort(-total, kind="stable")[:HUBS].tolist()
     result["hubs"] = [{"video_id": ids[row], "row": row, "count": int(total[row])} for row in largest]
@@ -136,31 +136,24 @@ def with_intervals(
     The averages have an interval only where every clip has one caption in every language, so that a clip can be drawn
     in all of them at once.
     """
-    if corpus.is_paired:
-        summary = summarise_seeds([ranks], num_samples)
-        return {
-            way: {
-                metric: {key: {"value": cell["mean"], "ci95": cell["ci95"]} for key, cell in of_metric.items()}
-                for metric, of_metric in of_way.items()
-                if metric in METRICS
-            }
-            for way, of_way in summary.items()
-        }
+    summary = summarise_seeds([ranks], num_samples) if corpus.is_paired else None
     result: dict[str, Any] = {way: {metric: {} for metric in METRICS} for way in WAYS}
     kept = ~corpus.parts[part]
     for way, of_way in ranks.items():
         for metric in METRICS:
-            cells = result[way][metric]
-            for language, found in of_way.items():
-                answered = ~np.isnan(found)
-                owners = np.array(corpus.clip_of[language])
-                groups = owners[kept[owners]] if way == "t2v" else None
-                values = per_query(metric, found[answered])
-                interval = bootstrap_interval(values, num_samples, statistic=STATISTIC[metric], groups=groups)
-                cells[language] = {"value": figures[way][language][metric], "ci95": list(interval)}
-            means = average_over_languages({language: cell["value"] for language, cell in cells.items()})
-            for key in [key for key in means if key not in cells]:
-                cells[key] = {"value": float(means[key]), "ci95": None}
+            means = average_over_languages({language: figures[way][language][metric] for language in of_way})
+            for key, mean in means.items():
+                interval = None
+                if summary is not None:
+                    interval = summary[way][metric][key]["ci95"]
+                elif key in of_way:
+                    owners = np.array(corpus.clip_of[key])
+                    values = per_query(metric, of_way[key][~np.isnan(of_way[key])])
+                    groups = owners[kept[owners]] if way == "t2v" else None
+                    interval = list(
+                        bootstrap_interval(values, num_samples, statistic=STATISTIC[metric], groups=groups)
+                    )
+                result[way][metric][key] = {"value": float(mean), "ci95": interval}
     return result
 
 

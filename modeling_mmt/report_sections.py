@@ -1,4 +1,4 @@
-"""The report's sections: what a number means, in words, tables and figures. Numbers come from `report_measures.measure`."""
+"""The report's sections: words, tables and figures for the numbers of `report_measures.measure`."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -369,9 +369,9 @@ class Reporter:
             Heading("The paper's figures, on other data"),
             Text(
                 "R@1, text to video. The rows marked published are other people's figures on other data: "
-                "Multi-MSR-VTT, 1,000 clips of real video with long captions (Huang et al., NAACL 2021). They show what "
-                "pre-training did there. They are not to be compared with this report's rows, which search other clips by other "
-                "texts."
+                "Multi-MSR-VTT, 1,000 clips of real video with long captions (Huang et al., NAACL 2021). They show "
+                "what pre-training did there. They are not to be compared with the rows of this report, which search "
+                "other clips by other texts."
             ),
             Table(["model", "from", *LANGUAGES, "avg"], rows, list(range(len(self.evaluations)))),
         ]

@@ -11,7 +11,8 @@
     layer 0   configuration_mmt  loss_mmt  video_decoding_mmt  efficientnet_lite_mmt  published_results
               `-------------------------------- modeling_mmt/ --------------------------------'     `datasets_scripts/'
 
-Imports point down only (programs of layer 5 may call each other, and they alone use both packages). A new module gets its layer here, or the test fails.
+Imports point down only; programs of layer 5 may call each other, and they alone use both packages. A new module gets
+its layer here, or the test fails.
 """
 
 import ast
