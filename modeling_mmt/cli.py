@@ -83,8 +83,8 @@ def add_evaluate(commands: Any):
 
 def evaluate_command(arguments: argparse.Namespace):
     """Print a checkpoint's figures."""
-    question, corpus = open_question(arguments)
     model, processor = open_checkpoint(arguments.checkpoint, arguments.revision)
+    question, corpus = open_question(arguments)
     name = Path(arguments.checkpoint).name
     figures = evaluate(model, processor, corpus, name, progress=is_watched(sys.stderr)).figures
     counts = {language: len(captions) for language, captions in corpus.captions.items()}
@@ -100,7 +100,7 @@ def evaluate_command(arguments: argparse.Namespace):
     print(f"{asked} queries ({question.text_column}) a language")
     for part, ways in figures.items():
         for way, by_language in ways.items():
-            title = WAYS[way] + ("" if part == "all" else f", {part.replace('_', ' ')}")
+            title = WAYS[way] + ("" if part == "all" else f", {part.replace('_', ' ', 1)}")
             print("\n" + paint.bold(f"{title:30}" + "".join(f"{metric:>8}" for metric in METRICS)))
             columns = {
                 metric: average_over_languages({key: of[metric] for key, of in by_language.items()})

@@ -182,8 +182,8 @@ def open_corpus(question: Question, open_features: Callable[[list[str]], Mapping
     return Corpus(question, rows, captions, clip_of, clips, parts)
 
 
-def open_checkpoint(source: str, revision: str | None = None) -> tuple[MMTModel, MMTProcessor]:
-    """Model and processor of a folder, or of a Hub name.
+def check_checkpoint(source: str):
+    """Refuse what `open_checkpoint` cannot open, before anything long is begun.
 
     Raises:
         FileNotFoundError: `source` is no checkpoint's folder, and not formed like a Hub name.
@@ -191,6 +191,15 @@ def open_checkpoint(source: str, revision: str | None = None) -> tuple[MMTModel,
     folder = Path(source)
     if not (folder / "config.json").is_file() and (folder.exists() or source.count("/") != 1):
         raise FileNotFoundError(f"no checkpoint in {source}: it has no config.json; train.py writes one")
+
+
+def open_checkpoint(source: str, revision: str | None = None) -> tuple[MMTModel, MMTProcessor]:
+    """Model and processor of a folder, or of a Hub name at a revision.
+
+    Raises:
+        FileNotFoundError: as `check_checkpoint`.
+    """
+    check_checkpoint(source)
     model = MMTModel.from_pretrained(source, revision=revision or "main").eval()
     return model, MMTProcessor.from_pretrained(source, revision=revision or "main")
 

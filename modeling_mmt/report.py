@@ -23,7 +23,7 @@ from PIL import Image as Pictures
 from datasets_scripts.emoji9 import frames_of
 
 from .cli import add_report_options, is_watched, open_question, report_command, run
-from .evaluation import RECIPE, evaluate, open_checkpoint
+from .evaluation import RECIPE, check_checkpoint, evaluate, open_checkpoint
 from .report_measures import measure
 from .report_sections import Reporter
 
@@ -47,6 +47,8 @@ def write_report(arguments: argparse.Namespace) -> tuple[dict[str, Any], Path]:
     given = [arguments.checkpoint if not arguments.name else f"{arguments.name}={arguments.checkpoint}"]
     given += [*arguments.compare, *filter(None, (arguments.zero_shot, arguments.translate_train))]
     names = label(list(dict.fromkeys(given)))
+    for source in names:
+        check_checkpoint(path_of(source))
     _, corpus = open_question(arguments)
     evaluations = []
     for source, name in names.items():

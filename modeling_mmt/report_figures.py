@@ -143,7 +143,7 @@ def heat_map(values: np.ndarray, languages: Sequence[str], title: str, digits: i
     if hide_diagonal:
         np.fill_diagonal(shown, np.nan)
     with matplotlib.rc_context(STYLE):
-        figure, axes = _canvas(1.2 + 0.46 * size, 0.9 + 0.40 * size)
+        figure, axes = _canvas(max(3.6, 1.2 + 0.46 * size), 0.9 + 0.40 * size)
         colours = matplotlib.colormaps["cividis"].with_extremes(bad="#F4F4F4")
         image = axes.imshow(np.ma.masked_invalid(shown), cmap=colours, aspect="auto")
         for row in range(size):
@@ -337,11 +337,12 @@ def _title(axes: Any, text: str):
 
 
 def _dark(colour: str) -> str:
-    """The colour dark enough to read as text on white."""
-    red, green, blue = matplotlib.colors.to_rgb(colour)
-    light = 0.299 * red + 0.587 * green + 0.114 * blue
-    factor = min(1.0, 0.42 / light) if light else 1.0
-    return matplotlib.colors.to_hex((red * factor, green * factor, blue * factor))
+    """The colour, as dark as text on white must be to be read easily: contrast 4.5 or more (WCAG AA)."""
+    linear = [((c + 0.055) / 1.055) ** 2.4 for c in matplotlib.colors.to_rgb(colour)]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    factor = min(1.0, 0.18 / luminance)
+    red, green, blue = (max(0.0, 1.055 * (factor * c) ** (1 / 2.4) - 0.055) for c in linear)
+    return matplotlib.colors.to_hex((red, green, blue))
 
 
 def _binomial(count: int, trials: int, probability: float) -> float:

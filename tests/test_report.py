@@ -80,8 +80,8 @@ def made_up(num_clips=30, languages=("en", "de", "sw"), seed=0, width=8, noise=0
     return corpus, Evaluation(name, texts, videos, ranks, 16, tokens)
 
 
-def page_of(corpus, *evaluations, **options):
-    measures = measure(evaluations, corpus, num_samples=200, **options)
+def page_of(corpus, *evaluations, num_samples=200, **options):
+    measures = measure(evaluations, corpus, num_samples=num_samples, **options)
     return measures, Reporter(measures, evaluations, corpus, lambda row: None, {"command": "made up"}).page()
 
 
@@ -203,7 +203,7 @@ def test_a_checkpoint_that_is_the_translate_train_end_closes_the_whole_gap():
     corpus, low = made_up(noise=2.0, name="low")
     _, high = made_up(noise=0.3, name="high")
     _, same = made_up(noise=0.3, name="same")
-    measures, page = page_of(corpus, same, low, high, zero_shot="low", translate_train="high")
+    measures, page = page_of(corpus, same, low, high, zero_shot="low", translate_train="high", num_samples=2000)
     assert measures["gap_closed"]["t2v"]["average"] == pytest.approx(100)
     assert measures["gap_closed"]["t2v"]["ci95"] == pytest.approx((100, 100))
     tests = {(test["a"], test["b"], test["way"], test["scope"]): test for test in measures["comparisons"]}
