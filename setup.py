@@ -32,6 +32,7 @@ EXTRAS_REQUIRE = {
     "vision": ["timm>=1.0.23"],
     "tensorboard": ["tensorboard>=2.18"],
     "report": ["matplotlib>=3.9"],
+    "fonts": ["pylopdf-fonts-zh-cn>=0.1.1"],  # Noto Sans SC (OFL), for Chinese in the pictures of examples/
     "test": ["hypothesis>=6.100", "pytest>=8.3"],
     "dev": ["mypy>=1.14", "pre-commit>=4.0", "pre-commit-hooks>=5.0", "ruff>=0.9", "types-PyYAML", "types-tqdm"],
     # The peers that benchmarks/ times beside ours. open_clip is not here: it needs torchvision, as timm does.
