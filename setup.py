@@ -36,6 +36,7 @@ EXTRAS_REQUIRE = {
     "report": ["matplotlib>=3.9"],
     # Beyond the exact search: any FAISS index; a server or cluster.
     "search": ["faiss-cpu>=1.9", "qdrant-client>=1.13"],
+    "fonts": ["pylopdf-fonts-zh-cn>=0.1.1"],  # Noto Sans SC (OFL), for Chinese in the pictures of examples/
     "test": ["hypothesis>=6.100", "pytest>=8.3"],
     "dev": ["mypy>=1.14", "pre-commit>=4.0", "pre-commit-hooks>=5.0", "ruff>=0.9", "types-PyYAML", "types-tqdm"],
     # Other libraries that load a checkpoint: sentence-transformers, MTEB, ONNX Runtime, PEFT for LoRA.
@@ -65,7 +66,8 @@ setup(
     license_files=["LICENSE"],
     keywords="video retrieval, multilingual, cross-lingual transfer, contrastive learning, transformers",
     packages=["modeling_mmt", "datasets_scripts"],
-    package_data={"modeling_mmt": ["model_card.md"], "datasets_scripts": ["emoji9/**"]},
+    package_data={"modeling_mmt": ["model_card.md", "*.jinja"], "datasets_scripts": ["emoji9/**"]},
+    entry_points={"console_scripts": ["mmt = modeling_mmt.cli:main"]},
     python_requires=">=3.11",
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,

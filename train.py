@@ -17,7 +17,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -28,7 +28,7 @@ import evaluate
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from datasets import Dataset, Image, Video, load_dataset
+from datasets import Dataset
 from filelock import FileLock
 from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
@@ -49,7 +49,8 @@ from modeling_mmt.checkpointing import (
     trainable_state,
 )
 from modeling_mmt.data_collator import ClipDataset, EpochBatchSampler, MMTDataCollator
-from modeling_mmt.hub import load_pinned_dataset, publish
+from modeling_mmt.evaluation import flat_captions, load_split
+from modeling_mmt.hub import publish
 from modeling_mmt.large_batch import gather_embeddings, gather_ids, two_pass_backward
 from modeling_mmt.layer_cache import CachedProcessor, FrozenTextCache, frozen_fingerprint
 from modeling_mmt.micro_batches import MicroBatches, micro_batches
@@ -520,30 +521,6 @@ def not_finite(name: str, step: int, folder: Path, loss: torch.Tensor, norm: Any
     if ids is not None:  # one process writes
         write_json(path, {"loss": str(loss.item()), "gradient_norm": str(float(norm)), "video_ids": ids})
     return FloatingPointError(f"{name}: loss {loss.item()}, gradient norm {float(norm)} at step {step}; see {path}")
-
-
-def load_split(name: str, revision: str | None, split: str, columns: Sequence[str]) -> Dataset:
-    """One split without its pictures and videos.
-
-    Raises:
-        ValueError: `video_id` or one of `columns` is not there.
-    """
-    if Path(name).is_dir():
-        rows = load_dataset(name, split=split)
-    else:
-        rows = load_pinned_dataset(name, split=split, revision=revision)
-    for column in ("video_id", *columns):
-        if column not in rows.column_names:
-            raise ValueError(f"{name} ({split}): no column {column}; found {', '.join(rows.column_names)}")
-    media = [name for name, feature in rows.features.items() if isinstance(feature, (Image, Video))]
-    return rows.remove_columns(media)
-
-
-def flat_captions(column: Iterable[str | Sequence[str] | None]) -> tuple[list[int], list[str]]:
-    """One language's column to its captions, and to the row that each belongs to."""
-    captions = [[value] if isinstance(value, str) else value or [] for value in column]
-    rows = [row for row, alternatives in enumerate(captions) for _ in alternatives]
-    return rows, [caption for alternatives in captions for caption in alternatives]
 
 
 def parameter_groups(model: MMTModel, stage: StageArguments) -> list[dict[str, Any]]:

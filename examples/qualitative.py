@@ -1,5 +1,7 @@
 """A figure of transfer: one clip searched by its name in every language, the right one framed where it is found.
 
+Where it is not among the first clips, its rank stands beside the query.
+
     python examples/qualitative.py --model runs/demo/mmp_en --output qualitative.png
     python examples/qualitative.py --clips fox 1f681 --top 5
 
@@ -99,7 +101,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, int]]:
         inside = sum(place <= arguments.top for place in rank)
         print(f"{names[row]}: among the first {arguments.top} in {inside} of {len(rank)} languages; ranks:")
         print("  " + ", ".join(f"{language} {place}" for language, place in ranks[rows[row]["video_id"]].items()))
-        titles = [f"{language}:  {text}" for language, text in of_clip.items()]
+        titles = [
+            f"{language}:  {text}" + ("" if place <= arguments.top else f"   (right clip: {place})")
+            for (language, text), place in zip(of_clip.items(), rank, strict=True)
+        ]
         best = [line[: arguments.top] for line in hits]
         blocks.append(search.draw(titles, best, rows, name_column, [row] * len(best), CELL, arguments.font))
     search.save(side_by_side(blocks), arguments.output)

@@ -11,6 +11,7 @@ import argparse
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ CAPTION = 38  # height of rank, score and name under a clip
 FONT_SIZES = {"title": 18, "caption": 12}
 INK, GREY, EDGE, RIGHT = "#222222", "#666666", "#DDDDDD", "#009E73"
 FRAME_MILLISECONDS = 150
+FONT_PACKAGE = "pylopdf_fonts_zh_cn"  # Noto Sans SC by pip, where no font can be installed otherwise
 STYLED = ("bold", "italic", "oblique", "black", "light", "thin", "mono", "serif", "condensed")  # last among fonts
 
 
@@ -178,18 +180,21 @@ def font_for(text: str, extra: str | None = None) -> str:
     best = min(lacking, key=lambda file: len(lacking[file]))
     missing = "".join(map(chr, sorted(lacking[best])))
     print(
-        f"note: no installed font has {missing}; the picture shows boxes. Install one (Debian: fonts-noto-cjk for "
-        "Chinese), or name a font file with --font",
+        f"note: no installed font has {missing}; the picture shows boxes. Install one (for Chinese: pip install "
+        f"{FONT_PACKAGE.replace('_', '-')}, or Debian's fonts-noto-cjk), or name a font file with --font",
         file=sys.stderr,
     )
     return best
 
 
 def font_files(extra: str | None) -> Iterator[str]:
-    """DejaVu Sans, which matplotlib brings, `extra`, then the installed ones: plain styles first, no colour fonts."""
+    """DejaVu Sans, which matplotlib brings, `extra`, pip's, then the system's: plain styles first, no colour fonts."""
     yield font_manager.findfont("DejaVu Sans")
     if extra is not None:
         yield extra
+    package = find_spec(FONT_PACKAGE)
+    if package is not None and package.origin is not None:
+        yield from map(str, sorted(Path(package.origin).parent.glob("*Sans*.otf")))
     names = {file: Path(file).name.lower() for file in font_manager.findSystemFonts()}
     plain_first = sorted(names, key=lambda file: (any(style in names[file] for style in STYLED), file))
     yield from (file for file in plain_first if "emoji" not in names[file])

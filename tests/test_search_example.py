@@ -132,6 +132,7 @@ def test_vietnamese_russian_czech_and_german_need_no_font_but_matplotlibs(text, 
 def test_a_font_that_is_named_is_asked_before_the_installed_ones(monkeypatch):
     has = {"mine.ttf": "狗", "installed.otf": "狗"}
     monkeypatch.setattr(search.font_manager, "findSystemFonts", lambda: ["installed.otf"])
+    monkeypatch.setattr(search, "find_spec", lambda name: None)
     monkeypatch.setattr(search, "characters_of", lambda file: frozenset(map(ord, has.get(Path(file).name, "dog"))))
     search.font_for.cache_clear()
     assert search.font_for("狗") == "installed.otf"
@@ -140,8 +141,23 @@ def test_a_font_that_is_named_is_asked_before_the_installed_ones(monkeypatch):
     search.font_for.cache_clear()
 
 
+def test_a_font_that_pip_brought_is_asked_before_the_systems(monkeypatch, tmp_path):
+    (tmp_path / "pip_fonts").mkdir()
+    for name in ("__init__.py", "SomeSans-Regular.otf", "SomeSerif-Regular.otf"):
+        (tmp_path / "pip_fonts" / name).touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(search, "FONT_PACKAGE", "pip_fonts")
+    monkeypatch.setattr(search.font_manager, "findSystemFonts", lambda: ["system.otf"])
+    assert [Path(file).name for file in search.font_files(None)] == [
+        "DejaVuSans.ttf",
+        "SomeSans-Regular.otf",
+        "system.otf",
+    ]
+
+
 def test_characters_that_no_font_has_are_named_in_a_note(monkeypatch, capsys):
     monkeypatch.setattr(search.font_manager, "findSystemFonts", lambda: [])
+    monkeypatch.setattr(search, "find_spec", lambda name: None)
     search.font_for.cache_clear()
     assert Path(search.font_for("狗 dog")).name == "DejaVuSans.ttf"
     assert "no installed font has 狗;" in capsys.readouterr().err

@@ -1,0 +1,369 @@
+"""`mmt`: measure, search with, report on and publish a checkpoint.
+
+Examples:
+  mmt evaluate runs/demo/mmp_en                              figures in every language, on what its recipe names
+  mmt evaluate runs/demo/mmp_en --languages sw vi --json     of two languages, as JSON
+  mmt search runs/demo/mmp_en "con chó" "睡觉的猫" --top 5    clips for queries in any language
+  mmt report runs/demo/mmp_en --compare runs/demo/none_en    one HTML file that shows where it is good and where not
+  mmt publish runs/demo/mmp_en org/name                      a Hub repository with card and figures
+
+Each command has its own --help. Exit codes: 0 done, 2 bad input (one line says which), 130 interrupted.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import datasets
+import huggingface_hub.utils
+import transformers
+
+import datasets_scripts
+from datasets_scripts.features import FeatureStores, MissingClipError
+
+from .evaluation import AVERAGES, METRICS, WAYS, Corpus, Question, evaluate, open_checkpoint, open_corpus
+from .processing_mmt import clean_caption
+from .retrieval import average_over_languages
+
+BAD_INPUT, INTERRUPTED = 2, 130
+MAX_QUERY = 10_000  # characters; a model reads some dozens of tokens
+BUNDLED = Path(datasets_scripts.__file__).parent  # where the wheel keeps the corpora that it brings
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns its exit code.
+
+    Args:
+        argv: a command's name and options; None takes the command line's.
+    """
+    parser = argparse.ArgumentParser("mmt", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--traceback", action="store_true", help="show where bad input was found")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for add in (add_evaluate, add_search, add_report, add_publish):
+        add(commands)
+    return run(parser.parse_args(argv), parser.prog)
+
+
+def run(arguments: argparse.Namespace, program: str) -> int:
+    """Call `arguments.do`; what was asked wrongly becomes one line and exit code 2, anything else a traceback."""
+    be_quiet_unless_watched()
+    try:
+        arguments.do(arguments)
+        sys.stdout.flush()
+    except (ValueError, OSError, MissingClipError, ImportError) as error:
+        if isinstance(error, BrokenPipeError):  # `mmt ... | head`: nobody reads on
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        if arguments.traceback:
+            raise
+        first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        print(f"{program}: {printable(first_line)}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# commands
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def add_evaluate(commands: Any):
+    """`mmt evaluate`."""
+    parser = _command(commands, "evaluate", evaluate_command, "R@1, R@5, R@10, MedR and MRR in every language")
+    add_question(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON, as in a checkpoint's metrics.json")
+
+
+def evaluate_command(arguments: argparse.Namespace):
+    """Print a checkpoint's figures."""
+    model, processor = open_checkpoint(arguments.checkpoint, arguments.revision)
+    question, corpus = open_question(arguments)
+    name = Path(arguments.checkpoint).name
+    figures = evaluate(model, processor, corpus, name, progress=is_watched(sys.stderr)).figures
+    counts = {language: len(captions) for language, captions in corpus.captions.items()}
+    if arguments.json:
+        told = {"checkpoint": arguments.checkpoint, "dataset": question.dataset, "split": question.split}
+        told |= {"text_column": question.text_column, "n_clips": len(corpus.rows), "n_queries": counts}
+        print_json(told | {"figures": figures})
+        return
+    paint = Paint(sys.stdout)
+    queries = sorted(set(counts.values()))
+    asked = f"{queries[0]}" if len(queries) == 1 else f"{queries[0]} to {queries[-1]}"
+    print(f"{paint.bold(name)} on {question.dataset} ({question.split}): {len(corpus.rows)} clips, ", end="")
+    print(f"{asked} queries ({question.text_column}) a language")
+    for part, ways in figures.items():
+        for way, by_language in ways.items():
+            title = WAYS[way] + ("" if part == "all" else f", {part.replace('_', ' ', 1)}")
+            print("\n" + paint.bold(f"{title:30}" + "".join(f"{metric:>8}" for metric in METRICS)))
+            columns = {
+                metric: average_over_languages({key: of[metric] for key, of in by_language.items()})
+                for metric in METRICS
+            }
+            for key in columns["R@1"]:
+                line = f"{AVERAGES.get(key, key):30}" + "".join(f"{columns[metric][key]:8.1f}" for metric in METRICS)
+                print(paint.blue(line) if key in AVERAGES else line)
+
+
+def add_search(commands: Any):
+    """`mmt search`."""
+    parser = _command(commands, "search", search_command, "clips for queries in any language")
+    parser.add_argument("queries", nargs="+", metavar="QUERY", help="text in any language")
+    add_question(parser)
+    parser.add_argument(
+        "--index", type=Path, metavar="FOLDER", help="searched if it is there, else built and kept there"
+    )
+    parser.add_argument("--top", type=int, default=5, metavar="K", help="clips a query (%(default)s)")
+    parser.add_argument(
+        "--where", nargs="+", default=[], metavar="COLUMN=VALUE", help="only clips of which this holds"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def search_command(arguments: argparse.Namespace):
+    """Print the best clips of each query."""
+    from .search import SearchIndex
+
+    queries = [check_query(query, place) for place, query in enumerate(arguments.queries, start=1)]
+    where = dict(check_filter(text) for text in arguments.where)
+    model, processor = open_checkpoint(arguments.checkpoint, arguments.revision)
+    if arguments.index and arguments.index.exists():
+        index = SearchIndex.load(arguments.index, model)
+    else:
+        _, corpus = open_question(arguments)
+        features = dict(zip(corpus.rows["video_id"], corpus.clips, strict=True))
+        columns = [
+            name
+            for name, feature in corpus.rows.features.items()
+            if name not in ("video_id", "video_features") and not isinstance(feature, datasets.Image | datasets.Video)
+        ]
+        bar = "clips" if is_watched(sys.stderr) else None
+        index = SearchIndex.build(
+            model, processor, corpus.rows, features, columns=columns, revision=arguments.revision, progress=bar
+        )
+        if arguments.index:
+            index.save(arguments.index)
+    found = index.search_texts(model, processor, queries, arguments.top, where)
+    name_column = next((name for name in index.clips.column_names if name.endswith("_en")), "video_id")
+    results: list[dict[str, Any]] = [
+        {
+            "query": query,
+            "hits": [{"score": round(hit.score, 4), **shown(index.clips[hit.row], name_column)} for hit in hits],
+        }
+        for query, hits in zip(queries, found, strict=True)
+    ]
+    if arguments.json:
+        print_json(results)
+        return
+    paint = Paint(sys.stdout)
+    for result in results:
+        print(paint.bold(printable(str(result["query"]))))
+        for rank, hit in enumerate(result["hits"], start=1):
+            print(
+                f"{rank:4d}  {hit['score']:6.3f}  {printable(hit['name'])}  {paint.grey(printable(hit['video_id']))}"
+            )
+
+
+def shown(clip: Mapping[str, Any], name_column: str) -> dict[str, str]:
+    """A clip's id and what it is called: the first of its English texts, or the id again."""
+    name = clip[name_column] or clip["video_id"]
+    return {"video_id": clip["video_id"], "name": name if isinstance(name, str) else name[0]}
+
+
+def add_report(commands: Any):
+    """`mmt report`."""
+    parser = _command(commands, "report", report_command, "one HTML file about a checkpoint, and Markdown and JSON")
+    add_report_options(parser)
+
+
+def add_report_options(parser: argparse.ArgumentParser):
+    """What `mmt report` takes; the checkpoint is a positional argument of the parser already."""
+    add_question(parser)
+    other = "[NAME=]CHECKPOINT"
+    parser.add_argument("--name", help="what the checkpoint is called in the report; default: from its path")
+    parser.add_argument("--compare", nargs="+", default=[], metavar=other, help="other checkpoints, beside it")
+    parser.add_argument("--zero_shot", metavar=other, help="one fine-tuned on English alone without pre-training, ")
+    parser.add_argument(
+        "--translate_train", metavar=other, help="and one trained on every language: how much of the gap is closed"
+    )
+    parser.add_argument("--output_dir", type=Path, default=Path("report"), help="folder to write to (%(default)s)")
+    parser.add_argument("--json", action="store_true", help="print the report's numbers too")
+
+
+def report_command(arguments: argparse.Namespace):
+    """Write a report."""
+    try:
+        from .report import write_report
+    except ModuleNotFoundError as error:
+        raise ImportError(f"{error.name} is not installed: pip install 'modeling_mmt[report]'") from error
+    measures, page = write_report(arguments)
+    if arguments.json:
+        print_json(measures)
+    else:
+        print(page)
+
+
+def add_publish(commands: Any):
+    """`mmt publish`."""
+    parser = _command(commands, "publish", publish_command, "push a checkpoint to the Hub, with card and figures")
+    parser.add_argument("repository", metavar="ORG/NAME", help="on the Hub; made if it is not there")
+    parser.add_argument("--repo_type", choices=("model", "dataset"), default="model", help="(%(default)s)")
+    parser.add_argument("--revision", default="main", help="branch to commit to (%(default)s)")
+    parser.add_argument("--tag", help="name of this version, such as v1.0; a tag never moves")
+    parser.add_argument("--private", action="store_true", help="make a private repository")
+    parser.add_argument("--message", help="of the commit")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def publish_command(arguments: argparse.Namespace):
+    """Push a checkpoint, or a dataset's folder."""
+    from .hub import publish
+
+    commit = publish(
+        arguments.checkpoint,
+        arguments.repository,
+        repo_type=arguments.repo_type,
+        revision=arguments.revision,
+        tag=arguments.tag,
+        private=arguments.private or None,
+        message=arguments.message,
+    )
+    if arguments.json:
+        print_json({"repository": arguments.repository, "commit": commit, "tag": arguments.tag})
+    else:
+        print(f"{arguments.repository} is at {arguments.tag or arguments.revision}, commit {commit}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# what commands share
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def _command(commands: Any, name: str, do: Any, about: str) -> argparse.ArgumentParser:
+    examples = [line for line in (__doc__ or "").splitlines() if line.startswith(f"  mmt {name} ")]
+    parser = commands.add_parser(
+        name,
+        help=about,
+        description=about[0].upper() + about[1:] + ".",
+        epilog="\n".join(["examples:", *(line.partition("   ")[0].rstrip() for line in examples)]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(do=do)
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder of a checkpoint, or its name on the Hub")
+    return parser
+
+
+def add_question(parser: argparse.ArgumentParser):
+    """The options that say what is searched; what is not given is what the checkpoint's recipe.json says."""
+    group = parser.add_argument_group("what is searched (default: what the checkpoint's recipe.json names)")
+    group.add_argument("--revision", help="tag or commit of a checkpoint on the Hub")
+    group.add_argument("--dataset", help="folder or Hub name, or emoji9, which comes with the package")
+    group.add_argument("--dataset_revision", help="tag or commit of a dataset on the Hub")
+    group.add_argument("--features", nargs="+", metavar="FOLDER", help="feature stores, side by side")
+    group.add_argument("--split", help="of the dataset")
+    group.add_argument("--text_column", metavar="KIND", help="kind of text, the columns being <KIND>_<language>")
+    group.add_argument("--languages", nargs="+", metavar="CODE", help="to search in")
+    group.add_argument("--exclude_column", metavar="COLUMN", help="clips to leave out in a second set of figures")
+
+
+def open_question(arguments: argparse.Namespace) -> tuple[Question, Corpus]:
+    """What `add_question`'s options name, opened."""
+    question = Question.of_checkpoint(
+        arguments.checkpoint,
+        dataset=bundled(arguments.dataset),
+        revision=arguments.dataset_revision,
+        features=arguments.features,
+        split=arguments.split,
+        text_column=arguments.text_column,
+        languages=arguments.languages,
+        exclude_column=arguments.exclude_column,
+    )
+    return question, open_corpus(question, FeatureStores)
+
+
+def bundled(dataset: str | None) -> str | None:
+    """The folder of a corpus that comes with the package, if it is called so and no folder here is."""
+    inside = BUNDLED / dataset if dataset and dataset.isidentifier() else None
+    return str(inside) if inside and not Path(str(dataset)).exists() and inside.is_dir() else dataset
+
+
+def check_query(query: str, place: int) -> str:
+    """A query without control characters.
+
+    Raises:
+        ValueError: nothing is left of it, or it is longer than anyone would type.
+    """
+    if len(query) > MAX_QUERY:
+        raise ValueError(f"query {place} has {len(query):,} characters; at most {MAX_QUERY:,} are taken")
+    return clean_caption(query, place)
+
+
+def check_filter(text: str) -> tuple[str, Any]:
+    """`COLUMN=VALUE` in two; the value is read as JSON where it is JSON, as `true` or `8`, and as text elsewhere.
+
+    Raises:
+        ValueError: no `=`.
+    """
+    column, sign, value = text.partition("=")
+    if not sign:
+        raise ValueError(f"--where {text}: write COLUMN=VALUE, such as is_flag=false")
+    try:
+        return column, json.loads(value)
+    except json.JSONDecodeError:
+        return column, value
+
+
+def printable(text: str) -> str:
+    """Text that cannot move a terminal's cursor."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+
+
+def print_json(value: Any):
+    """JSON on the standard output; a number that JSON has not is an error."""
+    print(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False))
+
+
+def is_watched(stream: IO[str]) -> bool:
+    """Whether a person sees the stream as it is written."""
+    return stream.isatty()
+
+
+def be_quiet_unless_watched():
+    """Progress bars of the libraries go to terminals alone."""
+    if not is_watched(sys.stderr):
+        datasets.disable_progress_bars()
+        huggingface_hub.utils.disable_progress_bars()
+        transformers.utils.logging.disable_progress_bar()
+
+
+class Paint:
+    """Colours on a terminal, plain text elsewhere and where NO_COLOR is set (https://no-color.org)."""
+
+    def __init__(self, stream: IO[str], environment: Mapping[str, str] = os.environ):
+        dumb = environment.get("TERM") == "dumb"
+        self.is_on = is_watched(stream) and not environment.get("NO_COLOR") and not dumb
+
+    def bold(self, text: str) -> str:
+        """For headings."""
+        return self._paint("1", text)
+
+    def blue(self, text: str) -> str:
+        """For averages."""
+        return self._paint("34", text)
+
+    def grey(self, text: str) -> str:
+        """For what matters less."""
+        return self._paint("90", text)
+
+    def _paint(self, code: str, text: str) -> str:
+        return f"\033[{code}m{text}\033[0m" if self.is_on else text
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,269 @@
+"""`mmt` in this process on an untrained checkpoint of `tiny_corpus.py`; the last test installs the wheel."""
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import build_config, build_text_config, build_tokenizer, randomize
+from datasets import load_dataset
+from tiny_corpus import RECIPE, VOCABULARY, write_split
+
+from datasets_scripts.features import FeatureStores, write_feature_store
+from modeling_mmt import MMTModel, MMTProcessor, MMTVideoFeatureExtractor, cli
+from modeling_mmt.evaluation import Question, evaluate, open_checkpoint, open_corpus
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def build_checkpoint(corpus, folder, **recipe):
+    """An untrained model beside a recipe that names the corpus."""
+    text = build_text_config(num_hidden_layers=2, vocab_size=len(VOCABULARY))
+    model = randomize(MMTModel(build_config(text, video_feature_dims=[6, 6], freeze_text_layers=1)))
+    model.save_pretrained(folder)
+    MMTProcessor(MMTVideoFeatureExtractor(12, 12), build_tokenizer(VOCABULARY)).save_pretrained(folder)
+    data = {"revision": None, "test_split": "test", **RECIPE["data"], "dataset": str(corpus / "corpus")}
+    data |= {"features": [str(corpus / name) for name in ("colours", "animals")]}
+    (folder / "recipe.json").write_text(json.dumps({"data": data | recipe, "seed": 0}), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(corpus, tmp_path_factory):
+    return build_checkpoint(corpus, tmp_path_factory.mktemp("cli") / "untrained")
+
+
+def call(capsys, *argv):
+    """Exit code, standard output, standard error."""
+    try:
+        code = cli.main([str(word) for word in argv])
+    except SystemExit as stopped:  # argparse
+        code = stopped.code
+    output = capsys.readouterr()
+    return code, output.out, output.err
+
+
+# What it says
+
+
+def test_evaluate_prints_as_json_the_figures_of_an_evaluation(checkpoint, capsys):
+    code, out, err = call(capsys, "evaluate", checkpoint, "--json")
+    assert (code, err) == (0, "")
+    corpus = open_corpus(Question.of_checkpoint(checkpoint), FeatureStores)
+    expected = evaluate(*open_checkpoint(str(checkpoint)), corpus).figures
+    told = json.loads(out)
+    assert told["figures"] == json.loads(json.dumps(expected))
+    assert set(told["figures"]) == {"all", "without_is_flag"}
+    assert (told["n_clips"], told["n_queries"]) == (12, {"en": 12, "de": 12})
+
+
+def test_evaluate_prints_a_table_without_colours_into_a_pipe(checkpoint, capsys):
+    code, out, _ = call(capsys, "evaluate", checkpoint)
+    figures = json.loads(call(capsys, "evaluate", checkpoint, "--json")[1])["figures"]["all"]["t2v"]["de"]
+    assert code == 0 and "\033" not in out
+    line = next(line for line in out.splitlines() if line.startswith("de "))
+    assert [float(word) for word in line.split()[1:]] == [round(figures[m], 1) for m in cli.METRICS]
+    assert "untrained on" in out and "12 clips, 12 queries (caption) a language" in out
+    assert "all but en" in out and "without is_flag" in out
+
+
+def test_options_go_over_the_recipe(checkpoint, capsys):
+    told = json.loads(call(capsys, "evaluate", checkpoint, "--json", "--languages", "de", "--split", "validation")[1])
+    assert (told["split"], list(told["n_queries"])) == ("validation", ["de"])
+    told = json.loads(call(capsys, "evaluate", checkpoint, "--json", "--text_column", "keywords")[1])
+    assert told["n_queries"] == {"en": 24, "de": 24}  # each list's keywords are captions
+
+
+def test_another_dataset_takes_nothing_from_the_recipe(checkpoint, corpus, capsys):
+    given = ["--dataset", corpus / "corpus_with_features", "--languages", "en"]
+    told = json.loads(call(capsys, "evaluate", checkpoint, "--json", *given)[1])
+    same = json.loads(call(capsys, "evaluate", checkpoint, "--json", "--languages", "en")[1])
+    assert set(told["figures"]) == {"all"}  # no excluded column
+    assert told["figures"]["all"]["t2v"]["en"]["MRR"] == pytest.approx(
+        same["figures"]["all"]["t2v"]["en"]["MRR"], 0.05
+    )
+
+
+def test_report_says_where_the_page_is_and_prints_its_numbers(checkpoint, tmp_path, capsys):
+    code, out, _ = call(capsys, "report", checkpoint, "--output_dir", tmp_path / "r")
+    assert code == 0 and Path(out.strip()).is_file()
+    told = json.loads(call(capsys, "report", checkpoint, "--output_dir", tmp_path / "r", "--json")[1])
+    assert told == json.loads((tmp_path / "r" / "report.json").read_text("utf-8"))
+
+
+@pytest.mark.parametrize("command", [[], ["evaluate"], ["search"], ["report"], ["publish"]])
+def test_help_has_examples_that_parse(command, capsys):
+    code, out, _ = call(capsys, *command, "--help")
+    examples = [line.split("   ")[0].strip() for line in out.splitlines() if line.startswith("  mmt ")]
+    assert code == 0 and examples
+    assert all(example.split()[1] in (command or ("evaluate", "search", "report", "publish")) for example in examples)
+
+
+def test_the_bundled_corpus_is_called_by_its_name():
+    assert Path(cli.bundled("emoji9")).is_dir() and Path(cli.bundled("emoji9")).name == "emoji9"
+    for other in ("org/name", "../emoji9", "nothing", None):
+        assert cli.bundled(other) == other
+
+
+# What it refuses
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--languages", "en", "xx"], "no caption in language 'xx'; there are en, de"),
+        (["--text_column", "title"], "no column title_<language>; found"),
+        (["--exclude_column", "is_long"], "no column is_long; found"),
+        (["--features", "nowhere"], "nowhere is no finished feature store"),
+        (["--dataset", "no/where/at/all"], "no/where/at/all"),
+        (["--split", "dev"], "dev"),
+    ],
+)
+@pytest.mark.parametrize("command", ["evaluate", "report"])
+def test_what_is_not_there_is_one_line_and_exit_code_2(
+    checkpoint, capsys, tmp_path, monkeypatch, command, options, words
+):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = call(capsys, command, checkpoint, *options)
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1 and err.startswith("mmt: ") and words in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_checkpoint_is_one_line_and_exit_code_2(tmp_path, capsys):
+    for folder in (tmp_path, tmp_path / "nothing"):
+        code, _, err = call(capsys, "evaluate", folder, "--dataset", "emoji9")
+        assert code == 2 and err.count("\n") == 1 and "train.py writes one" in err
+
+
+def test_a_checkpoint_without_a_recipe_asks_for_a_dataset(checkpoint, tmp_path, capsys):
+    shutil.copytree(checkpoint, tmp_path / "bare")
+    (tmp_path / "bare" / "recipe.json").unlink()
+    code, _, err = call(capsys, "evaluate", tmp_path / "bare")
+    assert code == 2 and "name one with --dataset" in err
+
+
+def test_embeddings_that_are_not_finite_are_named(corpus, checkpoint, tmp_path, capsys):
+    model, processor = open_checkpoint(str(checkpoint))
+    with torch.no_grad():
+        next(p for name, p in model.named_parameters() if name.startswith("text_projection")).fill_(float("nan"))
+    shutil.copytree(checkpoint, tmp_path / "broken")
+    model.save_pretrained(tmp_path / "broken")
+    for command in (["evaluate"], ["report", "--output_dir", tmp_path / "r"]):
+        code, out, err = call(capsys, *command[:1], tmp_path / "broken", *command[1:])
+        assert (code, out) == (2, "") and "not finite" in err and err.count("\n") == 1
+
+
+def test_features_of_another_extractor_are_refused_by_their_width(checkpoint, corpus, capsys):
+    code, _, err = call(capsys, "evaluate", checkpoint, "--features", corpus / "colours")
+    assert code == 2 and "expected (steps, 12)" in err
+
+
+def test_a_corpus_of_one_is_measured_and_reported(corpus, checkpoint, tmp_path, capsys):
+    row = load_dataset(str(corpus / "corpus"), split="test")[0]
+    write_split(tmp_path / "one", "test", [row])
+    one = [(row["video_id"], np.ones((2, 12), dtype=np.float32))]
+    write_feature_store(tmp_path / "store", one, extractor="made up", revision="1")
+    given = ["--dataset", tmp_path / "one", "--features", tmp_path / "store"]
+    told = json.loads(call(capsys, "evaluate", checkpoint, *given, "--json")[1])
+    assert told["figures"]["all"]["t2v"]["en"] == {
+        "R@1": 100,
+        "R@5": 100,
+        "R@10": 100,
+        "MedR": 1,
+        "MeanR": 1,
+        "MRR": 100,
+    }
+    assert call(capsys, "report", checkpoint, *given, "--output_dir", tmp_path / "r")[0] == 0
+
+
+def test_one_end_of_a_gap_is_not_enough(checkpoint, capsys):
+    code, _, err = call(capsys, "report", checkpoint, "--zero_shot", checkpoint)
+    assert code == 2 and "give both or neither" in err
+
+
+@pytest.mark.parametrize(
+    ("query", "words"),
+    [("", "caption 1 is empty"), (" \t\x00\x1b", "caption 1 is empty"), ("a" * 2**20, "at most 10,000 are taken")],
+)
+def test_a_query_with_nothing_in_it_or_too_much_is_refused(query, words):
+    with pytest.raises(ValueError, match=words):
+        cli.check_query(query, 1)
+
+
+def test_control_characters_reach_neither_the_model_nor_the_terminal():
+    assert cli.check_query("a\x00 \x1b[2Jdog\n", 1) == "a [2Jdog"
+    assert "\x1b" not in cli.printable("a\x1b[2J\u202edog") and "\u202e" not in cli.printable("\u202e")
+
+
+def test_filters_are_values_of_json_or_words():
+    assert cli.check_filter("is_flag=false") == ("is_flag", False)
+    assert cli.check_filter("emoji=🚁") == ("emoji", "🚁")
+    assert cli.check_filter("num_frames=8") == ("num_frames", 8)
+    with pytest.raises(ValueError, match="write COLUMN=VALUE"):
+        cli.check_filter("is_flag")
+
+
+def test_interrupted_is_130_and_a_bug_keeps_its_traceback(checkpoint, capsys, monkeypatch):
+    def stop(arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "evaluate_command", stop)
+    assert call(capsys, "evaluate", checkpoint)[0] == 130
+
+    def bug(arguments):
+        raise AssertionError("a bug")
+
+    monkeypatch.setattr(cli, "evaluate_command", bug)
+    with pytest.raises(AssertionError, match="a bug"):
+        cli.main(["evaluate", str(checkpoint)])
+
+
+def test_traceback_shows_where_bad_input_was_found(checkpoint):
+    with pytest.raises(ValueError, match="no caption in language 'xx'"):
+        cli.main(["--traceback", "evaluate", str(checkpoint), "--languages", "xx"])
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_colours_are_for_terminals_that_want_them():
+    assert cli.Paint(Terminal(), {}).bold("x") == "\033[1mx\033[0m"
+    for stream, environment in ((io.StringIO(), {}), (Terminal(), {"NO_COLOR": "1"}), (Terminal(), {"TERM": "dumb"})):
+        assert cli.Paint(stream, environment).bold("x") == "x"
+
+
+# Installed
+
+
+@pytest.mark.slow
+def test_the_installed_wheel_has_the_command_the_template_and_the_corpus(checkpoint, tmp_path):
+    source = tmp_path / "source"
+    ignored = shutil.ignore_patterns(".*", "runs", "build", "*.egg-info", "__pycache__")
+    shutil.copytree(ROOT, source, ignore=ignored)
+    pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-build-isolation", "--target"]
+    subprocess.run([*pip, tmp_path / "site", source], check=True, capture_output=True)
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site"), "OMP_NUM_THREADS": "1"}
+
+    def mmt(*words, code=0):
+        command = [sys.executable, str(tmp_path / "site" / "bin" / "mmt"), *map(str, words)]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == code, done.stderr[-2000:]
+        return done
+
+    assert "examples:" in mmt("--help").stdout
+    told = json.loads(mmt("evaluate", checkpoint, "--json").stdout)
+    assert told["n_clips"] == 12
+    mmt("report", checkpoint, "--output_dir", "r")
+    assert (tmp_path / "r" / "report.html").stat().st_size > 50_000
+    refused = mmt("evaluate", checkpoint, "--dataset", "emoji9", "--split", "test", "--features", "nowhere", code=2)
+    assert "Traceback" not in refused.stderr
+    assert "nowhere" in refused.stderr  # emoji9 itself was found

@@ -1,0 +1,76 @@
+"""`mmt search` on an untrained checkpoint: its results are those of the index, kept and read again."""
+
+import json
+
+import pytest
+from test_cli import build_checkpoint, call
+
+from datasets_scripts.features import FeatureStores
+from modeling_mmt.evaluation import Question, evaluate, open_checkpoint, open_corpus
+from modeling_mmt.retrieval import embed_texts
+
+pytest.importorskip("modeling_mmt.search", reason="the search library is merged on its own")
+
+QUERIES = ["red dog", "weißer Wal"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(corpus, tmp_path_factory):
+    return build_checkpoint(corpus, tmp_path_factory.mktemp("cli_search") / "untrained")
+
+
+def test_search_finds_the_clips_of_a_naive_computation_with_and_without_an_index(checkpoint, tmp_path, capsys):
+    corpus = open_corpus(Question.of_checkpoint(checkpoint), FeatureStores)
+    model, processor = open_checkpoint(str(checkpoint))
+    scores = embed_texts(model, processor, QUERIES) @ evaluate(model, processor, corpus).videos.T
+    ids = corpus.rows["video_id"]
+    expected = [[ids[row] for row in line.argsort(descending=True)[:3].tolist()] for line in scores]
+    plain = ["search", checkpoint, *QUERIES, "--top", "3", "--json"]
+    kept = [*plain, "--index", tmp_path / "index"]
+    for options in (plain, kept, kept):  # searched, built and kept, read again
+        code, out, _ = call(capsys, *options)
+        told = json.loads(out)
+        assert code == 0 and [result["query"] for result in told] == QUERIES
+        assert [[hit["video_id"] for hit in result["hits"]] for result in told] == expected
+    assert told[0]["hits"][0]["score"] == pytest.approx(scores[0].max().item(), abs=1e-3)
+    names = dict(zip(ids, corpus.rows["caption_en"], strict=True))
+    assert all(hit["name"] == names[hit["video_id"]] for result in told for hit in result["hits"])
+
+
+def test_filters_leave_only_clips_of_which_they_hold(checkpoint, capsys):
+    code, out, _ = call(capsys, "search", checkpoint, "red dog", "--top", "12", "--where", "is_flag=true", "--json")
+    found = [hit["video_id"] for hit in json.loads(out)[0]["hits"]]
+    assert code == 0
+    assert found and all(int(video_id.removeprefix("clip-")) % 6 == 0 for video_id in found)  # tiny_corpus's flags
+
+
+def test_the_table_is_for_people(checkpoint, capsys):
+    code, out, _ = call(capsys, "search", checkpoint, "red\x1b[2J dog", "--top", "2")
+    assert code == 0 and "\x1b" not in out
+    assert out.splitlines()[0] == "red [2J dog" and len(out.splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["", "--top", "2"], "caption 1 is empty"),
+        (["a" * 2**20], "at most 10,000"),
+        (["dog", "--top", "99"], "99"),
+        (["dog", "--top", "0"], "0"),
+        (["dog", "--where", "colour=red"], "colour"),
+        (["dog", "--languages", "xx"], "no caption in language 'xx'"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(checkpoint, capsys, words, message):
+    code, out, err = call(capsys, "search", checkpoint, *words)
+    assert (code, out) == (2, "") and err.count("\n") == 1 and message in err
+
+
+def test_an_index_of_another_model_is_refused(checkpoint, corpus, tmp_path, capsys):
+    assert call(capsys, "search", checkpoint, "dog", "--index", tmp_path / "index")[0] == 0
+    model, processor = open_checkpoint(str(checkpoint))
+    next(p for name, p in model.named_parameters() if name.startswith("video_projection")).data.mul_(1.01)
+    other = build_checkpoint(corpus, tmp_path / "other")
+    model.save_pretrained(other)
+    code, _, err = call(capsys, "search", other, "dog", "--index", tmp_path / "index")
+    assert code == 2 and "fingerprint" in err and err.count("\n") == 1
