@@ -108,7 +108,7 @@ def make_model(vocabulary: int) -> MMTModel:
         if isinstance(module, nn.Dropout):
             module.p = 0.0
         elif hasattr(module, "dropout") and isinstance(module.dropout, float):
-            module.dropout = 0.0  # of attention weights
+            module.dropout = 0.0  # type: ignore[assignment]  # of attention weights
     return model.train()
 
 

@@ -70,7 +70,7 @@ def contestants(vectors: torch.Tensor, queries: torch.Tensor, ours: dict[str, Ex
         "FAISS flat": lambda: faiss.knn(query_array, corpus_array, TOP, metric=faiss.METRIC_INNER_PRODUCT)[1],
     }
     for screen in ("float32", "bfloat16", "int8"):
-        runs[f"ours, {screen} screen"] = lambda screen=screen: ours[screen].search(queries, TOP)[1].numpy()
+        runs[f"ours, {screen} screen"] = lambda screen=screen: ours[screen].search(queries, TOP)[1].numpy()  # type: ignore[misc]
     if len(queries) <= USEARCH_QUERIES:
         runs["usearch float32"] = lambda: usearch_ids(corpus_array, query_array, threads)
         eighths = ours["int8"]._screens["int8"].values.numpy()

@@ -119,7 +119,7 @@ class TextToVideoRetrieval(AbsTaskRetrieval):
             return
         source = self.metadata.dataset
         revision = None if Path(source["path"]).is_dir() else source["revision"]
-        self.dataset = {language: {} for language in self.hf_subsets}
+        self.dataset: dict[str, Any] = {language: {} for language in self.hf_subsets}
         for split in self.metadata.eval_splits:
             rows = load_dataset(source["path"], split=split, revision=revision)
             columns = {language: f"{self.text_column}_{language}" for language in self.hf_subsets}
@@ -147,7 +147,11 @@ class TextToVideoRetrieval(AbsTaskRetrieval):
         if "frames" not in batch:  # the ids alone were asked for
             return ids
         strips = [{"frames": f, "num_frames": n} for f, n in zip(batch["frames"], batch["num_frames"], strict=True)]
-        return ids | {"video": [np.stack(frames_of(strip)).transpose(0, 3, 1, 2) for strip in strips]}
+        return ids | {
+            "video": [
+                np.stack([np.asarray(frame) for frame in frames_of(strip)]).transpose(0, 3, 1, 2) for strip in strips
+            ]
+        }
 
 
 def _queries(video_ids: Sequence[str], captions: Sequence[Any]) -> tuple[Dataset, dict[str, dict[str, int]]]:

@@ -41,7 +41,7 @@ class Finetuning:
 
 def main(argv: list[str] | None = None) -> Trainer:
     """Train, and save the model with its processor; returns the trainer."""
-    ours, arguments = HfArgumentParser((Finetuning, TrainingArguments)).parse_args_into_dataclasses(argv)
+    ours, arguments = HfArgumentParser([Finetuning, TrainingArguments]).parse_args_into_dataclasses(argv)  # type: ignore[list-item]
     arguments.remove_unused_columns = False  # the collator reads the rows' own columns
     arguments.label_names = []
     set_seed(arguments.seed)

@@ -57,7 +57,7 @@ def export(folder: str | os.PathLike, output: str | os.PathLike, revision: str |
     """
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
-    hub = {} if revision is None else {"revision": revision}
+    hub: dict[str, Any] = {} if revision is None else {"revision": revision}
     for kind, cls in (("text", MMTTextModelWithProjection), ("video", MMTVideoModelWithProjection)):
         # Eager attention has one graph for every mask; sdpa's shortcut for a mask of ones is decided by the example.
         tower = cls.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager", **hub).eval()
@@ -91,6 +91,7 @@ def _export_tower(kind: str, tower: Any, path: Path):
         dynamo=True,
         verbose=False,
     )
+    assert program is not None  # `dynamo=True` gives one
     program.save(path, external_data=False)
 
 

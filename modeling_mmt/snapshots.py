@@ -42,7 +42,11 @@ def pinned_snapshot(
             cache; what is damaged is removed, so that the next call downloads it again.
         huggingface_hub.errors.LocalEntryNotFoundError: offline, and this revision is not in the cache.
     """
-    folder = Path(snapshot_download(repo_id, repo_type=repo_type, revision=revision, cache_dir=cache_dir, token=token))
+    folder = Path(
+        snapshot_download(
+            repo_id, repo_type=repo_type, revision=revision, cache_dir=Path(cache_dir) if cache_dir else None, token=token
+        )
+    )
     verify_snapshot(folder)
     return folder
 

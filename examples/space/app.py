@@ -63,7 +63,7 @@ class Checkpoint(NamedTuple):
 
     model: Any
     processor: Any
-    index: SearchIndex
+    index: SearchIndex  # type: ignore[assignment]  # hides tuple.index
 
 
 class Page:
