@@ -34,7 +34,7 @@ def hub(tmp_path):
 
 
 def run(hub, tmp_path, *command, cwd=ROOT):
-    environment = {**os.environ, **hub.environment(home=tmp_path / "home"), "PYTHONPATH": ""}
+    environment = {**os.environ, **hub.environment(home=tmp_path / "home", token=True), "PYTHONPATH": ""}
     done = subprocess.run(
         [sys.executable, *map(str, command)], cwd=cwd, env=environment, capture_output=True, text=True
     )
