@@ -22,7 +22,7 @@ def pinned_snapshot(
     *,
     revision: str | None = None,
     repo_type: str = "model",
-    cache_dir: str | os.PathLike | None = None,
+    cache_dir: str | Path | None = None,
     token: str | bool | None = None,
 ) -> Path:
     """All files of a repository at one revision, in the cache.
@@ -89,7 +89,7 @@ def load_pinned_dataset(
     *,
     revision: str | None = None,
     split: str | None = None,
-    cache_dir: str | os.PathLike | None = None,
+    cache_dir: str | Path | None = None,
     token: str | bool | None = None,
     **options: Any,
 ) -> Any:

@@ -65,7 +65,7 @@ def test_the_encoder_is_cut_at_the_output_layer(make_config):
         ("hidden_size", 0),
         ("hidden_size", 26),
         ("hidden_size", "24"),
-        ("num_hidden_layers", 0),
+        ("num_hidden_layers", -1),
         ("num_attention_heads", 0),
         ("intermediate_size", -4),
         ("max_video_length", 0),

@@ -7,8 +7,11 @@ placement) takes BERT's values.
 """
 
 import difflib
+import json
 import math
+import os
 from copy import deepcopy
+from pathlib import Path
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -32,13 +35,49 @@ XLM_ROBERTA_LARGE = {
 
 # A config.json may come from anywhere: what it asks for is bounded before a model is built from it.
 MAX_LAYERS, MAX_SIZE, MAX_PARAMETERS = 1024, 2**20, 2**34  # 2**34 float32 parameters are 64 GiB
-# Keys of a config.json that belong to transformers; any other that is no field here is a mistake, or a newer version's.
+# Keys of a config.json that are transformers' own; any other that is no field here is a mistake, or a newer version's.
 TRANSFORMERS_KEYS = (
     {"auto_map", "model_type", "name_or_path", "num_labels", "torch_dtype", "transformers_weights"}
     | {"output_attentions", "attn_implementation", "experts_implementation", "per_layer_config"}
     | set(GenerationConfig().to_dict())
     | set(PreTrainedConfig().to_dict())
 )
+
+# Our own task of `pipeline`, whose code lies beside the model's.
+CUSTOM_PIPELINES = {
+    "text-to-video-retrieval": {"impl": "pipeline_mmt.MMTSearchPipeline", "pt": ["AutoModel"], "type": "multimodal"},
+}
+
+# How sentence-transformers 6 loads a checkpoint with its own modules alone: `encode(["a dog"])` for captions,
+# `encode([{"video": features}])` for clips `(F, D_v)`, `encode([{"image": features}])` for pictures `(D_v,)`, clips of
+# one step; unit-norm out.
+_CLIP_PARAMS = {"method": "get_video_features", "method_output_name": "pooler_output"}
+SENTENCE_TRANSFORMERS_FILES = {
+    "modules.json": [
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.base.modules.transformer.Transformer"},
+        {
+            "idx": 1,
+            "name": "1",
+            "path": "1_Normalize",
+            "type": "sentence_transformers.base.modules.normalize.Normalize",
+        },
+    ],
+    "sentence_bert_config.json": {
+        "transformer_task": "feature-extraction",
+        "modality_config": {
+            "text": {"method": "get_text_features", "method_output_name": "pooler_output"},
+            "video": _CLIP_PARAMS,
+            "image": _CLIP_PARAMS,
+        },
+        "module_output_name": "sentence_embedding",
+    },
+    "config_sentence_transformers.json": {
+        "model_type": "SentenceTransformer",
+        "similarity_fn_name": "cosine",
+        "requirements": {"sentence-transformers": ">=6.0"},
+    },
+    "1_Normalize/config.json": {"module_input_name": "sentence_embedding"},
+}
 
 
 @strict
@@ -88,6 +127,7 @@ class MMTConfig(PreTrainedConfig):
 
     model_type = "mmt"
     sub_configs = {"text_config": AutoConfig}
+    custom_pipelines = CUSTOM_PIPELINES  # read by `pipeline`
 
     text_config: Any = None  # a dict or a PreTrainedConfig when given, a PreTrainedConfig ever after
     video_feature_dims: list[int] | tuple[int, ...] = (512, 512)
@@ -151,31 +191,45 @@ class MMTConfig(PreTrainedConfig):
                 hint = f"did you mean {near[0]!r}?" if near else "a newer version of this package may know it"
                 raise ValueError(f"MMTConfig has no field {key!r}; {hint}")
 
-    def _check_sizes(self):
-        text, width, inner = self.text_config, self.hidden_size, self.intermediate_size
+    def _check_text_sizes(self) -> dict[str, int]:
         sizes = {}
         for name in ("num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size", "max_position_embeddings"):
-            sizes[name] = size = getattr(text, name, 0) or 0
-            longest = MAX_LAYERS if name == "num_hidden_layers" else MAX_SIZE * 16
+            sizes[name] = size = getattr(self.text_config, name, None) or 0
+            longest = MAX_LAYERS if name == "num_hidden_layers" else 16 * MAX_SIZE
             if not isinstance(size, int) or not 0 <= size <= longest:
                 raise ValueError(f"text_config.{name} is {size!r}; allowed: a whole number up to {longest}")
-        text_width = sizes["hidden_size"]
-        layer = 4 * text_width**2 + 2 * text_width * sizes["intermediate_size"]
-        parameters = sizes["num_hidden_layers"] * layer
-        parameters += (sizes["vocab_size"] + sizes["max_position_embeddings"]) * text_width
-        parameters += 2 * self.num_hidden_layers * (4 * width**2 + 2 * width * inner)
-        parameters += (
-            self.video_feature_dim + text_width + 2 * (self.projection_hidden_dim or self.projection_dim)
-        ) * width
-        parameters += self.max_video_length * width
+        return sizes
+
+    def _check_parameters(self, text: dict[str, int]):
+        width, text_width = self.hidden_size, text["hidden_size"]
+        projection = self.projection_hidden_dim or self.projection_dim
+        parameters = (
+            text["num_hidden_layers"] * text_width * (4 * text_width + 2 * text["intermediate_size"])
+            + (text["vocab_size"] + text["max_position_embeddings"]) * text_width
+            + 2 * self.num_hidden_layers * width * (4 * width + 2 * self.intermediate_size)
+            + (self.video_feature_dim + text_width + self.max_video_length + 2 * projection) * width
+        )
         if parameters > MAX_PARAMETERS:
             raise ValueError(
                 f"MMTConfig: its sizes make a model of about {parameters:.1e} parameters; at most "
-                f"{MAX_PARAMETERS:.1e} are built: mend hidden_size, intermediate_size, the numbers of layers, or text_config"
+                f"{MAX_PARAMETERS:.1e} are built: mend the widths, the numbers of layers, or text_config"
             )
 
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs):
+        """As `PreTrainedConfig.save_pretrained`; beside a whole `MMTModel` go sentence-transformers' own files.
+
+        A file of theirs that is already there stays: it holds what the user told sentence-transformers.
+        """
+        if self.architectures == ["MMTModel"]:
+            for name, content in SENTENCE_TRANSFORMERS_FILES.items():
+                path = Path(save_directory, name)
+                if not path.exists():
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+
     def _check(self):
-        self._check_sizes()
+        text_sizes = self._check_text_sizes()
         num_text_layers = self.text_config.num_hidden_layers
         if self.text_output_layer is not None:
             self._require(
@@ -196,9 +250,8 @@ class MMTConfig(PreTrainedConfig):
             "max_video_length",
             "projection_dim",
         ):
-            longest = MAX_LAYERS if name == "num_hidden_layers" else MAX_SIZE
-            self._require(name, 0 < getattr(self, name) <= longest, f"1 to {longest}")
-        self._require("num_hidden_layers", 0 <= self.num_hidden_layers <= 2**20, "0 to 1048576")
+            self._require(name, 0 < getattr(self, name) <= MAX_SIZE, f"1 to {MAX_SIZE}")
+        self._require("num_hidden_layers", 0 <= self.num_hidden_layers <= MAX_LAYERS, f"0 to {MAX_LAYERS}")
         self._require(
             "hidden_size", self.hidden_size % self.num_attention_heads == 0, "a multiple of num_attention_heads"
         )
@@ -213,6 +266,7 @@ class MMTConfig(PreTrainedConfig):
             self._require(name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
         for name in ("inter_weight", "intra_weight", "cross_weight"):
             self._require(name, getattr(self, name) >= 0, "0 or more")
+        self._check_parameters(text_sizes)
 
     def _require(self, name: str, holds: bool, allowed: str):
         if not holds:

@@ -15,10 +15,19 @@ from transformers import initialization as init
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput, can_return_tuple, logging
+from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_mmt import MMTConfig
 from .loss_mmt import LOSSES, objectives, positive_mask
-from .pooling_mmt import MMTBranchOutput, MMTProjection, MMTTransformerPooling, never_empty
+from .pipeline_mmt import MMTSearchPipeline  # noqa: F401  its code must travel with this module's
+from .pooling_mmt import (
+    MMTAttention,
+    MMTBranchOutput,
+    MMTLayer,
+    MMTProjection,
+    MMTTransformerPooling,
+    never_empty,
+)
 
 RESUMABLE_ENCODERS = ("bert", "roberta", "xlm-roberta", "camembert")
 
@@ -65,18 +74,28 @@ class MMTOutput(ModelOutput):
 
 @dataclass
 class MMTTextModelOutput(ModelOutput):
-    """`text_embeds` `(B, P)`, projected and not normalised (as CLIP's), and `last_hidden_state` `(B, L, H)`."""
+    """`text_embeds` `(B, P)`, projected and not normalised (as CLIP's), and `last_hidden_state` `(B, L, H)`.
+
+    `hidden_states` and `attentions` are the TP head's, for `output_hidden_states` and `output_attentions`.
+    """
 
     text_embeds: torch.Tensor | None = None
     last_hidden_state: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 @dataclass
 class MMTVideoModelOutput(ModelOutput):
-    """`video_embeds` `(B, P)`, projected and not normalised (as CLIP's), and `last_hidden_state` `(B, F, H)`."""
+    """`video_embeds` `(B, P)`, projected and not normalised (as CLIP's), and `last_hidden_state` `(B, F, H)`.
+
+    `hidden_states` and `attentions` are the TP head's, for `output_hidden_states` and `output_attentions`.
+    """
 
     video_embeds: torch.Tensor | None = None
     last_hidden_state: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 def encoder_layers(encoder: PreTrainedModel) -> nn.ModuleList:
@@ -107,6 +126,7 @@ class MMTPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_attention_backend = True
     _no_split_modules = ["MMTLayer"]
+    _can_record_outputs = {"hidden_states": MMTLayer, "attentions": MMTAttention}
 
     @classmethod
     def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
@@ -152,7 +172,33 @@ class MMTPreTrainedModel(PreTrainedModel):
                 init.constant_(module.logit_bias, self.config.logit_bias_init_value)
 
 
-class MMTTextModel(MMTPreTrainedModel):
+class MMTTower(MMTPreTrainedModel):
+    """What both towers share: a TP head `pooling` on top of the states that `encode` makes."""
+
+    pooling: MMTTransformerPooling
+
+    @capture_outputs(tie_last_hidden_states=False)
+    def pool(self, states: torch.Tensor, mask: torch.Tensor, **kwargs) -> BaseModelOutputWithPooling:
+        """The TP head on `states` `(B, N, D)` with `mask` `(B, N)`.
+
+        The keywords `output_hidden_states` and `output_attentions` (eager attention only) ask for the head's inner
+        states: the input and each layer's output `(B, N, H)`, and each layer's weights `(B, heads, N, N)`. Here, and
+        not in `forward`, so that the encoder below keeps its own to itself.
+
+        Returns:
+            `last_hidden_state` `(B, N, H)` and `pooler_output` `(B, H)`.
+        """
+        hidden, pooled = self.pooling(states, mask, **kwargs)
+        return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=pooled)
+
+    def pool_and_project(self, projection: MMTProjection, states: torch.Tensor, mask: torch.Tensor, **kwargs):
+        """As `pool`, with the joint-space embedding `(B, P)` for `pooler_output`."""
+        outputs = self.pool(states, mask, return_dict=True, **kwargs)
+        outputs.pooler_output = projection(outputs.pooler_output, states, mask)
+        return outputs
+
+
+class MMTTextModel(MMTTower):
     """Text tower: a multilingual encoder, frozen below a layer, and its TP head (paper section 3.1)."""
 
     base_model_prefix = "text_model"
@@ -267,11 +313,10 @@ class MMTTextModel(MMTPreTrainedModel):
         """
         attention_mask = _default_mask(attention_mask, input_ids if text_states is None else text_states)
         states = self.encode(input_ids, attention_mask, text_states, **kwargs)
-        hidden, pooled = self.pooling(states, attention_mask, **kwargs)
-        return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=pooled)
+        return self.pool(states, attention_mask, return_dict=True, **kwargs)
 
 
-class MMTVideoModel(MMTPreTrainedModel):
+class MMTVideoModel(MMTTower):
     """Video tower: frozen backbone features in, TP head on top (paper section 3.1)."""
 
     base_model_prefix = "video_model"
@@ -318,8 +363,8 @@ class MMTVideoModel(MMTPreTrainedModel):
         Returns:
             `last_hidden_state` `(B, F, H)` and `pooler_output` `(B, H)`.
         """
-        hidden, pooled = self.pooling(self.encode(video_features), _default_mask(video_mask, video_features), **kwargs)
-        return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=pooled)
+        states, mask = self.encode(video_features), _default_mask(video_mask, video_features)
+        return self.pool(states, mask, return_dict=True, **kwargs)
 
 
 def _default_mask(mask, sequence) -> torch.Tensor:
@@ -328,12 +373,6 @@ def _default_mask(mask, sequence) -> torch.Tensor:
     if mask.shape != sequence.shape[:2]:
         raise ValueError(f"mask has shape {tuple(mask.shape)}; expected {tuple(sequence.shape[:2])}, as its sequence")
     return mask
-
-
-def pool_and_project(tower, projection: MMTProjection, states, mask, *context, **kwargs):
-    """A tower's input states to its contextual states `(B, N, H)` and the joint-space embedding `(B, P)`."""
-    hidden, pooled = tower.pooling(states, mask, *context, **kwargs)
-    return hidden, projection(pooled, states, mask)
 
 
 def unit_norm(embeds: torch.Tensor) -> torch.Tensor:
@@ -411,8 +450,7 @@ class MMTModel(MMTPreTrainedModel):
         """
         mask = _default_mask(attention_mask, input_ids if text_states is None else text_states)
         states = self.text_model.encode(input_ids, mask, text_states, **kwargs)
-        hidden, embeds = pool_and_project(self.text_model, self.text_projection, states, mask, **kwargs)
-        return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=embeds)
+        return self.text_model.pool_and_project(self.text_projection, states, mask, **kwargs)
 
     @can_return_tuple
     def get_video_features(self, video_features=None, video_mask=None, **kwargs):
@@ -424,8 +462,7 @@ class MMTModel(MMTPreTrainedModel):
             kwargs: passed on to the tower.
         """
         states, mask = self.video_model.encode(video_features), _default_mask(video_mask, video_features)
-        hidden, embeds = pool_and_project(self.video_model, self.video_projection, states, mask, **kwargs)
-        return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=embeds)
+        return self.video_model.pool_and_project(self.video_projection, states, mask, **kwargs)
 
     def embed(self, batch: Mapping[str, torch.Tensor | None], **kwargs) -> dict[str, torch.Tensor]:
         """Every unit-norm embedding `(B, P)` that the objectives need, by the name that `loss_mmt.objectives` knows.
@@ -445,8 +482,8 @@ class MMTModel(MMTPreTrainedModel):
             features = batch.get(f"{prefix}video_features")
             if features is not None:
                 states, mask = self.video_model.encode(features), _default_mask(batch.get("video_mask"), features)
-                _, projected = pool_and_project(self.video_model, self.video_projection, states, mask, **kwargs)
-                embeds[f"{prefix}video_embeds"] = unit_norm(projected)
+                projected = self.video_model.pool_and_project(self.video_projection, states, mask, **kwargs)
+                embeds[f"{prefix}video_embeds"] = unit_norm(projected.pooler_output)
                 video = video or (self.video_model.pooling.embed(states), mask)
         for prefix in ("", "noised_", "paired_", "noised_paired_"):
             ids, kept = batch.get(f"{prefix}input_ids"), batch.get(f"{prefix}text_states")
@@ -455,11 +492,11 @@ class MMTModel(MMTPreTrainedModel):
             given = batch.get("paired_attention_mask" if "paired" in prefix else "attention_mask")
             mask = _default_mask(given, ids if kept is None else kept)
             states = self.text_model.encode(ids, mask, kept, **kwargs)
-            _, projected = pool_and_project(self.text_model, self.text_projection, states, mask, **kwargs)
-            embeds[f"{prefix}text_embeds"] = unit_norm(projected)
+            projected = self.text_model.pool_and_project(self.text_projection, states, mask, **kwargs)
+            embeds[f"{prefix}text_embeds"] = unit_norm(projected.pooler_output)
             if is_paired and video and "noised" not in prefix and self.config.cross_weight:
-                _, projected = pool_and_project(self.text_model, self.text_projection, states, mask, *video, **kwargs)
-                embeds[f"conditional_{prefix}text_embeds"] = unit_norm(projected)
+                _, pooled = self.text_model.pooling(states, mask, *video, **kwargs)
+                embeds[f"conditional_{prefix}text_embeds"] = unit_norm(self.text_projection(pooled, states, mask))
         return embeds
 
     @torch.no_grad()
@@ -609,8 +646,13 @@ class MMTTextModelWithProjection(MMTPreTrainedModel):
         """`(B, L)` tokens to `text_embeds` `(B, P)`, not normalised."""
         mask = _default_mask(attention_mask, input_ids)
         states = self.text_model.encode(input_ids, mask, **kwargs)
-        hidden, embeds = pool_and_project(self.text_model, self.text_projection, states, mask, **kwargs)
-        return MMTTextModelOutput(text_embeds=embeds, last_hidden_state=hidden)
+        outputs = self.text_model.pool_and_project(self.text_projection, states, mask, **kwargs)
+        return MMTTextModelOutput(
+            text_embeds=outputs.pooler_output,
+            last_hidden_state=outputs.last_hidden_state,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
 
 
 class MMTVideoModelWithProjection(MMTPreTrainedModel):
@@ -631,5 +673,10 @@ class MMTVideoModelWithProjection(MMTPreTrainedModel):
     def forward(self, video_features=None, video_mask=None, **kwargs) -> MMTVideoModelOutput:
         """`(B, F, D_v)` features to `video_embeds` `(B, P)`, not normalised."""
         states, mask = self.video_model.encode(video_features), _default_mask(video_mask, video_features)
-        hidden, embeds = pool_and_project(self.video_model, self.video_projection, states, mask, **kwargs)
-        return MMTVideoModelOutput(video_embeds=embeds, last_hidden_state=hidden)
+        outputs = self.video_model.pool_and_project(self.video_projection, states, mask, **kwargs)
+        return MMTVideoModelOutput(
+            video_embeds=outputs.pooler_output,
+            last_hidden_state=outputs.last_hidden_state,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )

@@ -45,16 +45,22 @@ class MMTAttention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, config.hidden_size)
         self.out_proj = MMTBranchOutput(config.hidden_size, config.hidden_size)
 
-    def forward(self, hidden: torch.Tensor, memory: torch.Tensor, attention_mask, **kwargs) -> torch.Tensor:
-        """`hidden` `(B, N, H)` looks at `memory` `(B, M, H)`; returns `(B, N, H)`."""
+    def forward(self, hidden: torch.Tensor, memory: torch.Tensor, attention_mask, **kwargs):
+        """`hidden` `(B, N, H)` looks at `memory` `(B, M, H)`.
+
+        Returns:
+            `(B, N, H)`, and the weights `(B, heads, N, M)` where the attention function has them (eager), else None.
+        """
         split = (hidden.shape[0], -1, self.config.num_attention_heads, self.head_dim)
         query = self.q_proj(hidden).view(split).transpose(1, 2)  # (B, heads, N, d)
         key = self.k_proj(memory).view(split).transpose(1, 2)
         value = self.v_proj(memory).view(split).transpose(1, 2)
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         dropout = self.dropout if self.training else 0.0
-        output, _ = attention(self, query, key, value, attention_mask, scaling=self.scaling, dropout=dropout, **kwargs)
-        return self.out_proj(output.reshape(*hidden.shape))
+        output, weights = attention(
+            self, query, key, value, attention_mask, scaling=self.scaling, dropout=dropout, **kwargs
+        )
+        return self.out_proj(output.reshape(*hidden.shape)), weights
 
 
 class MMTLayer(GradientCheckpointingLayer):
@@ -81,7 +87,8 @@ class MMTLayer(GradientCheckpointingLayer):
 
     def _attend(self, hidden, attention_mask, context, **kwargs):
         memory = hidden if context is None else torch.cat([hidden, context], dim=1)
-        return self.dropout(self.attention(hidden, memory, attention_mask, **kwargs))
+        output, _ = self.attention(hidden, memory, attention_mask, **kwargs)
+        return self.dropout(output)
 
     def _feed_forward(self, hidden):
         return self.dropout(self.fc2(self.activation(self.fc1(hidden))))

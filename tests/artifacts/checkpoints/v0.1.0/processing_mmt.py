@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from transformers import BatchFeature, FeatureExtractionMixin, ProcessorMixin
 
+TEXT_OPTIONS = ("padding", "truncation", "max_length")
+
 
 class MMTVideoFeatureExtractor(FeatureExtractionMixin):
     """Ragged feature sequences to one padded batch with its mask.
@@ -51,11 +53,14 @@ class MMTVideoFeatureExtractor(FeatureExtractionMixin):
             mask[row, : len(clip)] = 1
         return BatchFeature({"video_features": batch, "video_mask": mask})
 
-    def _check(self, index: int, clip: Any) -> torch.Tensor:
+    def _check(self, index: int, given: Any) -> torch.Tensor:
         try:
-            clip = torch.as_tensor(clip, dtype=torch.float32)
+            clip = torch.as_tensor(given, dtype=torch.float32)
         except (TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(f"clip {index} is no array of (steps, {self.feature_dim}) numbers: {error}") from error
+            raise ValueError(
+                f"clip {index} is no array of (steps, {self.feature_dim}) numbers, but {type(given).__name__}: "
+                "pictures and videos go first through the feature extractor that the card names"
+            ) from error
         if clip.dim() != 2 or clip.shape[1] != self.feature_dim:
             raise ValueError(f"clip {index} has shape {tuple(clip.shape)}; expected (steps, {self.feature_dim})")
         if len(clip) == 0:
@@ -87,7 +92,9 @@ class MMTProcessor(ProcessorMixin):
         self,
         text: str | Sequence[str] | None = None,
         video_features: Sequence[Any] | None = None,
-        return_tensors: str | None = "pt",
+        *,
+        videos: Sequence[Any] | None = None,
+        images: Sequence[Any] | None = None,
         **kwargs,
     ) -> BatchFeature:
         """Tokenize captions, pad clips, or both.
@@ -95,36 +102,50 @@ class MMTProcessor(ProcessorMixin):
         Args:
             text: one caption or a list; white space is normalised (a tab is an unknown token to some tokenizers).
             video_features: one `(F_i, D_v)` array a clip.
-            return_tensors: only `"pt"`.
-            kwargs: ignored, so that pipelines may pass their own.
+            videos: the name that sentence-transformers has for `video_features`.
+            images: one feature vector `(D_v,)` or `(1, D_v)` a picture, which is a clip of one step.
+            kwargs: `padding`, `truncation` and `max_length` of the tokenizer, flat or as `text_kwargs`, and
+                `return_tensors`, only `"pt"`, flat or in `common_kwargs`. Others are ignored, so that pipelines may
+                pass their own.
 
         Returns:
             `input_ids`, `attention_mask` `(B, L)` long for text; `video_features` `(B, F, D_v)`, `video_mask` `(B, F)`
             for clips.
 
         Raises:
-            ValueError: neither is given, or a caption is not a string or is empty.
+            ValueError: neither is given, or clips under two names, or an option twice; a caption is not a string or is
+                empty.
         """
-        if text is None and video_features is None:
+        clips = [given for given in (video_features, videos, images) if given is not None]
+        if len(clips) > 1:
+            raise ValueError("clips are given under two names; choose video_features, videos or images")
+        if text is None and not clips:
             raise ValueError("give text, video_features, or both")
+        of_text, of_all = kwargs.get("text_kwargs") or {}, kwargs.get("common_kwargs") or {}
+        options = {name: value for name, value in {**kwargs, **of_text}.items() if name in TEXT_OPTIONS}
+        twice = [name for name in options if name in kwargs and name in of_text]
+        if twice:
+            raise ValueError(f"{twice[0]} is given both as a keyword and in text_kwargs; give it once")
+        return_tensors = kwargs.get("return_tensors", of_all.get("return_tensors", "pt"))
         batch: dict[str, torch.Tensor] = {}
         if text is not None:
-            batch.update(self.tokenize([text] if isinstance(text, str) else text))
-        if video_features is not None:
-            batch.update(self.feature_extractor(video_features, return_tensors=return_tensors))
+            batch.update(self.tokenize([text] if isinstance(text, str) else text, **options))
+        if images is not None:
+            clips = [[image[None] if getattr(image, "ndim", 2) == 1 else image for image in images]]
+        for given in clips:
+            batch.update(self.feature_extractor(given, return_tensors=return_tensors))
         return BatchFeature(batch)
 
-    def tokenize(self, captions: Sequence[str]) -> Mapping[str, torch.Tensor]:
-        """Captions to padded `input_ids` and `attention_mask`, `(B, L)` long."""
+    def tokenize(self, captions: Sequence[str], **options) -> Mapping[str, torch.Tensor]:
+        """Captions to padded `input_ids` and `attention_mask`, `(B, L)` long; `options` go to the tokenizer."""
         if len(captions) == 0:
             raise ValueError("text is an empty list; give at least one caption")
+        options = {"padding": True, "truncation": True, "max_length": self.max_text_length, **options}
         return self.tokenizer(
             [self.text_prefix + clean_caption(caption, index) for index, caption in enumerate(captions)],
-            padding=True,
             padding_side="right",  # the model's "first" output token is a real one
-            truncation=True,
-            max_length=self.max_text_length,
             return_tensors="pt",
+            **options,
         )
 
     @property
