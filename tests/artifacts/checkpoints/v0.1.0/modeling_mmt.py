@@ -7,6 +7,7 @@ step, H width of the TP heads, P width of the joint space.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -135,7 +136,8 @@ class MMTPreTrainedModel(PreTrainedModel):
         Raises:
             ValueError: the checkpoint lacks a weight. Who asks for `output_loading_info` is told there instead.
         """
-        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        model, info = loaded
         if info["missing_keys"] and not output_loading_info:
             raise ValueError(
                 f"{args[0] if args else cls.__name__}: the checkpoint lacks {sorted(info['missing_keys'])[:3]}, which "
