@@ -298,14 +298,14 @@ def times(mine: harness.Measurement, peer: harness.Measurement, of_what: str, li
 def error(one: harness.Measurement, other: harness.Measurement) -> float:
     """Largest relative error of the loss, and of each learning tensor's gradient: its norm, and along a random probe.
 
-    A tensor whose gradient is a millionth of the largest holds rounding only, as attention's key biases do.
+    Errors of small tensors count by a thousandth of the largest: attention's key biases hold rounding only.
     """
     found = [abs(one.outcome["loss"] / other.outcome["loss"] - 1)]
     mine, theirs = one.outcome["gradients"], other.outcome["gradients"]
     largest = max(norm for norm, _ in mine.values())
     for name in mine.keys() | theirs.keys():
         (norm, probe), (wanted, wanted_probe) = mine.get(name, (0.0, 0.0)), theirs.get(name, (0.0, 0.0))
-        scale = max(wanted, 1e-6 * largest)
+        scale = max(wanted, 1e-3 * largest)
         found += [abs(norm - wanted) / scale, abs(probe - wanted_probe) / scale]
     return max(found)
 

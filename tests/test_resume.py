@@ -113,7 +113,12 @@ def test_a_killed_fsdp2_run_resumes_from_whole_checkpoints(corpus, tmp_path):
         with Group([recipe], 2, FSDP2) as group:
             group.wait_for(stage, step)
             group.kill()
-    assert_same(finish([recipe], 2, FSDP2), wanted)
+    found = finish([recipe], 2, FSDP2)
+    for stage in ("pretraining", "finetuning"):  # the same to rounding, not to the bit as under DDP
+        curves = [torch.tensor([list(p.values()) for p in run[0][stage]["curve"]]) for run in (found, wanted)]
+        torch.testing.assert_close(*curves, rtol=1e-5, atol=0)
+    for name, value in wanted[1].items():
+        torch.testing.assert_close(found[1][name], value, rtol=1e-3, atol=1e-4)
 
 
 def test_sigterm_writes_a_checkpoint_and_exits_with_75(corpus, uninterrupted, tmp_path):
