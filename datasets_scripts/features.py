@@ -190,7 +190,7 @@ class FeatureStoreWriter:
         table = table.replace_schema_metadata({name: self._settings[name] for name in ("extractor", "revision")})
         name = f"features-{len(self._shards):05d}.{self.file_format}"
         if self.file_format == "arrow":
-            with pa.ipc.new_file(self.partial / name, table.schema) as writer:
+            with pa.ipc.new_stream(self.partial / name, table.schema) as writer:  # as datasets' own files
                 writer.write_table(table)
         else:
             pq.write_table(table, self.partial / name, compression="zstd", use_dictionary=False)
@@ -423,7 +423,7 @@ def _read_ids(folder: Path, shard: Mapping[str, Any]) -> list[str]:
     path = _check_size(folder, shard)
     try:
         if path.suffix == ".arrow":
-            return pa.ipc.open_file(pa.memory_map(str(path))).read_all()["video_id"].to_pylist()
+            return pa.ipc.open_stream(pa.memory_map(str(path))).read_all()["video_id"].to_pylist()
         return pq.read_table(path, columns=["video_id"])["video_id"].to_pylist()
     except (pa.ArrowException, OSError, KeyError) as error:
         raise FeatureStoreError(f"{path}: no readable shard ({error}); copy or write the store again") from error
@@ -439,7 +439,7 @@ def _read_shard(folder: Path, shard: Mapping[str, Any], manifest: Mapping[str, A
             "write the store again"
         )
     if path.suffix == ".arrow":
-        table = pa.ipc.open_file(data).read_all()
+        table = pa.ipc.open_stream(data).read_all()
     else:
         table = pq.read_table(pa.BufferReader(data), columns=["video_id", "video_features"])
     for field in ("extractor", "revision"):  # a shard of ours says whose it is; one of others need not

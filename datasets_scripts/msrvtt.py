@@ -149,7 +149,7 @@ def official(sources: Sources, tally: Tally) -> tuple[dict[str, list[str]], dict
             place = f"{where}, videos[{number}]"
             as_object(video, place, ["video_id", "split"])
             video_id = checked_id(video["video_id"], place)
-            if video["split"] not in OFFICIAL:
+            if not isinstance(video["split"], str) or video["split"] not in OFFICIAL:
                 raise SourceError(f"{place}: split is {video['split']!r}; known are {', '.join(OFFICIAL)}")
             if video_id in split_of:
                 raise SourceError(f"{place}: {video_id!r} is there twice; remove one of them")
@@ -157,9 +157,10 @@ def official(sources: Sources, tally: Tally) -> tuple[dict[str, list[str]], dict
         for number, sentence in enumerate(as_list(data["sentences"], f"{where}, sentences")):
             place = f"{where}, sentences[{number}]"
             as_object(sentence, place, ["video_id", "caption"])
-            if sentence["video_id"] not in captions:
-                raise SourceError(f"{place}: clip {sentence['video_id']!r} is not among the videos; complete the file")
-            captions[sentence["video_id"]] += clean_texts([sentence["caption"]], tally)
+            video_id = checked_id(sentence["video_id"], place)
+            if video_id not in captions:
+                raise SourceError(f"{place}: clip {video_id!r} is not among the videos; complete the file")
+            captions[video_id] += clean_texts([sentence["caption"]], tally)
     return captions, split_of
 
 

@@ -317,6 +317,8 @@ def test_msrvtt_flags_a_pair_that_the_official_list_does_not_hold_out(tmp_path):
         (lambda data: data.pop("videos"), "field 'videos' is missing"),
         (lambda data: data["videos"].append(data["videos"][0]), r"videos\[17\]: 'video0' is there twice"),
         (lambda data: data["videos"][2].update(split="dev"), r"videos\[2\]: split is 'dev'; known are train"),
+        (lambda data: data["videos"][2].update(split=["train"]), r"videos\[2\]: split is \['train'\]; known are"),
+        (lambda data: data["sentences"][0].update(video_id=["video0"]), r"sentences\[0\]: \['video0'\] is no clip id"),
         (lambda data: data["videos"][2].pop("split"), r"videos\[2\]: field 'split' is missing"),
         (lambda data: data["sentences"].append({"video_id": "videoX", "caption": "x"}), "'videoX' is not among"),
         (lambda data: data.update(sentences={}), "sentences: dict instead of a list"),

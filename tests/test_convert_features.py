@@ -2,6 +2,7 @@
 
 import pickle
 
+import datasets
 import h5py
 import numpy as np
 import pytest
@@ -174,6 +175,20 @@ def test_arrow_and_parquet_stores_hold_the_same_and_give_windows_of_it(tmp_path)
                     store.window(video_id, *window)
             store[video_id][:] = 0  # the caller's own
             assert np.array_equal(store[video_id], features)
+
+
+@pytest.mark.parametrize("file_format", ["arrow", "parquet"])
+def test_datasets_loads_and_streams_the_shards_as_they_are(file_format, tmp_path):
+    clips = ragged_clips(5)
+    arrow_and_parquet(tmp_path, clips)
+    files = str(tmp_path / file_format / "features-*")
+    for streaming in (False, True):
+        cache = tmp_path / "cache"
+        rows = datasets.load_dataset(
+            file_format, data_files=files, split="train", streaming=streaming, cache_dir=cache
+        )
+        found = {row["video_id"]: np.array(row["video_features"], np.float16) for row in rows}
+        assert all(np.array_equal(found[video_id], clips[video_id]) for video_id in clips) and len(found) == 5
 
 
 @pytest.mark.parametrize("file_format", ["arrow", "parquet"])
