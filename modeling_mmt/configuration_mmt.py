@@ -127,7 +127,6 @@ class MMTConfig(PreTrainedConfig):
 
     model_type = "mmt"
     sub_configs = {"text_config": AutoConfig}
-    custom_pipelines = CUSTOM_PIPELINES  # read by `pipeline`
 
     text_config: Any = None  # a dict or a PreTrainedConfig when given, a PreTrainedConfig ever after
     video_feature_dims: list[int] | tuple[int, ...] = (512, 512)
@@ -177,6 +176,11 @@ class MMTConfig(PreTrainedConfig):
             text.num_hidden_layers = self.text_output_layer
         self.video_feature_dims = list(self.video_feature_dims)
         super().__post_init__(**kwargs)
+
+    @property
+    def custom_pipelines(self) -> dict[str, Any]:
+        """Read by `pipeline`; a copy each time, because `pipeline` writes into it."""
+        return deepcopy(CUSTOM_PIPELINES)
 
     @property
     def video_feature_dim(self) -> int:
