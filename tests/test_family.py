@@ -79,7 +79,7 @@ class FamilyTest(ModelTesterMixin):
     _is_composite = True
 
     def setUp(self):
-        # The suite's own puts seven names of an epsilon on every configuration; ours refuses names that it does not have.
+        # The suite's own puts seven names of an epsilon on every configuration; ours refuses names that it lacks.
         less_flaky = patch.object(test_modeling_common, "set_config_for_less_flaky_test", widen_norms)
         self.enterContext(less_flaky)
 
