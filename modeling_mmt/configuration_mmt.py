@@ -38,7 +38,7 @@ MAX_LAYERS, MAX_SIZE, MAX_PARAMETERS = 1024, 2**20, 2**34  # 2**34 float32 param
 # Keys of a config.json that are transformers' own; any other that is no field here is a mistake, or a newer version's.
 TRANSFORMERS_KEYS = (
     {"auto_map", "model_type", "name_or_path", "num_labels", "torch_dtype", "transformers_weights"}
-    | {"output_attentions", "attn_implementation", "experts_implementation", "per_layer_config"}
+    | {"output_attentions", "attn_implementation", "experts_implementation", "per_layer_config", "tie_word_embeddings"}
     | set(GenerationConfig().to_dict())
     | set(PreTrainedConfig().to_dict())
 )
@@ -179,7 +179,7 @@ class MMTConfig(PreTrainedConfig):
 
     @property
     def custom_pipelines(self) -> dict[str, Any]:
-        """Our own tasks of `pipeline`, which writes into what it reads: hence a copy."""
+        """Read by `pipeline`; a copy each time, because `pipeline` writes into it."""
         return deepcopy(CUSTOM_PIPELINES)
 
     @property

@@ -44,7 +44,11 @@ def pinned_snapshot(
     """
     folder = Path(
         snapshot_download(
-            repo_id, repo_type=repo_type, revision=revision, cache_dir=Path(cache_dir) if cache_dir else None, token=token
+            repo_id,
+            repo_type=repo_type,
+            revision=revision,
+            cache_dir=Path(cache_dir) if cache_dir else None,
+            token=token,
         )
     )
     verify_snapshot(folder)

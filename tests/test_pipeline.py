@@ -64,7 +64,7 @@ def test_the_pipeline_finds_what_our_embeddings_find(folder, clips, wanted):
     search = pipeline("text-to-video-retrieval", model=str(folder), pipeline_class=MMTSearchPipeline, device="cpu")
     index = search.index(clips, batch_size=2)
     assert index.embeds.shape == (6, 10)
-    assert len({tuple(name for name, _ in hits) for hits in wanted}) > 1  # queries find different clips
+    assert len({round(hits[0][1], 3) for hits in wanted}) == 3  # queries differ
     assert_equal(search(QUERIES, index=index, top_k=3), wanted)
     assert_equal([search(QUERIES[0], index=index, top_k=3)], wanted[:1])
     assert len(search(QUERIES[0], index=index, top_k=99)) == 6
@@ -89,5 +89,6 @@ def test_a_stranger_searches_by_the_folders_own_code(folder, clips, wanted, tmp_
 
 
 def test_without_trust_the_folders_code_is_not_run(folder):
-    with pytest.raises(ValueError, match="trust_remote_code=True"):
-        pipeline("text-to-video-retrieval", model=str(folder))
+    for _ in range(2):  # `pipeline` writes into what it reads from the configuration
+        with pytest.raises(ValueError, match="trust_remote_code=True"):
+            pipeline("text-to-video-retrieval", model=str(folder))
