@@ -225,7 +225,7 @@ class SearchIndex:
         done = api.upload_folder(
             repo_id=repo_id,
             repo_type="dataset",
-            folder_path=folder,
+            folder_path=Path(folder),
             allow_patterns=[EMBEDDINGS, CLIPS, INDEX],
             commit_message=f"Index of {len(self)} clips",
         )

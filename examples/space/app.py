@@ -63,7 +63,7 @@ class Checkpoint(NamedTuple):
 
     model: Any
     processor: Any
-    index: SearchIndex
+    clips: SearchIndex
 
 
 class Page:
@@ -131,7 +131,7 @@ class Page:
         if row is None or label is None:
             return message("Pick a clip and a kind of pre-training first.")
         queries = {language: names[row] for language, names in self.names.items()}
-        index = self.checkpoints[label].index
+        index = self.checkpoints[label].clips
         found = self.find_texts(label, tuple(queries.values()), len(index))
         parts = []
         for (language, name), hits in zip(queries.items(), found, strict=True):
