@@ -22,11 +22,11 @@ from __future__ import annotations
 import argparse
 import datetime
 import os
-import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,7 @@ def contestants(vectors: torch.Tensor, queries: torch.Tensor, ours: dict[str, Ex
         "FAISS flat": lambda: faiss.knn(query_array, corpus_array, TOP, metric=faiss.METRIC_INNER_PRODUCT)[1],
     }
     for screen in ("float32", "bfloat16", "int8"):
-        runs[f"ours, {screen} screen"] = lambda screen=screen: ours[screen].search(queries, TOP)[1].numpy()  # type: ignore[misc]
+        runs[f"ours, {screen} screen"] = partial(screened, ours[screen], queries)
     if len(queries) <= USEARCH_QUERIES:
         runs["usearch float32"] = lambda: usearch_ids(corpus_array, query_array, threads)
         eighths = ours["int8"]._screens["int8"].values.numpy()
@@ -87,6 +87,11 @@ def contestants(vectors: torch.Tensor, queries: torch.Tensor, ours: dict[str, Ex
     runs["limit: read once"] = lambda: read_once(vectors)
     runs["limit: products"] = lambda: products(vectors, queries)
     return runs
+
+
+def screened(search: ExactSearch, queries: torch.Tensor) -> Ids:
+    """Rows, one line a query."""
+    return search.search(queries, TOP)[1].numpy()
 
 
 def usearch_ids(corpus_array: np.ndarray, query_array: np.ndarray, threads: int) -> Ids:
@@ -147,7 +152,7 @@ def race(
             processor, start = time.process_time(), time.perf_counter()
             found = run()
             timed[name].seconds.append(time.perf_counter() - start)
-            timed[name].outcome.setdefault("processor_seconds", []).append(time.process_time() - processor)
+            timed[name].cpu_seconds.append(time.process_time() - processor)
             if repeat or found is None:
                 continue
             outcome = timed[name].outcome
@@ -220,7 +225,8 @@ def main(argv: list[str] | None = None) -> int:
     facts = {
         "benchmark": "b5_search",
         "command": f"python benchmarks/b5_search.py --rows {' '.join(map(str, arguments.rows))} "
-        f"--queries {' '.join(map(str, arguments.queries))} --repeats {arguments.repeats}",
+        f"--queries {' '.join(map(str, arguments.queries))} --repeats {arguments.repeats} "
+        f"--threads {arguments.threads}",
         "date": datetime.date.today().isoformat(),
         "machine": {
             "cpu": harness.cpu(),
@@ -245,7 +251,7 @@ def print_table(num_rows: int, num_queries: int, timed: dict[str, harness.Measur
     print("| contestant | ms, median (lowest to highest) | processor ms | recall@10 |\n|---|---|---|---|", flush=True)
     for name, m in timed.items():
         low, middle, high = (1e3 * value for value in (min(m.seconds), m.median, max(m.seconds)))
-        busy = 1e3 * statistics.median(m.outcome["processor_seconds"])
+        busy = 1e3 * m.cpu_median
         recall = m.outcome.get("recall_at_10")
         told = "" if recall is None else f"{recall:.4f}"
         print(f"| {name} | {middle:.1f} ({low:.1f} to {high:.1f}) | {busy:.0f} | {told} |", flush=True)

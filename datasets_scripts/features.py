@@ -406,7 +406,9 @@ class _Shard:
 
 
 def _check_size(folder: Path, shard: Mapping[str, Any]) -> Path:
-    if not re.fullmatch(rf"features-\d+\.({'|'.join(FILE_FORMATS)})", shard["file"]):  # the manifest may be a stranger's
+    if not re.fullmatch(
+        rf"features-\d+\.({'|'.join(FILE_FORMATS)})", shard["file"]
+    ):  # the manifest may be a stranger's
         raise FeatureStoreError(f"{folder / MANIFEST}: no name of a shard: {shard['file']!r}; write the store again")
     path = folder / shard["file"]
     if not path.is_file():

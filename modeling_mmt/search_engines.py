@@ -89,14 +89,16 @@ class FaissSearch:
         """FAISS's way to say which rows may be found, which differs between kinds of index."""
         import faiss
 
+        library: Any = faiss  # whose type stubs lack these keywords
+
         selector = faiss.IDSelectorBatch(allowed.nonzero()[:, 0].numpy())
         index = faiss.downcast_index(self.index)
         if isinstance(index, faiss.IndexIVF):
-            return faiss.SearchParametersIVF(sel=selector, nprobe=index.nprobe)
+            return library.SearchParametersIVF(sel=selector, nprobe=index.nprobe)
         if isinstance(index, faiss.IndexHNSW):
-            return faiss.SearchParametersHNSW(sel=selector, efSearch=index.hnsw.efSearch)
+            return library.SearchParametersHNSW(sel=selector, efSearch=index.hnsw.efSearch)
         if isinstance(index, faiss.IndexFlat | faiss.IndexScalarQuantizer | faiss.IndexPQ):
-            return faiss.SearchParameters(sel=selector)
+            return library.SearchParameters(sel=selector)
         raise ValueError(f"a {type(index).__name__} of FAISS takes no filter here; use Flat, SQ, PQ, IVF or HNSW")
 
 
@@ -140,7 +142,7 @@ class QdrantSearch:
         client.create_collection(collection, vectors_config=vectors, shard_number=shards)
         for start in range(0, len(embeddings), POINTS_AT_ONCE):
             block = embeddings[start : start + POINTS_AT_ONCE]
-            ids = list(range(start, start + len(block)))
+            ids: list[Any] = list(range(start, start + len(block)))
             client.upsert(collection, models.Batch(ids=ids, vectors=block.tolist()), wait=True)
         return cls(client, collection)
 

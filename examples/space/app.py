@@ -63,7 +63,7 @@ class Checkpoint(NamedTuple):
 
     model: Any
     processor: Any
-    index: SearchIndex  # type: ignore[assignment]  # hides tuple.index
+    clips: SearchIndex
 
 
 class Page:
@@ -100,8 +100,11 @@ class Page:
         model, processor, index = self.checkpoints[label]
         return index.search_texts(model, processor, texts, min(top, len(index)))
 
-    def typed(self, text: str, label: str) -> str:
+    def typed(self, text: str | None, label: str | None) -> str:
         """The clips that a typed query finds, or why it cannot be searched."""
+        if label is None:
+            return message("Choose a kind of pre-training first.")
+        text = text or ""
         if len(text) > MAX_CHARACTERS:
             return message(f"The query has {len(text):,} characters; {MAX_CHARACTERS:,} is the most. Shorten it.")
         started = time.perf_counter()
@@ -123,12 +126,12 @@ class Page:
             return ""
         return '<p class="message" role="alert">The model does not know this script; take the clips for a guess.</p>'
 
-    def picked(self, row: int | None, label: str) -> str:
+    def picked(self, row: int | None, label: str | None) -> str:
         """A clip found by its name in each language, and the clips most like it."""
-        if row is None:
-            return message("Pick a clip first.")
+        if row is None or label is None:
+            return message("Pick a clip and a kind of pre-training first.")
         queries = {language: names[row] for language, names in self.names.items()}
-        index = self.checkpoints[label].index
+        index = self.checkpoints[label].clips
         found = self.find_texts(label, tuple(queries.values()), len(index))
         parts = []
         for (language, name), hits in zip(queries.items(), found, strict=True):
