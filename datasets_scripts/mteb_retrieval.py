@@ -115,7 +115,7 @@ class TextToVideoRetrieval(AbsTaskRetrieval):
         Raises:
             ValueError: a column is missing; names the dataset.
         """
-        if self.data_loaded:
+        if getattr(self, "data_loaded", False):
             return
         source = self.metadata.dataset
         revision = None if Path(source["path"]).is_dir() else source["revision"]
