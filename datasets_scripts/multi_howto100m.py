@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import datasets
 import ijson
@@ -34,7 +34,6 @@ from datasets_scripts.sources import (  # noqa: E402
     checked_id,
     checked_language,
     clean_text,
-    utf8_stream,
 )
 
 PART_BYTES = 64 << 20  # of the source a part, about
@@ -193,32 +192,31 @@ def videos(sources: Sources, name: str) -> Iterator[tuple[str, Any]]:
     """
     where = str(sources.folder / name)
     with sources.open(name) as stream:
-        chunks = utf8_stream(stream, where)
-        first = next(chunks, b"")
-        if not first.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
+        first = stream.read(1 << 16).removeprefix(b"\xef\xbb\xbf")
+        if not first.lstrip(b" \t\r\n").startswith(b"{"):
             raise SourceError(f"{where}: no JSON object; it must be {{video_id: {{text, start, end}}}}")
         last = "the first"
         try:
-            for video_id, video in ijson.kvitems(
-                _Joined(first.removeprefix(b"\xef\xbb\xbf"), chunks), "", use_float=True
-            ):
+            for video_id, video in ijson.kvitems(_Joined(first, stream), "", use_float=True, buf_size=1 << 18):
                 yield video_id, video
                 last = repr(video_id)
-        except ijson.JSONError as error:
+        except (ijson.JSONError, UnicodeDecodeError) as error:
+            if isinstance(error, UnicodeDecodeError) or "utf" in str(error).lower():
+                raise SourceError(f"{where}: not UTF-8 after video {last}; save it as UTF-8") from error
             raise SourceError(f"{where}: no whole JSON after video {last} ({error}); download it again") from error
 
 
 class _Joined:
-    """Chunks as a stream; the size asked for is a hint that ijson does not need kept."""
+    """The bytes that were looked at, then the rest of the stream."""
 
-    def __init__(self, first: bytes, rest: Iterator[bytes]):
+    def __init__(self, first: bytes, rest: BinaryIO):
         self.first, self.rest = first, rest
 
     def read(self, size: int = -1) -> bytes:
-        if size == 0:
-            return b""
+        if size == 0 or not self.first:
+            return self.rest.read(size)
         data, self.first = self.first, b""
-        return data or next(self.rest, b"")
+        return data
 
 
 def make_read(languages: Sequence[str], temporary: Path | None = None):

@@ -4,7 +4,6 @@ A file that is missing, cut short, not UTF-8 or not what its name says is an err
 A text that a rule covers (empty, not a text, far too long) is changed or dropped as the rule says, and counted.
 """
 
-import codecs
 import csv
 import gzip
 import hashlib
@@ -297,22 +296,3 @@ def id_list(sources: Sources, name: str) -> list[str]:
 def without_ending(name: str) -> str:
     """A file's name without `.mp4`, `.avi`, `.webm`, `.mkv`, `.jpg`, `.jpeg` or `.png`."""
     return re.sub(r"\.(mp4|avi|webm|mkv|mov|jpe?g|png)$", "", name, flags=re.IGNORECASE)
-
-
-def utf8_stream(stream: BinaryIO, where: str, size: int = 1 << 20) -> Iterator[bytes]:
-    """Chunks of a stream, each checked to be UTF-8.
-
-    Raises:
-        SourceError: it is not.
-    """
-    decoder, position = codecs.getincrementaldecoder("utf-8")(), 0
-    while True:
-        data = stream.read(size)
-        try:
-            decoder.decode(data, not data)
-        except UnicodeDecodeError as error:
-            raise SourceError(f"{where}: not UTF-8 near byte {position + error.start}; save it as UTF-8") from error
-        position += len(data)
-        if not data:
-            return
-        yield data

@@ -742,7 +742,7 @@ def test_the_real_files_give_their_published_counts(real_data, tmp_path):
     assert sum(len(row["caption_en"]) for row in train) == 5 * 29000 - 11 and all(
         len(row["parallel_en"]) == 1 for row in train
     )
-    assert {len(row["caption_de"]) for row in train} == {5, 6}  # a few translations are independent captions, too
+    assert {len(row["caption_de"]) for row in train} <= {4, 5, 6}  # a few translations are independent captions, too
     assert sum(len(row["parallel_de"]) for row in rows("test")) == 1000
 
 
