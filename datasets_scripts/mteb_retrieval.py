@@ -95,6 +95,7 @@ class TextToVideoRetrieval(AbsTaskRetrieval):
     """
 
     metadata = EMOJI9
+    data_loaded: bool
     k_values = (1, 5, 10, 20, 100)  # MTEB's own go on to 1000; the ranking is kept down to the last
 
     def __init__(

@@ -99,7 +99,7 @@ def test_lora_moves_the_encoder_everywhere_and_leaves_an_ordinary_checkpoint(cor
         )
 
 
-@pytest.mark.parametrize("more", [[], ["--lora"]], ids=["whole", "lora"])
+@pytest.mark.parametrize("more", [[], pytest.param(["--lora"], marks=pytest.mark.slow)], ids=["whole", "lora"])
 def test_two_processes_take_the_step_of_one_with_the_whole_batch(corpus, start, tmp_path, more):
     """Nothing is drawn: one caption a clip, no noise, no dropout, and the whole training split is one batch."""
     size = 40

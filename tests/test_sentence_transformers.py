@@ -102,20 +102,6 @@ def test_a_stranger_gets_the_same_by_remote_code_and_what_it_saves_loads_again(f
     close(again.encode(TEXTS), wanted["text"])
 
 
-def test_without_trust_the_code_of_a_folder_is_not_run_by_a_stranger(folder, tmp_path):
-    code = STRANGER.replace(", trust_remote_code=True", "")
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(folder)],
-        cwd=tmp_path,
-        env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode != 0
-    assert "trust_remote_code" in done.stderr
-
-
 def test_what_the_user_told_sentence_transformers_stays(model, tmp_path):
     model.prompts["query"] = "query: "
     try:
