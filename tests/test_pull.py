@@ -57,8 +57,11 @@ OWNER = "import modeling_mmt\n" + LOAD
 
 
 def embeds(model):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the processes that load it have: bit for bit means the same sums
     with torch.no_grad():
         output = model(**build_processor()(CAPTIONS, build_clips([3, 5])))
+    torch.set_num_threads(threads)
     return {key: output[key] for key in ("text_embeds", "video_embeds")}
 
 
