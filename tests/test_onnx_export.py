@@ -40,6 +40,15 @@ def test_both_towers_give_our_embeddings_at_any_batch_and_length(exported, make_
         assert torch.pdist(wanted_text).min() > 0.05 and torch.pdist(wanted_video).min() > 0.05
 
 
+def test_an_embedding_leaves_its_file_with_unit_norm(exported, make_clips):
+    folder, _ = exported
+    processor, towers = AutoProcessor.from_pretrained(folder), OnnxModel(folder)
+    text = towers.get_text_features(**processor(CAPTIONS)).pooler_output
+    video = towers.get_video_features(**processor(video_features=make_clips())).pooler_output
+    torch.testing.assert_close(text.norm(dim=-1), torch.ones(4))
+    torch.testing.assert_close(video.norm(dim=-1), torch.ones(4))
+
+
 def test_the_files_say_their_inputs_and_free_axes(exported):
     folder, _ = exported
     for kind, axis, names in (
