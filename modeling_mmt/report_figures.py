@@ -184,7 +184,7 @@ def gap_bars(
     languages = sorted(ours, key=lambda language: zero_shot[language] - translate_train[language])
     with matplotlib.rc_context(STYLE):
         figure, axes = _canvas(7.4, 1.0 + 0.27 * len(languages))
-        right = 1.08 * max(*zero_shot.values(), *ours.values(), *translate_train.values())
+        right = 1.22 * max(*zero_shot.values(), *ours.values(), *translate_train.values())
         for row, language in enumerate(languages):
             low, here, high = zero_shot[language], ours[language], translate_train[language]
             axes.plot([low, high], [row, row], color=PALE, linewidth=5, solid_capstyle="butt", zorder=1)

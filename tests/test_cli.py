@@ -259,7 +259,7 @@ def test_the_installed_wheel_has_the_command_the_template_and_the_corpus(checkpo
         assert done.returncode == code, done.stderr[-2000:]
         return done
 
-    assert "examples:" in mmt("--help").stdout
+    assert "mmt evaluate runs/demo/mmp_en" in mmt("--help").stdout
     told = json.loads(mmt("evaluate", checkpoint, "--json").stdout)
     assert told["n_clips"] == 12
     mmt("report", checkpoint, "--output_dir", "r")
