@@ -264,6 +264,7 @@ def test_the_installed_wheel_has_the_command_the_template_and_the_corpus(checkpo
     assert told["n_clips"] == 12
     mmt("report", checkpoint, "--output_dir", "r")
     assert (tmp_path / "r" / "report.html").stat().st_size > 50_000
-    refused = mmt("evaluate", checkpoint, "--dataset", "emoji9", "--split", "test", "--features", "nowhere", code=2)
+    names = ["--dataset", "emoji9", "--text_column", "name", "--features", "nowhere"]
+    refused = mmt("evaluate", checkpoint, *names, code=2)
     assert "Traceback" not in refused.stderr
     assert "nowhere" in refused.stderr  # emoji9 itself was found

@@ -9,8 +9,6 @@ from datasets_scripts.features import FeatureStores
 from modeling_mmt.evaluation import Question, evaluate, open_checkpoint, open_corpus
 from modeling_mmt.retrieval import embed_texts
 
-pytest.importorskip("modeling_mmt.search", reason="the search library is merged on its own")
-
 QUERIES = ["red dog", "weißer Wal"]
 
 

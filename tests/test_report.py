@@ -17,7 +17,7 @@ import train
 from modeling_mmt import report, report_figures
 from modeling_mmt.evaluation import Corpus, Evaluation, Question
 from modeling_mmt.published_results import LANGUAGES, MULTI_MSRVTT
-from modeling_mmt.report_measures import measure
+from modeling_mmt.report_measures import hits_by_clip, measure
 from modeling_mmt.report_page import Card, Clip, Figure, Gallery, Heading, Page, Table, Text, Words
 from modeling_mmt.report_sections import Reporter
 from modeling_mmt.retrieval import ranks_by_language
@@ -224,6 +224,15 @@ def test_several_captions_a_clip_and_a_clip_without_one_are_reported():
     for language, figures in evaluation.figures["all"]["v2t"].items():
         assert mine["figures"]["all"]["v2t"]["R@1"][language]["value"] == figures["R@1"]
     page.html()
+
+
+def test_a_clips_hits_are_the_mean_over_its_captions():
+    corpus, evaluation = made_up(several=True)
+    rows, _ = corpus.aligned
+    for language, hits in hits_by_clip(evaluation, corpus, "t2v").items():
+        found = list(zip(evaluation.ranks["all"]["t2v"][language], corpus.clip_of[language], strict=True))
+        expected = [100.0 * np.mean([rank <= 1 for rank, owner in found if owner == row]) for row in rows]
+        np.testing.assert_allclose(hits, expected)
 
 
 @pytest.mark.parametrize(
