@@ -18,6 +18,7 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ def copying(num_clips: int, folder: Path) -> Callable[[str], np.ndarray]:
     parts = dict(clips(num_clips))
     flat = np.concatenate(list(parts.values()))
     ends = np.cumsum([len(part) for part in parts.values()]).tolist()
-    spans = dict(zip(parts, zip([0, *ends], ends, strict=False), strict=True))
+    spans = dict(zip(parts, pairwise([0, *ends]), strict=True))
     return lambda video_id: flat[slice(*spans[video_id])].copy()
 
 

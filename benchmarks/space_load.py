@@ -23,6 +23,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import cycle, islice
 from pathlib import Path
 
 import harness
@@ -120,7 +121,7 @@ def main(argv: list[str] | None = None) -> int:
         pages = open_page(address, arguments.repeats, arguments.browser)
         queries = [
             ask(address, f"{word} {number}", arguments.label)
-            for number, word in zip(range(10 * arguments.repeats), WORDS * 10, strict=False)
+            for number, word in enumerate(islice(cycle(WORDS), 10 * arguments.repeats))
         ]
         busy: list[float] = []
         errors: list[str] = []

@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from hashlib import blake2b
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -99,8 +100,8 @@ class Cues:
         cues = self._valid(video)
         if cues is None:
             return None
-        if any(later[0] < cue[0] for cue, later in zip(cues, cues[1:], strict=False)):
-            self.tally.count("unordered", sum(b[0] < a[0] for a, b in zip(cues, cues[1:], strict=False)))
+        if unordered := sum(later[0] < cue[0] for cue, later in pairwise(cues)):
+            self.tally.count("unordered", unordered)
             cues.sort(key=lambda cue: cue[0])
         cues = self._without_overlap(self._without_roll_up(cues))
         if seconds is not None:

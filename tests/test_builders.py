@@ -723,7 +723,7 @@ def test_whatever_the_cues_what_is_kept_is_in_order_without_overlap_and_within_t
     texts, starts, ends = kept
     assert len(texts) == len(starts) == len(ends) > 0 and all(texts)
     assert all(start < end for start, end in zip(starts, ends, strict=True))
-    assert all(end <= start for end, start in zip(ends, starts[1:], strict=False))
+    assert all(end <= start for end, start in zip(ends[:-1], starts[1:], strict=True))
     assert seconds is None or ends[-1] <= seconds
 
 

@@ -6,10 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import local_hub
 import official_files
 import pytest
 
-local_hub = pytest.importorskip("local_hub", reason="tests/local_hub.py, the Hub stand-in, is not there")
 ROOT = Path(__file__).resolve().parent.parent
 
 PULL = """

@@ -12,6 +12,7 @@ from modeling_mmt import search as search_module
 from modeling_mmt.search import CLIPS, EMBEDDINGS, INDEX, SearchIndex, SearchIndexError, model_fingerprint
 from modeling_mmt.search_engines import FaissSearch, QdrantSearch
 
+SEARCH = "an optional engine: extra `search`"
 NUM_CLIPS = 30
 IDS = ["../../etc/passwd", "/abs", "a/b", "nul\0", "clip with spaces", *(f"clip-{row}" for row in range(5, NUM_CLIPS))]
 TEXTS = ["red dog", "Hund rennt", "home"]
@@ -210,11 +211,11 @@ def test_bad_embeddings_and_ids_are_named():
 def engine(request):
     vectors = unit(400, 16)
     if request.param == "qdrant":
-        client = pytest.importorskip("qdrant_client").QdrantClient(":memory:")
+        client = pytest.importorskip("qdrant_client", reason=SEARCH).QdrantClient(":memory:")
         yield vectors, QdrantSearch.upload(client, "clips", vectors)
         client.close()
         return
-    pytest.importorskip("faiss")
+    pytest.importorskip("faiss", reason=SEARCH)
     yield vectors, FaissSearch(vectors, request.param, nprobe=4 if request.param.startswith("IVF") else None)
 
 
@@ -254,13 +255,13 @@ def test_an_engine_names_bad_requests(engine):
 
 
 def test_a_factory_string_that_is_none_is_named():
-    pytest.importorskip("faiss")
+    pytest.importorskip("faiss", reason=SEARCH)
     with pytest.raises(ValueError, match="factory is 'Nonsense', which FAISS cannot build from 50 vectors"):
         FaissSearch(unit(50, 16), "Nonsense")
 
 
 def test_a_collection_is_made_once_and_asked_only_if_there():
-    client = pytest.importorskip("qdrant_client").QdrantClient(":memory:")
+    client = pytest.importorskip("qdrant_client", reason=SEARCH).QdrantClient(":memory:")
     with pytest.raises(ValueError, match="no collection 'clips'"):
         QdrantSearch(client, "clips")
     QdrantSearch.upload(client, "clips", unit(5, 4))
