@@ -15,10 +15,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TOKENIZERS_PARALLELISM := false
 
 .PHONY: help install fix check test test-slow test-real test-family test-system test-floors test-newest test-python \
-	demo table table-quick ablations bench clean
+	demo table table-quick table-storybook8 ablations bench clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "%-17s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 # An existing environment is used as it is: python3.11 is what the suite runs on, a newer python3 is taken without it.
 $(PY):
@@ -104,6 +104,9 @@ table: $(STAMP)  ## the whole grid on emoji9, 3 seeds; hours, resumes row by row
 
 table-quick: $(STAMP)  ## the same path with one seed; at most 20 minutes
 	$(PY) recipes/run.py table --quick $(ARGS)
+
+table-storybook8: $(STAMP)  ## the same rows on picture books: make table-storybook8 DATA=<folder with storybook8/>
+	$(PY) recipes/run_storybook8.py --data_dir $(DATA)/storybook8 $(ARGS)
 
 ablations: $(STAMP)  ## one switch at a time, on validation
 	$(PY) recipes/run.py ablations $(ARGS)

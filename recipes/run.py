@@ -170,12 +170,13 @@ class Run:
     seed: int
     folder: Path
     work_dir: Path
+    options: Sequence[str] = ("--data.other_text_columns", "[keywords]")
 
     @property
     def command(self) -> list[str]:
         """What is run."""
         options = ["--seed", str(self.seed), "--output_dir", str(self.folder)]
-        options += ["--work_dir", str(self.work_dir / "stages"), "--data.other_text_columns", "[keywords]"]
+        options += ["--work_dir", str(self.work_dir / "stages"), *self.options]
         return [sys.executable, "train.py", str(self.folder / "recipe.yaml"), *options]
 
     def is_done(self) -> bool:
