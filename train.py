@@ -57,7 +57,7 @@ from modeling_mmt.micro_batches import MicroBatches, micro_batches
 from modeling_mmt.model_card import write_card
 from modeling_mmt.packaged_encoders import resolve_encoder
 from modeling_mmt.pooling_mmt import masked_mean
-from modeling_mmt.retrieval import embed_texts, embed_videos, ranks, ranks_by_language, retrieval_metrics
+from modeling_mmt.retrieval import embed_texts, embed_videos, ranks, retrieval_metrics
 from modeling_mmt.sharding import average_gradients, clip_grad_norm, copy_to_shard, shard, wants_sharding
 from modeling_mmt.streaming_loss import contrastive_loss
 from modeling_mmt.training_arguments import (
@@ -446,26 +446,26 @@ class Run:
         if data.exclude_column:
             parts[f"without_{data.exclude_column}"] = torch.tensor(self.splits[split][data.exclude_column])
         metric = evaluate.load(str(Path(__file__).parent / "metrics" / "retrieval"))
-        figures: dict[str, Any] = {}
-        ranked: dict[str, Any] = {}
+        figures: dict[str, Any] = {part: {"t2v": {}, "v2t": {}} for part in parts}
+        ranked: dict[str, Any] = {part: {"t2v": {}, "v2t": {}} for part in parts}
         for part, exclude in parts.items():
-            figures[part] = {"t2v": {}, "v2t": {}}
             for language, embeds in texts.items():
                 clip_of = torch.tensor(targets[language])
                 kept, gallery = embeds[~exclude[clip_of]], clips[~exclude]
                 clip_of = (torch.cumsum(~exclude, 0) - 1)[clip_of[~exclude[clip_of]]]
                 captions_of = [torch.where(clip_of == clip)[0].tolist() for clip in range(len(gallery))]
                 described = [clip for clip, captions in enumerate(captions_of) if captions]
-                figures[part]["t2v"][language] = metric.compute(
-                    predictions=kept, references=clip_of, gallery_embeds=gallery
-                )
-                figures[part]["v2t"][language] = metric.compute(
+                t2v = metric.compute(predictions=kept, references=clip_of, gallery_embeds=gallery, return_ranks=True)
+                v2t = metric.compute(
                     predictions=gallery[described],
                     references=[captions_of[clip] for clip in described],
                     gallery_embeds=kept,
+                    return_ranks=True,
                 )
-            found = ranks_by_language(texts, clips, targets, exclude)
-            ranked[part] = {way: {key: value.tolist() for key, value in of.items()} for way, of in found.items()}
+                ranked[part]["t2v"][language] = t2v.pop("ranks").tolist()
+                of_clips = dict(zip(described, v2t.pop("ranks").tolist(), strict=True))
+                ranked[part]["v2t"][language] = [of_clips.get(clip, math.nan) for clip in range(len(gallery))]
+                figures[part]["t2v"][language], figures[part]["v2t"][language] = t2v, v2t
         return figures, ranked
 
     def is_told_to_stop(self) -> bool:

@@ -49,6 +49,12 @@ def test_several_correct_items_are_lists(metric):
     assert found == retrieval_metrics(ranks_from_scores(scores, same_length))
 
 
+def test_the_ranks_behind_the_figures_come_when_asked_for(metric):
+    found = metric.compute(predictions=[[0.9, 0.1], [0.8, 0.3]], references=[0, 1], return_ranks=True)
+    assert found.pop("ranks").tolist() == [1.0, 2.0]
+    assert found == metric.compute(predictions=[[0.9, 0.1], [0.8, 0.3]], references=[0, 1])
+
+
 def test_a_nan_score_is_an_error_that_names_the_row(metric):
     with pytest.raises(ValueError, match="row 1"):
         metric.compute(predictions=[[1.0, 0.0], [np.nan, 0.0]], references=[0, 1])

@@ -24,8 +24,10 @@ Args:
         are correct (the best-ranked one counts).
     gallery_embeds (array, optional): `(gallery items, width)` embeddings, scored by inner product in blocks: memory
         stays proportional to the number of items, and queries may be added batch by batch, or by several processes.
+    return_ranks (bool, optional): whether to return each query's rank too.
 Returns:
-    A dictionary: 'R@1', 'R@5', 'R@10', 'MRR' in percent; 'MedR', 'MeanR' as ranks.
+    A dictionary: 'R@1', 'R@5', 'R@10', 'MRR' in percent; 'MedR', 'MeanR' as ranks; with `return_ranks` also 'ranks',
+    one float a query, 1 = best.
 Examples:
     >>> import evaluate
     >>> metric = evaluate.load("metrics/retrieval")
@@ -60,8 +62,10 @@ class Retrieval(evaluate.Metric):
             ],
         )
 
-    def _compute(self, predictions, references, gallery_embeds=None):
+    def _compute(self, predictions, references, gallery_embeds=None, return_ranks=False):
         predictions = np.asarray(predictions, dtype=np.float32)
         if gallery_embeds is None:
-            return retrieval_metrics(ranks_from_scores(predictions, references))
-        return retrieval_metrics(ranks(predictions, gallery_embeds, references))
+            found = ranks_from_scores(predictions, references)
+        else:
+            found = ranks(predictions, gallery_embeds, references)
+        return retrieval_metrics(found) | ({"ranks": found} if return_ranks else {})
