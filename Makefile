@@ -70,10 +70,10 @@ test-newest:  ## the suite with the newest versions that pip finds
 	.venv-newest/bin/python -m pytest -q $(ARGS)
 
 V ?= 3.12
-test-python:  ## the suite on another Python: make test-python V=3.13
+test-python:  ## the suite on another Python, extras and all: make test-python V=3.13
 	python$(V) -m venv .venv-$(V)
-	.venv-$(V)/bin/python -m pip install -c constraints.txt -e ".[test,report,train]"
-	.venv-$(V)/bin/python -m pytest -q $(ARGS)
+	.venv-$(V)/bin/python -m pip install -c constraints.txt -e ".[test,report,train,data,search,plugins]"
+	.venv-$(V)/bin/python -m pytest -q -rs $(ARGS)
 
 $(STAMP)-family: $(STAMP)
 	$(PY) -m pip install -c constraints.txt -e ".[family]"

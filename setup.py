@@ -40,18 +40,19 @@ EXTRAS_REQUIRE = {
     "test": ["hypothesis>=6.100", "pytest>=8.3"],
     "dev": ["mypy>=1.14", "pre-commit>=4.0", "pre-commit-hooks>=5.0", "ruff>=0.9", "types-PyYAML", "types-tqdm"],
     # Other libraries that load a checkpoint: sentence-transformers, MTEB, ONNX Runtime, PEFT for LoRA.
+    # Their floors are the releases of constraints.txt: nothing older was tested.
     "plugins": [
-        "mteb>=2.26",
-        "onnx>=1.19",
-        "onnxruntime>=1.22",
-        "onnxscript>=0.5",
-        "peft>=0.18",
-        "sentence-transformers>=6.0",
+        "mteb>=2.26.24",
+        "onnx>=1.23.2",
+        "onnxruntime>=1.32",
+        "onnxscript>=0.7.2",
+        "peft>=0.21.2",
+        "sentence-transformers>=6.2",
     ],
     # What transformers' own test suite imports: `make test-family`.
     "family": ["parameterized>=0.9"],
     # The peers that benchmarks/ times beside ours. open_clip is not here: it needs torchvision, as timm does.
-    "bench": ["faiss-cpu>=1.9", "sentence-transformers>=6.0", "usearch>=2.16", "webdataset>=1.0"],
+    "bench": ["faiss-cpu>=1.9", "sentence-transformers>=6.2", "usearch>=2.16", "webdataset>=1.0"],
 }
 EXTRAS_REQUIRE["train"] = EXTRAS_REQUIRE["tensorboard"]
 
@@ -68,7 +69,7 @@ setup(
     packages=["modeling_mmt", "datasets_scripts"],
     package_data={"modeling_mmt": ["model_card.md", "*.jinja"], "datasets_scripts": ["emoji9/**"]},
     entry_points={"console_scripts": ["mmt = modeling_mmt.cli:main"]},
-    python_requires=">=3.11",
+    python_requires=">=3.11,<3.13",  # the versions that the suite ran on
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,
     classifiers=[
@@ -78,6 +79,7 @@ setup(
         "Operating System :: OS Independent",
         "Programming Language :: Python :: 3",
         "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],
 )

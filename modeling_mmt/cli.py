@@ -5,7 +5,7 @@ Examples:
   mmt evaluate runs/demo/mmp_en --languages sw vi --json     of two languages, as JSON
   mmt search runs/demo/mmp_en "con chó" "睡觉的猫" --top 5    clips for queries in any language
   mmt report runs/demo/mmp_en --compare runs/demo/none_en    one HTML file that shows where it is good and where not
-  mmt publish runs/demo/mmp_en org/name                      a Hub repository with card and figures
+  mmt publish runs/demo/mmp_en org/name --tag v1.0           a Hub repository with card and figures
 
 Each command has its own --help. Exit codes: 0 done, 2 bad input (one line says which), 130 interrupted.
 """
@@ -216,6 +216,7 @@ def add_publish(commands: Any):
     parser.add_argument("--repo_type", choices=("model", "dataset"), default="model", help="(%(default)s)")
     parser.add_argument("--revision", default="main", help="branch to commit to (%(default)s)")
     parser.add_argument("--tag", help="name of this version, such as v1.0; a tag never moves")
+    parser.add_argument("--script", action="append", default=[], help="that built the dataset; repeatable")
     parser.add_argument("--private", action="store_true", help="make a private repository")
     parser.add_argument("--message", help="of the commit")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -233,6 +234,7 @@ def publish_command(arguments: argparse.Namespace):
         tag=arguments.tag,
         private=arguments.private or None,
         message=arguments.message,
+        scripts=arguments.script,
     )
     if arguments.json:
         print_json({"repository": arguments.repository, "commit": commit, "tag": arguments.tag})

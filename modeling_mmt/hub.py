@@ -1,14 +1,12 @@
 """Publish a checkpoint or a dataset on the Hub: one commit, checked before it is sent, tagged after.
 
-    python -m modeling_mmt.hub publish runs/mmp_en org/name --tag v1.0
-    python -m modeling_mmt.hub publish datasets_scripts/emoji9 org/emoji9 --repo_type dataset --tag v1.0 \
-        --script datasets_scripts/emoji9.py
+    mmt publish runs/mmp_en org/name --tag v1.0
+    mmt publish datasets_scripts/emoji9 org/emoji9 --repo_type dataset --tag v1.0 --script datasets_scripts/emoji9.py
 
 The token is huggingface_hub's: `hf auth login`, or the variable `HF_TOKEN`. It is no option, so that no recipe, log or
 card can hold it. `snapshots.py` is the way back.
 """
 
-import argparse
 import json
 import logging
 import mmap
@@ -16,16 +14,17 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
-from huggingface_hub.errors import HfHubHTTPError, RevisionNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, RevisionNotFoundError
 from huggingface_hub.hf_api import RepoFile
 from safetensors import SafetensorError, safe_open
 
-from .model_card import METRICS_FILE, RECIPE, write_card
+from .model_card import METRICS_FILE, RECIPE, without_local_paths, write_card
 from .snapshots import SnapshotError, file_hash, load_pinned_dataset, pinned_snapshot
 
-__all__ = ["PublishError", "SnapshotError", "load_pinned_dataset", "pinned_snapshot", "publish"]
+__all__ = ["PublishError", "SnapshotError", "UploadError", "load_pinned_dataset", "pinned_snapshot", "publish"]
 
 logger = logging.getLogger(__name__)
 
@@ -37,10 +36,16 @@ TRAINING_FOLDERS = re.compile(r"checkpoint-\d+|step-\d+.*|runs|logs|__pycache__"
 # Of a model, what an earlier revision may have and this one may not: a loader would take it for this one's.
 STALE = re.compile(r"[^/]+\.safetensors|[^/]+\.safetensors\.index\.json|\w+_mmt\.py")
 TOKEN = re.compile(rb"hf_[A-Za-z0-9]{30,}")
+SECRET_NAME = re.compile(r"(TOKEN|SECRET|PASSWORD|KEY)$")  # of a variable, such as WANDB_API_KEY
+SECRET_LENGTH = 12  # a shorter value is found by chance
 
 
 class PublishError(ValueError):
     """The folder cannot be published as it is; nothing was sent. The message says what to mend."""
+
+
+class UploadError(OSError):
+    """The Hub did not take it, or did not answer. The message says why, and what to do."""
 
 
 def publish(
@@ -76,56 +81,42 @@ def publish(
 
     Raises:
         PublishError: the folder is incomplete, or a file holds an access token, or the tag is another version's.
-        huggingface_hub.errors.HfHubHTTPError: the Hub said no; the revision is as it was.
+        UploadError: the Hub said no or was out of reach; no version was changed, and the call can be repeated.
     """
     folder, api = Path(folder), HfApi(token=token)
+    with TemporaryDirectory() as scratch:
+        files = prepare(folder, Path(scratch), repo_id, repo_type, tag or revision)
+        files |= {f"scripts/build_{Path(script).name}": Path(script) for script in scripts}
+        check_card(folder, repo_id, files)
+        check_secrets(files, token or get_token())
+
+        message = message or f"Publish {tag or folder.resolve().name}"
+        try:
+            api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True)
+            commit = _commit(api, repo_id, repo_type, revision, tag, files, message)
+        except (HTTPError, RuntimeError) as error:  # huggingface_hub's for an upload that failed is the latter
+            raise UploadError(f"{repo_id}: {_reason(error, revision)}") from error
+    logger.info("%s is at %s, commit %s", repo_id, tag or revision, commit)
+    return commit
+
+
+def prepare(folder: Path, scratch: Path, repo_id: str, repo_type: str, revision: str) -> dict[str, Path]:
+    """Path in the repository to file; a model is checked, its card rendered, its recipe rid of this machine's paths.
+
+    Raises:
+        PublishError: as `published_files` and `check_checkpoint`.
+    """
     files = published_files(folder)
     if repo_type == "model":
         check_checkpoint(folder, files)
         if can_write_card(folder):
-            write_card(folder, model_id=repo_id, revision=tag or revision)
+            write_card(folder, model_id=repo_id, revision=revision)
             files = published_files(folder)
-    files |= {f"scripts/build_{Path(script).name}": Path(script) for script in scripts}
-    check_card(folder, repo_id, files)
-    check_secrets(files, token or get_token())
-
-    api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True)
-    if tag and (commit := _commit_of_tag(api, repo_id, repo_type, tag)):
-        if _is_same(api, repo_id, repo_type, commit, files):
-            return commit
-        raise PublishError(
-            f"{repo_id} has a tag {tag!r} of other files, and a tag never moves; choose another version"
-        )
-    try:
-        head = api.repo_info(repo_id, repo_type=repo_type, revision=revision).sha
-    except RevisionNotFoundError:
-        api.create_branch(repo_id, repo_type=repo_type, branch=revision)
-        head = api.repo_info(repo_id, repo_type=repo_type, revision=revision).sha
-
-    operations: list[CommitOperationAdd | CommitOperationDelete]
-    operations = [CommitOperationAdd(name, str(path)) for name, path in sorted(files.items())]
-    if repo_type == "model":
-        there = api.list_repo_files(repo_id, revision=head)
-        operations += [CommitOperationDelete(name) for name in there if STALE.fullmatch(name) and name not in files]
-    try:
-        commit = api.create_commit(
-            repo_id,
-            operations,
-            commit_message=message or f"Publish {tag or folder.resolve().name}",
-            repo_type=repo_type,
-            revision=revision,
-            parent_commit=head,
-        ).oid
-    except HfHubHTTPError as error:
-        if error.response is not None and error.response.status_code == 412:
-            error.append_to_message(
-                f"\n{repo_id}: someone committed to {revision} meanwhile; look at it, then repeat."
-            )
-        raise
-    if tag:
-        api.create_tag(repo_id, repo_type=repo_type, tag=tag, revision=commit)
-    logger.info("%s is at %s, commit %s", repo_id, tag or revision, commit)
-    return commit
+        if RECIPE in files:
+            recipe = without_local_paths(json.loads(files[RECIPE].read_text(encoding="utf-8")))
+            files[RECIPE] = scratch / RECIPE
+            files[RECIPE].write_text(json.dumps(recipe, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return files
 
 
 def published_files(folder: Path) -> dict[str, Path]:
@@ -190,14 +181,57 @@ def check_card(folder: Path, repo_id: str, files: Mapping[str, Path]):
 
 
 def check_secrets(files: Mapping[str, Path], token: str | None):
-    """Raise `PublishError` where a file holds the access token, or what looks like one."""
-    known = re.compile(TOKEN.pattern + (b"|" + re.escape(token.encode()) if token else b""))
-    for path in files.values():
+    """Raise `PublishError` where a file holds the access token or another secret of the environment, or looks so."""
+    secrets = {token or ""} | {value for name, value in os.environ.items() if SECRET_NAME.search(name)}
+    words = [re.escape(secret.encode()) for secret in sorted(secrets) if len(secret) >= SECRET_LENGTH]
+    known = re.compile(b"|".join([TOKEN.pattern, *words]))
+    for name, path in files.items():
         if path.stat().st_size == 0:
             continue
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             if found := known.search(content):
-                raise PublishError(f"{path}, byte {found.start()}: an access token; take it out and revoke it")
+                raise PublishError(f"{name}, byte {found.start()}: an access token; take it out and revoke it")
+
+
+def _commit(
+    api: HfApi,
+    repo_id: str,
+    repo_type: str,
+    revision: str,
+    tag: str | None,
+    files: Mapping[str, Path],
+    message: str,
+) -> str:
+    if tag and (tagged := _commit_of_tag(api, repo_id, repo_type, tag)):
+        if _is_same(api, repo_id, repo_type, tagged, files):
+            return tagged
+        raise PublishError(
+            f"{repo_id} has a tag {tag!r} of other files, and a tag never moves; choose another version"
+        )
+    try:
+        head = api.repo_info(repo_id, repo_type=repo_type, revision=revision).sha
+    except RevisionNotFoundError:
+        api.create_branch(repo_id, repo_type=repo_type, branch=revision)
+        head = api.repo_info(repo_id, repo_type=repo_type, revision=revision).sha
+    operations: list[CommitOperationAdd | CommitOperationDelete]
+    operations = [CommitOperationAdd(name, str(path)) for name, path in sorted(files.items())]
+    if repo_type == "model":
+        there = api.list_repo_files(repo_id, revision=head)
+        operations += [CommitOperationDelete(name) for name in there if STALE.fullmatch(name) and name not in files]
+    commit = api.create_commit(
+        repo_id, operations, commit_message=message, repo_type=repo_type, revision=revision, parent_commit=head
+    ).oid
+    if tag:
+        api.create_tag(repo_id, repo_type=repo_type, tag=tag, revision=commit)
+    return commit
+
+
+def _reason(error: Exception, revision: str) -> str:
+    response = error.response if isinstance(error, HfHubHTTPError) else None
+    if response is not None and response.status_code == 412:
+        return f"someone committed to {revision} meanwhile; look at it, then repeat"
+    words = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return f"not published, and what was there is kept; repeat the command ({words})"
 
 
 def _commit_of_tag(api: HfApi, repo_id: str, repo_type: str, tag: str) -> str | None:
@@ -211,29 +245,3 @@ def _is_same(api: HfApi, repo_id: str, repo_type: str, commit: str, files: Mappi
         entry.path: entry.lfs.sha256 if entry.lfs else entry.blob_id for entry in tree if isinstance(entry, RepoFile)
     }
     return all(name in there and file_hash(path, there[name]) == there[name] for name, path in files.items())
-
-
-def main(argv: Sequence[str] | None = None) -> str:
-    """The command line; returns the commit."""
-    parser = argparse.ArgumentParser(
-        "python -m modeling_mmt.hub", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    command = parser.add_subparsers(dest="command", required=True).add_parser("publish")
-    command.add_argument("folder")
-    command.add_argument("repo_id", metavar="org/name")
-    command.add_argument("--repo_type", choices=("model", "dataset"), default="model")
-    command.add_argument("--revision", default="main", help="branch to commit to")
-    command.add_argument("--tag", help="name of this version, such as v1.0")
-    command.add_argument("--private", action="store_true", default=None)
-    command.add_argument("--message", help="of the commit")
-    command.add_argument("--script", action="append", default=[], help="program that built the dataset; repeatable")
-    told = parser.parse_args(argv)
-    options = {key: getattr(told, key) for key in ("repo_type", "revision", "tag", "private", "message")}
-    commit = publish(told.folder, told.repo_id, scripts=told.script, **options)
-    print(commit)
-    return commit
-
-
-if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    main()

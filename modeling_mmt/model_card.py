@@ -3,9 +3,10 @@
 import json
 import os
 import platform
+import re
 from collections.abc import Mapping
 from importlib.metadata import version
-from pathlib import Path
+from pathlib import Path, PurePath, PureWindowsPath
 from typing import Any
 
 import yaml
@@ -20,6 +21,7 @@ METRICS = ("R@1", "R@5", "R@10", "MedR", "MRR")
 DIRECTIONS = {"t2v": "text-to-video", "v2t": "video-to-text"}
 PACKAGES = ("torch", "transformers", "datasets", "accelerate", "safetensors")
 NOT_STATED = "not stated"
+HUB_NAME = re.compile(r"([\w-][\w.-]*/)?[\w-][\w.-]*")
 
 
 def write_card(folder: str | os.PathLike, *, model_id: str | None = None, revision: str = "main") -> list[Path]:
@@ -38,7 +40,8 @@ def write_card(folder: str | os.PathLike, *, model_id: str | None = None, revisi
     config = MMTConfig.from_pretrained(folder)
     recipe, metrics = (json.loads((folder / name).read_text(encoding="utf-8")) for name in (RECIPE, METRICS_FILE))
     extractors = metrics["video_extractors"]
-    data, told = recipe["data"], recipe["card"]
+    told_recipe = without_local_paths(recipe)
+    data, told = told_recipe["data"], told_recipe["card"]
     split = data["test_split"] or "validation"
     figures = metrics["figures"][data["test_split"] and "test" or "validation"]
     results = _tables(figures["all"])
@@ -75,8 +78,8 @@ def write_card(folder: str | os.PathLike, *, model_id: str | None = None, revisi
         revision=revision,
         languages=languages,
         text_encoder={
-            "name": recipe["model"]["text_model"],
-            "revision": recipe["model"]["text_revision"],
+            "name": told_recipe["model"]["text_model"],
+            "revision": told_recipe["model"]["text_revision"],
             "license": told.get("text_license", NOT_STATED),
             "output_layer": config.text_config.num_hidden_layers,
             "frozen_layers": config.freeze_text_layers,
@@ -117,11 +120,30 @@ def write_card(folder: str | os.PathLike, *, model_id: str | None = None, revisi
     return [folder / "README.md", *_write_eval_results(folder, recipe, figures["all"]["t2v"])]
 
 
+def without_local_paths(value: Any) -> Any:
+    """JSON's values, such as a recipe's, that name no folder of this machine above the working directory.
+
+    An absolute path becomes relative to the working directory, and one outside it becomes its last part.
+    """
+    if isinstance(value, Mapping):
+        return {key: without_local_paths(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_local_paths(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    path: PurePath = Path(value)
+    if path.is_relative_to(Path.cwd()):
+        return path.relative_to(Path.cwd()).as_posix()
+    if PureWindowsPath(value).is_absolute():
+        path = PureWindowsPath(value)
+    return path.name if path.is_absolute() or value.startswith("~") else value
+
+
 def _write_eval_results(folder: Path, recipe: Mapping[str, Any], figures: Mapping[str, Any]) -> list[Path]:
     """The form that took `model-index`'s place; it can only name datasets that are on the Hub."""
     data = recipe["data"]
     dataset_id = recipe["card"].get("dataset_id") or ("" if Path(data["dataset"]).exists() else data["dataset"])
-    if not dataset_id:
+    if not HUB_NAME.fullmatch(dataset_id):
         return []
     entries = [
         EvalResultEntry(

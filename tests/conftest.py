@@ -220,6 +220,17 @@ def corpus(tmp_path_factory):
     return build_corpus(tmp_path_factory.mktemp("corpus"))
 
 
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A Hub of this test's own, and this process's clients pointed at it; what it refused fails the test."""
+    from local_hub import LocalHub, point_clients_at
+
+    with LocalHub(tmp_path / "hub") as hub:
+        point_clients_at(hub, tmp_path / "home", monkeypatch)
+        yield hub
+        assert hub.refused == []
+
+
 def pytest_addoption(parser):
     parser.addoption("--real_data", help="folder of the real files that the builders are run on (make test-real)")
 

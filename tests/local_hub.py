@@ -31,6 +31,8 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import datasets
+import huggingface_hub.hf_api
+import transformers.utils.hub
 from huggingface_hub import constants
 
 FAULTS = {
@@ -665,6 +667,9 @@ def point_clients_at(hub: LocalHub, home: Path, monkeypatch):
         "HF_HUB_OFFLINE": False,
     }.items():
         monkeypatch.setattr(constants, name, value)
+    # Clients that live as long as the process, and keep the address that they were made with.
+    monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", hub.endpoint)
+    monkeypatch.setattr(transformers.utils.hub, "_hf_api", None, raising=False)  # transformers 5.6 has none
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", home / "datasets")
     monkeypatch.setenv("HF_TOKEN", hub.token)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")

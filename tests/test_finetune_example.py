@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import HfApi
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoProcessor, Trainer
 
@@ -77,6 +78,54 @@ def test_one_process_learns_with_the_plain_trainer_and_saves_a_whole_checkpoint(
 
 def corpus_clip():
     return torch.ones(2, 12)
+
+
+RELOAD = """
+import sys
+import torch
+from safetensors.torch import save_file
+from transformers import AutoModel, AutoProcessor
+
+torch.set_num_threads(1)
+for revision in sys.argv[1:]:
+    pin = {"revision": revision, "trust_remote_code": True}
+    model, processor = AutoModel.from_pretrained("org/mine", **pin), AutoProcessor.from_pretrained("org/mine", **pin)
+    with torch.no_grad():
+        found = model.eval()(**processor(["red dog", "Hund"], [torch.ones(2, 12), torch.ones(3, 12) / 2]))
+    embeds = {name: found[name].contiguous() for name in ("text_embeds", "video_embeds")}
+    save_file(embeds, f"{revision}.safetensors")
+"""
+
+
+@pytest.mark.parametrize("more", [[], pytest.param(["--lora"], marks=pytest.mark.slow)], ids=["whole", "lora"])
+def test_what_is_pushed_comes_back_bit_for_bit_by_its_revision_in_a_process_without_the_package(
+    hub, corpus, start, tmp_path, more
+):
+    more = [*more, "--push_to_hub", "--hub_model_id", "org/mine", "--max_steps", "3"]
+    trainer = finetune_with_trainer.main(arguments(corpus, start, tmp_path / "out", 16, *more))
+    api = HfApi()
+    pushed = api.model_info("org/mine").sha
+    api.create_tag("org/mine", tag="v1.0")
+    api.upload_file(path_or_fileobj=start / "model.safetensors", path_in_repo="model.safetensors", repo_id="org/mine")
+    expected = {}
+    inputs = trainer.processing_class(["red dog", "Hund"], [torch.ones(2, 12), torch.ones(3, 12) / 2])
+    with torch.no_grad():
+        expected["v1.0"] = expected[pushed] = trainer.model.eval()(**inputs)
+        expected["main"] = AutoModel.from_pretrained(start).eval()(**inputs)
+    assert not torch.equal(expected["v1.0"]["text_embeds"], expected["main"]["text_embeds"])
+    environment = {**os.environ, **hub.environment(tmp_path / "elsewhere"), "OMP_NUM_THREADS": "1"}
+    del environment["HF_TOKEN"]
+    done = subprocess.run(
+        [sys.executable, "-c", 'import sys; sys.modules["modeling_mmt"] = None\n' + RELOAD, *expected],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    for revision, wanted in expected.items():
+        for name, value in load_file(tmp_path / f"{revision}.safetensors").items():
+            assert torch.equal(value, wanted[name]), (revision, name)
 
 
 def test_lora_moves_the_encoder_everywhere_and_leaves_an_ordinary_checkpoint(corpus, start, tmp_path):

@@ -8,19 +8,11 @@ import urllib.request
 import pytest
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
-from local_hub import LocalHub, point_clients_at
+from local_hub import LocalHub
 
 REPO = "org/toy"
 LARGE = bytes(range(256)) * 40  # .safetensors makes it a large file, whatever its size
 CARD = "---\nlicense: mit\n---\n# toy\n"
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    with LocalHub(tmp_path / "hub") as hub:
-        point_clients_at(hub, tmp_path / "home", monkeypatch)
-        yield hub
-        assert hub.refused == []
 
 
 @pytest.fixture

@@ -6,9 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import local_hub
 import official_files
-import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -25,12 +23,6 @@ print(json.dumps({
     "columns": one.column_names, "streamed": streamed["video_id"],
 }))
 """
-
-
-@pytest.fixture
-def hub(tmp_path):
-    with local_hub.LocalHub(tmp_path / "hub") as hub:
-        yield hub
 
 
 def run(hub, tmp_path, *command, cwd=ROOT):

@@ -18,14 +18,13 @@ from local_hub import LocalHub, point_clients_at
 from safetensors.torch import load_file, save_file
 from test_readme import code_blocks
 
+from modeling_mmt import cli
 from modeling_mmt import hub as publishing
 
 ROOT = Path(__file__).resolve().parents[1]
 CAPTIONS = ["red dog runs", "heim"]
 README_HUB = [block for block in code_blocks("python") if "org/name" in block or "load_pinned_dataset" in block]
-PUBLISH = next(
-    line for block in code_blocks("sh") for line in block.splitlines() if "modeling_mmt.hub publish" in line
-)
+PUBLISH = next(line for block in code_blocks("sh") for line in block.splitlines() if line.startswith("mmt publish"))
 
 LOAD = """
 import json, sys
@@ -71,16 +70,15 @@ def published(tmp_path_factory):
     work = tmp_path_factory.mktemp("work")
     with pytest.MonkeyPatch.context() as monkeypatch, LocalHub(work / "hub") as hub:
         point_clients_at(hub, work / "publisher", monkeypatch)
-        _, folder, *options = [word for word in shlex.split(PUBLISH, comments=True) if word not in ("python", "-m")][
-            1:
-        ]
+        _, command, folder, *options = shlex.split(PUBLISH)
         models = {name: build_model(seed=seed) for seed, name in enumerate(("v1.0", "main", "refs/pr/1"))}
         folder = work / folder
         models["v1.0"].save_pretrained(folder, max_shard_size="20KB")
         build_processor().save_pretrained(folder)
         (folder / "README.md").write_text("---\nlicense: mit\n---\n# tiny\n")
         monkeypatch.chdir(work)
-        first = publishing.main(["publish", str(folder), *options])
+        assert cli.main([command, str(folder), *options]) == 0
+        first = HfApi().model_info("org/name").sha
         for name, model in list(models.items())[1:]:
             for path in folder.glob("model*safetensors*"):
                 path.unlink()

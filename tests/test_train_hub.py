@@ -2,12 +2,12 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
-from local_hub import LocalHub, point_clients_at
 from tiny_corpus import write_recipe
 
 import train
@@ -24,17 +24,15 @@ SHORT = {
 
 
 @pytest.fixture
-def hub(corpus, tmp_path, monkeypatch):
-    with LocalHub(tmp_path / "hub") as hub:
-        point_clients_at(hub, tmp_path / "home", monkeypatch)
-        folder = shutil.copytree(corpus / "corpus", tmp_path / "clips")
-        (folder / "README.md").write_text("---\nlicense: mit\n---\n# clips\n")
-        publish(folder, "org/clips", repo_type="dataset", tag="v1.0")
-        HfApi().delete_folder("data", "org/clips", repo_type="dataset")  # main has no rows: only the pin does
-        yield hub
-        assert hub.refused == []
-        for state in (AcceleratorState, PartialState, GradientState):
-            state._reset_state()
+def hub(hub, corpus, tmp_path):
+    """With the dataset on it."""
+    folder = shutil.copytree(corpus / "corpus", tmp_path / "clips")
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n# clips\n")
+    publish(folder, "org/clips", repo_type="dataset", tag="v1.0")
+    HfApi().delete_folder("data", "org/clips", repo_type="dataset")  # main has no rows: only the pin does
+    yield hub
+    for state in (AcceleratorState, PartialState, GradientState):
+        state._reset_state()
 
 
 def test_a_run_reads_its_pinned_dataset_and_publishes_itself(hub, corpus, tmp_path):
@@ -43,9 +41,17 @@ def test_a_run_reads_its_pinned_dataset_and_publishes_itself(hub, corpus, tmp_pa
     commits = HfApi().list_repo_commits("org/model")
     assert len(commits) == 2
     there, here = pinned_snapshot("org/model", revision="v1.0"), tmp_path / "model"
-    for name in ("model.safetensors", "recipe.json", "training_log.jsonl", "metrics.json", "ranks.json", "README.md"):
+    for name in ("model.safetensors", "training_log.jsonl", "metrics.json", "ranks.json", "README.md"):
         assert (there / name).read_bytes() == (here / name).read_bytes(), name
-    told = json.loads((there / "recipe.json").read_text())
+    told, kept = (json.loads((folder / "recipe.json").read_text()) for folder in (there, here))
+    assert (
+        told["data"]["features"]
+        == [Path(store).name for store in kept["data"]["features"]]
+        != kept["data"]["features"]
+    )
+    assert told["finetuning"] == kept["finetuning"]
+    tellers = [p.name for p in there.rglob("*") if p.is_file() and str(tmp_path.parent).encode() in p.read_bytes()]
+    assert tellers == []  # who trains where is nobody's business
     assert not {"push_to_hub", "hub_revision", "hub_tag"} & told.keys() and told["data"]["revision"] == "v1.0"
     (record,) = [json.loads(line) for line in (there / "training_log.jsonl").read_text().splitlines()]
     assert record.keys() == {"stage", "step", "loss", "validation"}
