@@ -12,8 +12,9 @@ is decoded from the start.
 
 What a frame is: 8-bit RGB, upright (rotation and mirroring of the display matrix, EXIF orientation), alpha composited
 on `BACKGROUND`, grey as three equal channels; HDR is not tone-mapped, interlaced fields are not separated. The two
-decoders agree within 2 of 255 grey levels where FFmpeg's versions convert colours by the same rule; torchcodec knows
-no alpha (such a video goes to PyAV where both are there) and no mirroring, and hides damage that PyAV reports.
+decoders give equal bytes for 8-bit video, and differ by up to 3 of 255 where 10 bits are rounded to 8 (measured with
+torchcodec 0.12 on FFmpeg 5.1 beside PyAV 18.1); torchcodec knows no alpha and no mirroring, so a video with alpha goes
+to PyAV where both are there, and so does what is neither mp4/mov nor webm/mkv. It hides damage that PyAV reports.
 
 Files are told by their first bytes, not by their names, and only formats that hold their own frames are opened: no
 playlist or script, however it is called, makes FFmpeg read another file or an address.
@@ -37,11 +38,11 @@ import torch
 try:
     import av
 except ImportError:
-    av = None
+    av = None  # type: ignore[assignment]
 try:
     from PIL import Image, ImageOps
 except ImportError:
-    Image = None
+    Image = None  # type: ignore[assignment]
 
 BACKGROUND = (255, 255, 255)
 """What transparent pixels are shown on."""
@@ -59,6 +60,8 @@ REORDER_DEPTH = 32
 """Packets to look ahead; no codec lets more than 16 frames wait for an earlier one."""
 
 _DROPPABLE = {"h264", "mpeg4", "mpeg2video", "mpeg1video"}  # codecs that mark frames which no other frame needs
+_INDEXED = ("mov", "matroska")  # formats with an index that can be relied on, for jumps here and for torchcodec: 0.12
+# misses frames of MPEG-TS and takes wrong ones of AVI with B-frames
 _ALPHA = ("yuva", "rgba", "argb", "bgra", "abgr", "gbrap", "ya8", "ya16", "pal8")
 _PICTURES = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF")
 _ANIMATIONS = ("GIF", "WEBP", "PNG", "AVIF")
@@ -261,7 +264,8 @@ def _open(
 
     if kind == "picture":
         return _pictures(_pillow(source, name), name, sampling, start, end)
-    module = None if decoder == "pyav" else _torchcodec_module()
+    suits = decoder == "torchcodec" or av is None or kind in _INDEXED
+    module = _torchcodec_module() if decoder != "pyav" and suits else None
     if module is None and decoder == "torchcodec":
         raise VideoDecodingError(
             f"{name}: torchcodec does not load. Install a version that fits this torch, and FFmpeg's libraries, or "
@@ -369,7 +373,9 @@ def _folder(path: Path) -> list[Path]:
 
 
 def _array(source: Any, name: str) -> torch.Tensor:
-    frames = torch.as_tensor(source)
+    frames = (
+        torch.tensor(source) if hasattr(source, "flags") and not source.flags.writeable else torch.as_tensor(source)
+    )
     if frames.ndim == 4 and frames.shape[-1] != 3 and frames.shape[1] == 3:
         frames = frames.permute(0, 2, 3, 1)
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != torch.uint8 or not frames.numel():
@@ -588,7 +594,7 @@ def _codec(stream: Any) -> Any:
 
 
 def _extent(container: Any, stream: Any, name: str) -> tuple[int, int]:
-    """The pts of the first frame, and where the last one ends, from the packets at both ends if there is an index."""
+    """The pts of the first frame, and where the last one ends, from the packets; of those at both ends if indexed."""
     index = stream.index_entries
     if len(index) and container.size > 0 and index[-1].pos + index[-1].size > container.size:
         raise VideoDecodingError(f"{name} is cut short: its index goes on beyond its {container.size} bytes")
@@ -597,7 +603,7 @@ def _extent(container: Any, stream: Any, name: str) -> tuple[int, int]:
     if not stamps:
         raise VideoDecodingError(f"{name} holds no frame with a time")
     first, last, last_of_all = min(stamps), max(stamps), 0.0
-    if len(index):
+    if _is_indexed(container):
         container.seek(2**62, stream=stream)
     for packet in container.demux():
         if packet.size and packet.pts is not None and not packet.is_discard:
@@ -606,9 +612,13 @@ def _extent(container: Any, stream: Any, name: str) -> tuple[int, int]:
             if packet.stream_index == stream.index:
                 last = max(last, until)
     declared = (container.duration or 0) / 1e6 + min(container.start_time or 0, 0) / 1e6
-    if container.format.name.startswith(("mov", "matroska", "avi")) and last_of_all + 0.5 < declared:
+    if container.format.name.startswith((*_INDEXED, "avi")) and last_of_all + 0.5 < declared:
         raise VideoDecodingError(f"{name} is cut short: it ends at {last_of_all:g} of {declared:g} seconds")
     return first, last
+
+
+def _is_indexed(container: Any) -> bool:
+    return container.format.name.startswith(_INDEXED)
 
 
 def _one_by_one(container: Any, stream: Any, codec: Any, targets: list[int]) -> Iterator[Any]:
@@ -640,7 +650,6 @@ def _by_shortcuts(container: Any, stream: Any, codec: Any, targets: list[int]) -
         _LostError: a packet has no time, a jump went wrong, or a frame did not come.
     """
     droppable = codec.name in _DROPPABLE
-    index = stream.index_entries
     waiting: dict[int, int] = {}  # pts of a frame in the decoder -> how many targets it is for
     ahead = list(targets)  # targets whose packet was not met yet
 
@@ -661,12 +670,8 @@ def _by_shortcuts(container: Any, stream: Any, codec: Any, targets: list[int]) -
             if droppable:
                 codec.skip_frame = "DEFAULT" if is_shown else "NONREF"
             yield from found(codec.decode(packet))
-            if is_shown and not ahead:
+            if is_shown and (not ahead or _keyframe(container, stream, ahead[0]) > newest):
                 break
-            if is_shown:
-                keyframe = index.search_timestamp(ahead[0])
-                if keyframe >= 0 and index[keyframe].timestamp > newest:
-                    break
         else:
             if ahead:
                 raise _LostError("the packets end before the last target")
@@ -676,9 +681,15 @@ def _by_shortcuts(container: Any, stream: Any, codec: Any, targets: list[int]) -
         codec.flush_buffers()
 
 
+def _keyframe(container: Any, stream: Any, target: int) -> float:
+    """When the index has the last keyframe that is not later than the target; -inf where there is none."""
+    number = stream.index_entries.search_timestamp(target) if _is_indexed(container) else -1
+    return -math.inf if number < 0 else stream.index_entries[number].timestamp
+
+
 def _from_keyframe(container: Any, stream: Any, target: int) -> Iterator[Any]:
     """Packets from a keyframe that is not later than the target; from the beginning where there is no index."""
-    if stream.index_entries.search_timestamp(target) < 0:
+    if _keyframe(container, stream, target) == -math.inf:
         return container.demux(stream)
     before = target
     for _ in range(4):
