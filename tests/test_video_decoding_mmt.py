@@ -466,8 +466,9 @@ def bad_files(videos: dict[str, Path], folder: Path) -> dict[str, tuple[bytes, s
         frame.sample_rate = 48000
         container.mux(stream.encode(frame))
         container.mux(stream.encode())
-    large = bytearray(mp4)
-    entry = mp4.rfind(b"avc1")
+    rows = [number_frame(number) for number in range(3)]
+    large = bytearray(write_video(folder / "large.mov", rows, codec="qtrle", pix_fmt="rgb24").read_bytes())
+    entry = large.rfind(b"rle ")  # of a codec whose size stands in the container alone
     large[entry + 28 : entry + 32] = struct.pack(">HH", 60000, 60000)
     huge_y4m = b"YUV4MPEG2 W60000 H60000 F25:1 Ip A1:1 C420jpeg\nFRAME\n" + bytes(1000)
     huge_ivf = b"DKIF\x00\x00\x20\x00VP90" + struct.pack("<HHIIII", 60000, 60000, 25, 1, 1, 0) + bytes(20)
