@@ -13,8 +13,9 @@ is decoded from the start.
 What a frame is: 8-bit RGB, upright (rotation and mirroring of the display matrix, EXIF orientation), alpha composited
 on `BACKGROUND`, grey as three equal channels; HDR is not tone-mapped, interlaced fields are not separated. The two
 decoders give equal bytes for 8-bit video, and differ by up to 3 of 255 where 10 bits are rounded to 8 (measured with
-torchcodec 0.12 on FFmpeg 5.1 beside PyAV 18.1); torchcodec knows no alpha and no mirroring, so a video with alpha goes
-to PyAV where both are there, and so does what is neither mp4/mov nor webm/mkv. It hides damage that PyAV reports.
+torchcodec 0.12 on FFmpeg 5.1 beside PyAV 18.1). torchcodec knows no alpha and no mirroring, misses frames of MPEG-TS,
+takes wrong ones of AVI with B-frames and of H.264 with intra refresh, and hides damage that PyAV reports: where both
+are there it is chosen for mp4 and mov without alpha alone.
 
 Files are told by their first bytes, not by their names, and only formats that hold their own frames are opened: no
 playlist or script, however it is called, makes FFmpeg read another file or an address.
@@ -60,8 +61,7 @@ REORDER_DEPTH = 32
 """Packets to look ahead; no codec lets more than 16 frames wait for an earlier one."""
 
 _DROPPABLE = {"h264", "mpeg4", "mpeg2video", "mpeg1video"}  # codecs that mark frames which no other frame needs
-_INDEXED = ("mov", "matroska")  # formats with an index that can be relied on, for jumps here and for torchcodec: 0.12
-# misses frames of MPEG-TS and takes wrong ones of AVI with B-frames
+_INDEXED = ("mov", "matroska")  # formats whose index can be relied on
 _ALPHA = ("yuva", "rgba", "argb", "bgra", "abgr", "gbrap", "ya8", "ya16", "pal8")
 _PICTURES = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF")
 _ANIMATIONS = ("GIF", "WEBP", "PNG", "AVIF")
@@ -264,7 +264,7 @@ def _open(
 
     if kind == "picture":
         return _pictures(_pillow(source, name), name, sampling, start, end)
-    suits = decoder == "torchcodec" or av is None or kind in _INDEXED
+    suits = decoder == "torchcodec" or av is None or kind == "mov"
     module = _torchcodec_module() if decoder != "pyav" and suits else None
     if module is None and decoder == "torchcodec":
         raise VideoDecodingError(
@@ -272,9 +272,11 @@ def _open(
             "leave decoder at None"
         )
     if module is not None:
+        if not isinstance(source, Path):
+            source.seek(0)
         try:
             video = module.VideoDecoder(
-                str(source) if isinstance(source, Path) else source,
+                f"file:{source}" if isinstance(source, Path) else source,
                 dimension_order="NHWC",
                 num_ffmpeg_threads=_threads(),
             )
@@ -529,10 +531,10 @@ def _pyav(
         return av.open(file, format=kind, options={"max_pixels": str(MAX_PIXELS)}, metadata_errors="replace")
 
     try:
-        with opened() as container:
-            stream = _video_stream(container, name)
-            first, last = _extent(container, stream, name)
-            base = float(stream.time_base)
+        container = opened()
+        stream = _video_stream(container, name)
+        first, last = _extent(container, stream, name)
+        base = float(stream.time_base)
     except (av.FFmpegError, ValueError) as error:
         raise _failure(error, name, "cannot be read as a video") from error
     span = _span(start, end, (last - first) * base, name)
@@ -540,12 +542,13 @@ def _pyav(
     targets = sorted({first + math.floor((span.start + time + NUDGE) / base) for time in times})
 
     def sampled() -> _Frames:
+        ready = [container] if _is_indexed(container) else []  # it can go back
         try:
             for way in (_by_shortcuts, _one_by_one):  # the second finds what the first left in `targets`
-                with opened() as container:
-                    stream = _video_stream(container, name)
+                with ready.pop() if ready else opened() as video:
+                    stream = _video_stream(video, name)
                     try:
-                        for frame in way(container, stream, _codec(stream), targets):
+                        for frame in way(video, stream, _codec(stream), targets):
                             if frame.is_corrupt:
                                 raise VideoDecodingError(
                                     f"{name} is damaged at {(frame.pts - first) * base:g} seconds"
@@ -689,7 +692,7 @@ def _keyframe(container: Any, stream: Any, target: int) -> float:
 
 def _from_keyframe(container: Any, stream: Any, target: int) -> Iterator[Any]:
     """Packets from a keyframe that is not later than the target; from the beginning where there is no index."""
-    if _keyframe(container, stream, target) == -math.inf:
+    if not _is_indexed(container):
         return container.demux(stream)
     before = target
     for _ in range(4):
