@@ -665,7 +665,7 @@ def _by_shortcuts(container: Any, stream: Any, codec: Any, targets: list[int]) -
                 yield frame
 
     while ahead:
-        for packet, following, newest in _with_following(_from_keyframe(container, stream, ahead[0])):
+        for packet, following in _with_following(_from_keyframe(container, stream, ahead[0])):
             low, high = bisect.bisect_left(ahead, packet.pts), bisect.bisect_left(ahead, following)
             if is_shown := low < high and not packet.is_discard:
                 waiting[packet.pts] = high - low
@@ -673,7 +673,7 @@ def _by_shortcuts(container: Any, stream: Any, codec: Any, targets: list[int]) -
             if droppable:
                 codec.skip_frame = "DEFAULT" if is_shown else "NONREF"
             yield from found(codec.decode(packet))
-            if is_shown and (not ahead or _keyframe(container, stream, ahead[0]) > newest):
+            if is_shown and (not ahead or _keyframe(container, stream, ahead[0]) > packet.pts):
                 break
         else:
             if ahead:
@@ -705,20 +705,20 @@ def _from_keyframe(container: Any, stream: Any, target: int) -> Iterator[Any]:
     raise _LostError("no keyframe before the target")
 
 
-def _with_following(packets: Iterator[Any]) -> Iterator[tuple[Any, float, int]]:
-    """Each packet, the pts that comes after its own in the order of showing, and the highest pts met so far."""
+def _with_following(packets: Iterator[Any]) -> Iterator[tuple[Any, float]]:
+    """Each packet, and the pts that comes after its own in the order of showing."""
     window: deque[Any] = deque()
     past: deque[int] = deque()
     stamps: list[int] = []  # sorted: those of both, without what is never shown
 
-    def oldest() -> tuple[Any, float, int]:
+    def oldest() -> tuple[Any, float]:
         packet = window.popleft()
         if not packet.is_discard:
             past.append(packet.pts)
             if len(past) > REORDER_DEPTH:
                 del stamps[bisect.bisect_left(stamps, past.popleft())]
         later = bisect.bisect_right(stamps, packet.pts)
-        return packet, stamps[later] if later < len(stamps) else math.inf, stamps[-1] if stamps else packet.pts
+        return packet, stamps[later] if later < len(stamps) else math.inf
 
     for packet in packets:
         if not packet.size:
