@@ -659,13 +659,20 @@ def _by_shortcuts(container: Any, stream: Any, codec: Any, targets: list[int]) -
     def found(frames: list[Any]) -> Iterator[Any]:
         for frame in frames:
             if frame.pts in waiting:
-                if frame.pts != min(waiting):
+                if frame.pts != min(waiting) or (ahead and ahead[0] < frame.pts):
                     raise _LostError("a frame did not come")
                 del targets[: waiting.pop(frame.pts)]
                 yield frame
 
+    delay = 0
     while ahead:
+        began: int | None = (
+            None  # the keyframe's pts; frames after it that are shown before it may lack their references
+        )
         for packet, following in _with_following(_from_keyframe(container, stream, ahead[0])):
+            began = packet.pts if began is None else began
+            if packet.pts < began and _is_indexed(container):
+                continue
             low, high = bisect.bisect_left(ahead, packet.pts), bisect.bisect_left(ahead, following)
             if is_shown := low < high and not packet.is_discard:
                 waiting[packet.pts] = high - low
@@ -673,7 +680,9 @@ def _by_shortcuts(container: Any, stream: Any, codec: Any, targets: list[int]) -
             if droppable:
                 codec.skip_frame = "DEFAULT" if is_shown else "NONREF"
             yield from found(codec.decode(packet))
-            if is_shown and (not ahead or _keyframe(container, stream, ahead[0]) > packet.pts):
+            if packet.is_keyframe and packet.dts is not None:
+                delay = packet.pts - packet.dts  # mp4's index counts in dts
+            if is_shown and (not ahead or _keyframe(container, stream, ahead[0] - delay) > packet.pts):
                 break
         else:
             if ahead:
@@ -701,7 +710,7 @@ def _from_keyframe(container: Any, stream: Any, target: int) -> Iterator[Any]:
         first = next(packets)
         if first.size and first.pts is not None and first.is_keyframe and first.pts <= target:
             return chain([first], packets)
-        before = min(before, first.pts if first.pts is not None else before) - 1  # an index may count in dts
+        before = min(stamp for stamp in (before, first.pts, first.dts) if stamp is not None) - 1
     raise _LostError("no keyframe before the target")
 
 
