@@ -651,6 +651,7 @@ def _by_shortcuts(container: Any, stream: Any, codec: Any, targets: list[int]) -
 
     Raises:
         _LostError: a packet has no time, a jump went wrong, or a frame did not come.
+        av.FFmpegError: the decoder refuses a packet; after a jump into an open GOP of H.264 it misses references.
     """
     droppable = codec.name in _DROPPABLE
     waiting: dict[int, int] = {}  # pts of a frame in the decoder -> how many targets it is for
@@ -666,13 +667,8 @@ def _by_shortcuts(container: Any, stream: Any, codec: Any, targets: list[int]) -
 
     delay = 0
     while ahead:
-        began: int | None = (
-            None  # the keyframe's pts; frames after it that are shown before it may lack their references
-        )
+        began: int | None = None
         for packet, following in _with_following(_from_keyframe(container, stream, ahead[0])):
-            began = packet.pts if began is None else began
-            if packet.pts < began and _is_indexed(container):
-                continue
             low, high = bisect.bisect_left(ahead, packet.pts), bisect.bisect_left(ahead, following)
             if is_shown := low < high and not packet.is_discard:
                 waiting[packet.pts] = high - low
