@@ -667,7 +667,6 @@ def _by_shortcuts(container: Any, stream: Any, codec: Any, targets: list[int]) -
 
     delay = 0
     while ahead:
-        began: int | None = None
         for packet, following in _with_following(_from_keyframe(container, stream, ahead[0])):
             low, high = bisect.bisect_left(ahead, packet.pts), bisect.bisect_left(ahead, following)
             if is_shown := low < high and not packet.is_discard:
