@@ -91,10 +91,15 @@ $(SPACE)/.installed: setup.py constraints.txt examples/space/requirements.txt | 
 	$(SPACE)/bin/python -m pip install -c $(SPACE)/constraints.txt -e ".[test]" playwright==1.65.2 -r examples/space/requirements.txt
 	@touch $@
 
-test-system: $(SPACE)/.installed demo  ## the Space in Chromium; installs it and fonts by apt where they are missing
+test-system: $(SPACE)/.installed demo  ## the Space in Chromium, torchcodec beside PyAV; apt installs what is missing
 	@command -v chromium >/dev/null && fc-list :lang=zh | grep -q . || \
 	  { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends chromium fontconfig fonts-noto-cjk; }
-	$(SPACE)/bin/python -m pytest -q -m system $(ARGS)
+	$(SPACE)/bin/python -m pytest -q -m system $(ARGS) tests/test_space_system.py
+	@command -v ffmpeg >/dev/null || { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends ffmpeg; }
+	$(PY) -m venv --system-site-packages $(VENV)-torchcodec
+	$(VENV)-torchcodec/bin/python -m pip install --no-deps torchcodec==0.12.0
+	PYTHONPATH=$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))') \
+	  $(VENV)-torchcodec/bin/python -m pytest -q -m system $(ARGS) tests/test_video_decoding_mmt.py
 
 demo: $(STAMP)  ## encoders, features, two rows on emoji9, the nine-language table; at most 15 minutes on 2 cores
 	$(PY) recipes/demo.py $(ARGS)

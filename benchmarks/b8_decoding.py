@@ -1,0 +1,263 @@
+"""B8: twelve frames of each of N H.264 files, by two workers.
+
+    python benchmarks/b8_decoding.py --output results/benchmarks/b8_decoding.json    # 10 s to 10 min; half an hour
+    python benchmarks/b8_decoding.py --quick                                         # 4 s to 20 s, to 480p
+
+The files are made by PyAV: 240p to 1080p, keyframes every 12 or every 250 frames, three lengths; N of these kinds, in
+turn. Every contestant gets the same files in the same order, two processes of one thread each, and gives the frames
+that are shown at the centres of twelve equal parts, full size: ours with PyAV and, where it loads, with torchcodec;
+PyAV as most code uses it (decode all, keep twelve), torchcodec, decord and OpenCV where they are installed. Beside
+them, PyAV decoding everything and keeping nothing, as `ffmpeg -f null` does: less is to be had only by not decoding
+all frames. Memory: ours on the longest file of a kind against the shortest.
+"""
+
+import argparse
+import importlib.util
+import itertools
+import json
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks import harness  # noqa: E402
+from modeling_mmt.video_decoding_mmt import FrameSampling, read_clip  # noqa: E402
+
+NUM_FRAMES, RATE, WORKERS = 12, 25, 2
+SIZES = {"240p": (426, 240), "480p": (854, 480), "1080p": (1920, 1080)}
+GOPS = (12, 250)
+SECONDS, QUICK_SECONDS = (10, 60, 600), (4, 8, 20)
+QUICK_FILES = 8  # at most so many files are made short and small
+OURS, OURS_TORCHCODEC, RAW, EVERYTHING = "ours, PyAV", "ours, torchcodec", "PyAV, all frames", "decode everything"
+TORCHCODEC, DECORD, OPENCV = "torchcodec", "decord", "OpenCV"
+OURS_LONG, OURS_SHORT = "ours, longest file", "ours, shortest file"
+
+Run = tuple[Callable[[], None], Callable[[], dict[str, Any]]]
+
+
+def moving(width: int, height: int, count: int) -> Iterator[np.ndarray]:
+    """A window that wanders over a smooth picture with a little noise: `(H, W, 3)` uint8."""
+    generator = np.random.default_rng(0)
+    coarse = torch.from_numpy(generator.integers(0, 256, (1, 3, 24, 40)).astype(np.float32))
+    size = (height + 128, width + 128)
+    large = torch.nn.functional.interpolate(coarse, size, mode="bicubic").clamp(0, 255)[0].permute(1, 2, 0)
+    picture = (large.numpy() * 0.9 + generator.integers(0, 25, large.shape)).astype(np.uint8)
+    for number in range(count):
+        left, top = int(64 + 60 * np.sin(number / 40)), int(64 + 60 * np.cos(number / 31))
+        yield np.ascontiguousarray(picture[top : top + height, left : left + width])
+
+
+def make_files(args: argparse.Namespace, path: Path) -> None:
+    """N files, and the list of them at `path`."""
+    (count,) = args.sizes
+    quick = count <= QUICK_FILES
+    sizes = list(SIZES)[: 2 if quick else 3]
+    kinds = list(itertools.product(QUICK_SECONDS if quick else SECONDS, sizes, GOPS))
+    made = []
+    for number in range(count):
+        seconds, size, gop = kinds[number % len(kinds)]
+        file = path.parent / f"{size}-{seconds}s-gop{gop}.mp4"
+        if not file.exists():
+            with av.open(str(file), "w") as container:
+                options = {"g": str(gop), "preset": "veryfast", "crf": "26"}
+                stream = container.add_stream("libx264", rate=RATE, options=options)
+                stream.width, stream.height = SIZES[size]
+                stream.pix_fmt = "yuv420p"
+                for pixels in moving(*SIZES[size], seconds * RATE):
+                    container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+                container.mux(stream.encode())
+        made.append(str(file))
+    path.write_text(json.dumps(made))
+
+
+def frame_numbers(count: int) -> list[int]:
+    """Which of `count` frames at a constant rate are shown at the centres of equal parts."""
+    return sorted({count * (2 * k + 1) // (2 * NUM_FRAMES) for k in range(NUM_FRAMES)})
+
+
+def by_ours(path: str, decoder: str = "pyav") -> torch.Tensor:
+    """`(F, 3, H, W)` uint8, as all of them."""
+    return read_clip(path, FrameSampling(num_frames=NUM_FRAMES), decoder=decoder).frames
+
+
+def by_ours_with_torchcodec(path: str) -> torch.Tensor:
+    """The same through torchcodec."""
+    return by_ours(path, "torchcodec")
+
+
+def by_pyav(path: str) -> torch.Tensor:
+    """Decode all frames in order, convert the twelve."""
+    with av.open(path) as container:
+        stream = container.streams.video[0]
+        stream.codec_context.thread_count = 1
+        wanted = set(frame_numbers(stream.frames))
+        kept = [
+            torch.from_numpy(frame.to_ndarray(format="rgb24"))
+            for number, frame in enumerate(container.decode(stream))
+            if number in wanted
+        ]
+    return torch.stack(kept).permute(0, 3, 1, 2)
+
+
+def by_decoding_everything(path: str) -> torch.Tensor:
+    """What `ffmpeg -f null` does: every frame decoded, none converted."""
+    with av.open(path) as container:
+        stream = container.streams.video[0]
+        stream.codec_context.thread_count = 1
+        count = sum(1 for _ in container.decode(stream))
+    return torch.full((1, 1, 1, 1), count % 256, dtype=torch.uint8)
+
+
+def by_torchcodec(path: str) -> torch.Tensor:
+    """By numbers, in one call."""
+    from torchcodec.decoders import VideoDecoder
+
+    video = VideoDecoder(path)
+    return video.get_frames_at(frame_numbers(len(video))).data
+
+
+def by_decord(path: str) -> torch.Tensor:
+    """By numbers, in one call."""
+    import decord
+
+    video = decord.VideoReader(path, num_threads=1)
+    return torch.from_numpy(video.get_batch(frame_numbers(len(video))).asnumpy()).permute(0, 3, 1, 2)
+
+
+def by_opencv(path: str) -> torch.Tensor:
+    """A seek to each number, as CLIP4Clip does."""
+    import cv2
+
+    cv2.setNumThreads(1)
+    video, kept = cv2.VideoCapture(path), []
+    for number in frame_numbers(int(video.get(cv2.CAP_PROP_FRAME_COUNT))):
+        video.set(cv2.CAP_PROP_POS_FRAMES, number)
+        kept.append(torch.from_numpy(np.ascontiguousarray(video.read()[1][..., ::-1])))
+    return torch.stack(kept).permute(0, 3, 1, 2)
+
+
+def summary(read: Callable[[str], torch.Tensor], path: str) -> tuple[int, list[float]]:
+    """How many frames, and the mean of each: what goes back from a worker."""
+    frames = read(path)
+    return len(frames), [round(float(frame.float().mean()), 2) for frame in frames]
+
+
+def workers(read: Callable[[str], torch.Tensor]) -> harness.Contestant:
+    """All files by two processes."""
+
+    def contestant(args: argparse.Namespace) -> Run:
+        files = json.loads(args.inputs.read_text())
+        context = get_context("spawn")
+        pool = ProcessPoolExecutor(WORKERS, mp_context=context, initializer=torch.set_num_threads, initargs=(1,))
+        list(pool.map(summary, itertools.repeat(read), [min(files)] * WORKERS))  # both have imported what they need
+        last: dict[str, Any] = {}
+
+        def step() -> None:
+            found = list(pool.map(summary, itertools.repeat(read), files))
+            last.update(frames=sum(count for count, _ in found), means=[means for _, means in found])
+
+        return step, lambda: last
+
+    return contestant
+
+
+def alone(choose: Callable[[list[str]], str]) -> harness.Contestant:
+    """Ours in the contestant's own process, whose memory is measured, shrunk to 224 as for an encoder."""
+
+    def contestant(args: argparse.Namespace) -> Run:
+        torch.set_num_threads(1)
+        files = json.loads(args.inputs.read_text())
+        path = choose([file for file in files if f"gop{GOPS[-1]}" in file and "480p" in file] or files)
+        last: dict[str, Any] = {"file": Path(path).name}
+        sampling = FrameSampling(num_frames=NUM_FRAMES)
+
+        def step() -> None:
+            last["frames"] = len(read_clip(path, sampling, max_side=224, decoder="pyav").frames)
+
+        step()  # libraries are loaded, threads are there
+        return step, lambda: last
+
+    return contestant
+
+
+def length(path: str) -> int:
+    """Seconds, from a file's name."""
+    return int(Path(path).name.split("-")[1].removesuffix("s"))
+
+
+CONTESTANTS = {
+    OURS: workers(by_ours),
+    RAW: workers(by_pyav),
+    EVERYTHING: workers(by_decoding_everything),
+    OURS_SHORT: alone(lambda files: min(files, key=length)),
+    OURS_LONG: alone(lambda files: max(files, key=length)),
+}
+PEERS = {TORCHCODEC: by_torchcodec, DECORD: by_decord, OPENCV: by_opencv}
+MODULES = {TORCHCODEC: "torchcodec", DECORD: "decord", OPENCV: "cv2"}
+PACKAGES = ["av", "numpy"]
+for peer, module in MODULES.items():
+    if importlib.util.find_spec(module):
+        CONTESTANTS[peer] = workers(PEERS[peer])
+if TORCHCODEC in CONTESTANTS:
+    CONTESTANTS[OURS_TORCHCODEC] = workers(by_ours_with_torchcodec)
+    PACKAGES.append("torchcodec")
+if DECORD in CONTESTANTS:
+    PACKAGES.append("decord")
+if OPENCV in CONTESTANTS:
+    PACKAGES.append("opencv-python-headless")
+
+
+def judge(results: dict[tuple[str, int], harness.Measurement]) -> list[harness.Verdict]:
+    """The frames and the memory are right, or it fails; time is told."""
+    verdicts = []
+    for size in sorted({size for _, size in results}):
+        raw = results[RAW, size]
+        mine = results[
+            OURS_TORCHCODEC if (OURS_TORCHCODEC, size) in results else OURS, size
+        ]  # what decoder=None takes
+        difference = np.abs(np.concatenate(mine.outcome["means"]) - np.concatenate(raw.outcome["means"])).max()
+        what = f"{size} files: our frames are those of decoding everything (1 + largest difference of a mean)"
+        verdicts.append(harness.compare(what, 1 + float(difference), 1, 1, True))
+        peers = [results[name, size] for name in (RAW, *PEERS) if (name, size) in results]
+        best = min(peers, key=lambda one: one.median)
+        verdicts.append(
+            harness.compare(
+                f"{size} files: seconds, {mine.contestant} to the best peer, {best.contestant}",
+                mine.median,
+                best.median,
+                1.05,
+                False,
+            )
+        )
+        limit = results[EVERYTHING, size]
+        verdicts.append(
+            harness.compare(f"{size} files: seconds, to {EVERYTHING}", mine.median, limit.median, 1, False)
+        )
+        if mine is not results[OURS, size]:
+            seconds = results[OURS, size].median
+            what = f"{size} files: seconds, {OURS} to the best peer, {best.contestant}"
+            verdicts.append(harness.compare(what, seconds, best.median, 1.05, False))
+        long, short = results[OURS_LONG, size], results[OURS_SHORT, size]
+        what = f"MiB + 64: {long.outcome['file']} to {short.outcome['file']}"
+        verdicts.append(harness.compare(what, long.peak_mib + 64, short.peak_mib + 64, 1.25, True))
+        for one in peers:
+            same = len(one.outcome["means"][0]) == len(raw.outcome["means"][0])
+            apart = (
+                np.abs(np.concatenate(one.outcome["means"]) - np.concatenate(raw.outcome["means"]))
+                if same
+                else [np.inf]
+            )
+            print(f"{one.contestant}: means of its frames are at most {max(apart):.2f} from those of {RAW}")
+    return verdicts
+
+
+if __name__ == "__main__":
+    parser = harness.parser(__doc__, sizes=(18,), quick_sizes=(8,))
+    sys.exit(harness.main(parser, CONTESTANTS, judge, PACKAGES, make_inputs=make_files))
