@@ -8,9 +8,9 @@
     layer 2   modeling_mmt  processing_mmt  streaming_loss  checkpointing  packaged_encoders
               retrieval  training_arguments  snapshots  search_engines  diagnostics
               report_figures                                                                        corpus  sampling
-    layer 1   pooling_mmt  exact_search                                                             features  sources
-    layer 0   configuration_mmt  loss_mmt  video_decoding_mmt  efficientnet_lite_mmt  pipeline_mmt
-              published_results
+    layer 1   pooling_mmt  vision_encoders_mmt  exact_search                                        features  sources
+    layer 0   configuration_mmt  loss_mmt  video_decoding_mmt  image_processing_mmt  efficientnet_lite_mmt
+              pipeline_mmt  published_results
               `-------------------------------- modeling_mmt/ --------------------------------'     `datasets_scripts/'
 
 Imports point down only; programs of layer 5 may call each other, and they alone use both packages. A new module gets
@@ -29,8 +29,9 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PICTURE = {
     "modeling_mmt": {
-        0: "configuration_mmt loss_mmt video_decoding_mmt efficientnet_lite_mmt pipeline_mmt published_results",
-        1: "pooling_mmt exact_search",
+        0: "configuration_mmt loss_mmt video_decoding_mmt image_processing_mmt efficientnet_lite_mmt pipeline_mmt "
+        "published_results",
+        1: "pooling_mmt vision_encoders_mmt exact_search",
         2: "modeling_mmt processing_mmt streaming_loss checkpointing packaged_encoders retrieval training_arguments "
         "snapshots search_engines diagnostics report_figures",
         3: "data_collator large_batch micro_batches layer_cache sharding significance search model_card evaluation "
