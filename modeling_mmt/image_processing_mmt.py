@@ -2,8 +2,8 @@
 
 What an encoder wants stands in its own `preprocessor_config.json` (or a timm `pretrained_cfg`), and `PixelSettings` is
 the part of it that matters. Resizing works on uint8 with antialiasing, first across and then down, as Pillow's did
-until 12: the result is within two levels of 255 of the encoder's own processor, at 99 of 100 pixels the same. Pillow 13
-takes frames that shrink most in height down first, which on pure noise is up to 17 levels apart.
+until 12: the result is within two levels of 255 of the encoder's own processor, at 99 of 100 pixels the same. Pillow
+13 takes frames that shrink most in height down first, which on pure noise is up to 17 levels apart.
 """
 
 import json
@@ -222,9 +222,7 @@ def _processor_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
         resize = target if shortest >= 384 else int(shortest / settings["crop_pct"])
     elif shortest:
         if not crops:
-            raise ValueError(
-                f"size is {size!r} without a center crop: the frames' shapes would differ; give crop_size"
-            )
+            raise ValueError(f"size is {size!r} without a center crop: shapes would differ; give crop_size")
         target, resize = _height_width(crop, "crop_size"), shortest
     else:
         resize = _height_width(size, "size")

@@ -62,7 +62,7 @@ class MMTVisionEncoder(nn.Module):
         """A pretrained encoder, in float32 and in eval mode.
 
         Args:
-            name: name on the Hub, or a folder; of a model of pictures and text (CLIP, SigLIP) the vision half is taken.
+            name: name on the Hub, or a folder; of a model of pictures and text (CLIP, SigLIP) the vision half.
             revision: tag, branch or commit of it.
             cache_dir: where downloads are kept.
             pooling: as above.
