@@ -69,16 +69,11 @@ class MMTVisionEncoder(nn.Module):
             frames_per_step: of a video encoder, where it shall not be the number that its configuration says.
 
         Raises:
-            ValueError: the weights lack a tensor that the encoder needs, or `frames_per_step` is for another encoder.
+            ValueError: the weights lack a tensor that the encoder needs.
         """
         hub = {"revision": revision, "cache_dir": cache_dir}
         config = vision_half(AutoConfig.from_pretrained(name, **hub))
-        if frames_per_step is not None:
-            if config.model_type not in VIDEO_ENCODERS:
-                raise ValueError(
-                    f"frames_per_step is {frames_per_step}, but {config.model_type} takes single pictures"
-                )
-            setattr(config, VIDEO_ENCODERS[config.model_type], frames_per_step)
+        set_frames_per_step(config, frames_per_step)
         verbosity = logging.get_verbosity()
         logging.set_verbosity_error()  # its report names parts that are not used; what matters is checked below
         try:
@@ -279,6 +274,13 @@ def frames_per_step(config: PreTrainedConfig) -> int | None:
     """Frames that a video encoder of this configuration takes at once; `None` of a picture encoder."""
     field = VIDEO_ENCODERS.get(config.model_type)
     return None if field is None else getattr(config, field)
+
+
+def set_frames_per_step(config: PreTrainedConfig, number: int | None) -> int | None:
+    """Write `number` (`None`: leave it) into a video encoder's configuration; the frames of a step after that."""
+    if number is not None and config.model_type in VIDEO_ENCODERS:
+        setattr(config, VIDEO_ENCODERS[config.model_type], number)
+    return frames_per_step(config)
 
 
 def naflex_inputs(pixel_values: torch.Tensor, patch_size: int) -> dict[str, torch.Tensor]:

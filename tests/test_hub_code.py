@@ -15,7 +15,10 @@ from safetensors.torch import load_file, save_file
 from modeling_mmt import EfficientNetLiteConfig, EfficientNetLiteModel, MMTModel
 from modeling_mmt.configuration_mmt import SENTENCE_TRANSFORMERS_FILES
 
-MODEL_CODE = {f"{name}_mmt.py" for name in ("configuration", "loss", "modeling", "pipeline", "pooling", "processing")}
+MODEL_CODE = {
+    *(f"{name}_mmt.py" for name in ("configuration", "loss", "modeling", "pipeline", "pooling", "processing")),
+    *(f"{name}_mmt.py" for name in ("efficientnet_lite", "image_processing", "video_decoding", "vision_encoders")),
+}
 STRANGER = """
 import json, sys
 sys.modules["modeling_mmt"] = None  # an installed copy is out of reach too
