@@ -227,7 +227,8 @@ def _processor_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     else:
         resize = _height_width(size, "size")
         target = _height_width(crop, "crop_size") if crops else resize
-    mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
     if settings.get("do_normalize", True):
         if "image_mean" not in settings or "image_std" not in settings:
             raise ValueError("no image_mean and image_std")

@@ -364,15 +364,20 @@ class MMTVideoModel(MMTTower):
         """
         if (video_features is None) == (pixel_values is None):
             raise ValueError("give either video_features or pixel_values")
-        if pixel_values is None:
+        if video_features is not None:
             return self.encode(video_features), _default_mask(video_mask, video_features)
         return self.encode(self.features(pixel_values, video_mask, more_pixels)), _default_mask(
             video_mask, pixel_values
         )
 
+    @property
+    def vision_experts(self) -> list[MMTVisionEncoder]:
+        """The vision encoders; none where features come from elsewhere."""
+        return [] if self.vision_model is None else self.vision_model.encoders()
+
     def features(
         self,
-        pixel_values: torch.Tensor,
+        pixel_values: Any,
         video_mask: torch.Tensor | None = None,
         more_pixels: Mapping[str, torch.Tensor | None] | None = None,
     ) -> torch.Tensor:
@@ -543,7 +548,7 @@ class MMTModel(MMTPreTrainedModel):
         ]
         config["vision_config"] = [expert.config for expert in experts]
         model = cls.from_text_encoder(text_model, revision=revision, cache_dir=cache_dir, **config)
-        for own, pretrained in zip(model.video_model.vision_model.experts, experts, strict=True):
+        for own, pretrained in zip(model.video_model.vision_experts, experts, strict=True):
             own.load_state_dict(pretrained.state_dict())
         return model
 

@@ -45,12 +45,13 @@ class MMTVideoFeatureExtractor(FeatureExtractionMixin):
         super().__init__(**kwargs)
         self.feature_dim = feature_dim
         self.max_video_length = max_video_length
-        self.pixels = self.sampling = None  # plain values, as they are saved
+        self.pixels: Any = None  # plain values, as they are saved
+        self.sampling: Any = None
         if pixels is not None:
             settings = [given if isinstance(given, PixelSettings) else PixelSettings(**given) for given in pixels]
-            self.pixels = [asdict(given) for given in settings]
+            self.pixels = [{name: _plain(value) for name, value in asdict(given).items()} for given in settings]
             if sampling is None:
-                sampling = FrameSampling(num_frames=FrameSampling().num_frames * self.frames_per_step)
+                sampling = FrameSampling(num_frames=(FrameSampling().num_frames or 1) * self.frames_per_step)
             elif not isinstance(sampling, FrameSampling):
                 sampling = FrameSampling(**sampling)
             self.sampling = asdict(sampling)
@@ -100,7 +101,7 @@ class MMTVideoFeatureExtractor(FeatureExtractionMixin):
             mask[row, : len(clip)] = 1
         batch: dict[str, torch.Tensor] = {}
         for number, settings in enumerate(experts):
-            pixels = None
+            pixels: Any = None
             for row, clip in enumerate(clips):
                 taken = settings.frames_per_step or 1
                 each = self.frames_per_step // taken
@@ -296,6 +297,11 @@ class MMTProcessor(ProcessorMixin):
     def model_input_names(self) -> list[str]:
         """Names of the tensors that `__call__` makes."""
         return ["input_ids", "attention_mask", *self.feature_extractor.model_input_names]
+
+
+def _plain(value: Any) -> Any:
+    """As JSON gives it back."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def clean_caption(caption: str, index: int = 0) -> str:

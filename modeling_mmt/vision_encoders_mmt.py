@@ -191,9 +191,13 @@ class MMTVisionModel(nn.Module):
         self.learning_layers, self.batch_size = learning_layers, batch_size
         self.experts = nn.ModuleList(MMTVisionEncoder(config_of(config), pooling) for config in configs)
 
+    def encoders(self) -> list[MMTVisionEncoder]:
+        """The experts, in order."""
+        return [expert for expert in self.experts if isinstance(expert, MMTVisionEncoder)]
+
     def freeze(self):
         """Exclude from learning, and put in eval mode, what `learning_layers` leaves out."""
-        for expert in self.experts:
+        for expert in self.encoders():
             modules, parameters = expert.frozen_parts(self.learning_layers)
             for parameter in (*parameters, *(p for module in modules for p in module.parameters())):
                 parameter.requires_grad_(False)
@@ -205,7 +209,7 @@ class MMTVisionModel(nn.Module):
         A BatchNorm that learned from the frames of a batch would give a clip another embedding beside other clips.
         """
         super().train(mode)
-        for expert in self.experts:
+        for expert in self.encoders():
             for module in expert.frozen_parts(self.learning_layers)[0]:
                 module.eval()
             for module in expert.modules():
@@ -231,7 +235,7 @@ class MMTVisionModel(nn.Module):
                 f"pixels are given for {len(pixel_values)} vision encoders; vision_config has {len(self.experts)}"
             )
         streams = []
-        for number, (expert, pixels) in enumerate(zip(self.experts, pixel_values, strict=True)):
+        for number, (expert, pixels) in enumerate(zip(self.encoders(), pixel_values, strict=True)):
             if pixels.shape[:2] != mask.shape:
                 raise ValueError(
                     f"{pixels_name(number)} has shape {tuple(pixels.shape)}; expected {tuple(mask.shape)} before the "

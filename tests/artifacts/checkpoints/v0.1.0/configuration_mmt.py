@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, GenerationConfig, PreTrainedConfig
 from transformers.activations import ACT2FN
 
 XLM_ROBERTA_LARGE = {
@@ -38,7 +38,7 @@ MAX_LAYERS, MAX_SIZE, MAX_PARAMETERS = 1024, 2**20, 2**34  # 2**34 float32 param
 # Keys of a config.json that are transformers' own; any other that is no field here is a mistake, or a newer version's.
 TRANSFORMERS_KEYS = (
     {"auto_map", "model_type", "name_or_path", "num_labels", "torch_dtype", "transformers_weights"}
-    | {"output_attentions", "attn_implementation", "experts_implementation", "per_layer_config"}
+    | {"output_attentions", "attn_implementation", "experts_implementation", "per_layer_config", "tie_word_embeddings"}
     | set(GenerationConfig().to_dict())
     | set(PreTrainedConfig().to_dict())
 )
@@ -50,7 +50,7 @@ CUSTOM_PIPELINES = {
 
 # How sentence-transformers 6 loads a checkpoint with its own modules alone: `encode(["a dog"])` for captions,
 # `encode([{"video": features}])` for clips `(F, D_v)`, `encode([{"image": features}])` for pictures `(D_v,)`, clips of
-# one step; unit-norm out.
+# one step; files, frames and pictures in their place where the model has vision encoders; unit-norm out.
 _CLIP_PARAMS = {"method": "get_video_features", "method_output_name": "pooler_output"}
 SENTENCE_TRANSFORMERS_FILES = {
     "modules.json": [
@@ -86,7 +86,15 @@ class MMTConfig(PreTrainedConfig):
 
     Args:
         text_config: configuration of the text encoder, any that `AutoModel` builds; `None` is XLM-R-large's.
-        video_feature_dims: width of each frozen feature stream ("expert"); a step is their concatenation, `D_v` wide.
+        video_feature_dims: width of each feature stream ("expert"); a step is their concatenation, `D_v` wide. With
+            `vision_config` it follows from the encoders.
+        vision_config: `None` where features were extracted beforehand; else the vision encoder that makes them from
+            pixels, any that `AutoModel` builds, or a list of several. A list of dicts, ever after.
+        vision_pooling: `"pooler"`: a vision encoder's own pooled vector, without one the mean over its positions;
+            `"mean"`: always the mean.
+        learn_vision_layers: how many of each vision encoder's last layers learn, with all that follows them; 0 freezes
+            the encoders, which then stay in eval mode; `None` trains all of them.
+        vision_batch_size: steps that go through a vision encoder at a time; bounds memory, and changes no result.
         text_output_layer: the encoder layer whose output the text head reads; `None` is the last. The encoder is cut
             there, so a checkpoint holds no layer that is never used.
         freeze_text_layers: how many layers, counted from the bottom, are frozen and stay in eval mode.
@@ -130,6 +138,10 @@ class MMTConfig(PreTrainedConfig):
 
     text_config: Any = None  # a dict or a PreTrainedConfig when given, a PreTrainedConfig ever after
     video_feature_dims: list[int] | tuple[int, ...] = (512, 512)
+    vision_config: Any = None  # a dict, a PreTrainedConfig or a list when given, a list of dicts ever after
+    vision_pooling: Literal["pooler", "mean"] = "pooler"
+    learn_vision_layers: int | None = 0
+    vision_batch_size: int = 64
     text_output_layer: int | None = 12
     freeze_text_layers: int = 9
     freeze_text_embeddings: bool = True
@@ -171,15 +183,38 @@ class MMTConfig(PreTrainedConfig):
         if not isinstance(text, PreTrainedConfig):
             raise ValueError(f"text_config is {type(text).__name__}; give the encoder's own config.json as a dict")
         self.text_config = text = deepcopy(text)  # cut below; the caller's own stays whole
+        self._take_vision()
         self._check()
         if self.text_output_layer is not None:
             text.num_hidden_layers = self.text_output_layer
         self.video_feature_dims = list(self.video_feature_dims)
         super().__post_init__(**kwargs)
 
+    def _take_vision(self):
+        given = self.vision_config
+        if given is None:
+            return
+        encoders = list(given) if isinstance(given, list | tuple) else [given]
+        if not 0 < len(encoders) <= MAX_LAYERS:
+            raise ValueError("vision_config is an empty list; None is for features that were extracted beforehand")
+        self.vision_config = [vision_fields(encoder) for encoder in encoders]
+        widths = [vision_width(encoder) for encoder in self.vision_config]
+        is_default = tuple(self.video_feature_dims) == MMTConfig.__dataclass_fields__["video_feature_dims"].default
+        if None in widths:
+            unknown = self.vision_config[widths.index(None)]["model_type"]
+            if is_default:
+                raise ValueError(f"vision_config: {unknown} does not say its width; give video_feature_dims")
+        elif is_default:
+            self.video_feature_dims = widths
+        if [width or dim for width, dim in zip(widths, self.video_feature_dims)] != list(self.video_feature_dims):  # noqa: B905  the lengths are compared too
+            raise ValueError(
+                f"MMTConfig.video_feature_dims is {list(self.video_feature_dims)}; the encoders of vision_config "
+                f"make {widths}: leave it out"
+            )
+
     @property
     def custom_pipelines(self) -> dict[str, Any]:
-        """Our own tasks of `pipeline`, which writes into what it reads: hence a copy."""
+        """Read by `pipeline`; a copy each time, because `pipeline` writes into it."""
         return deepcopy(CUSTOM_PIPELINES)
 
     @property
@@ -211,6 +246,7 @@ class MMTConfig(PreTrainedConfig):
             text["num_hidden_layers"] * text_width * (4 * text_width + 2 * text["intermediate_size"])
             + (text["vocab_size"] + text["max_position_embeddings"]) * text_width
             + 2 * self.num_hidden_layers * width * (4 * width + 2 * self.intermediate_size)
+            + sum(_vision_parameters(encoder) for encoder in self.vision_config or [])
             + (self.video_feature_dim + text_width + self.max_video_length + 2 * projection) * width
         )
         if parameters > MAX_PARAMETERS:
@@ -242,6 +278,9 @@ class MMTConfig(PreTrainedConfig):
             num_text_layers = self.text_output_layer
         self._require("freeze_text_layers", 0 <= self.freeze_text_layers <= num_text_layers, f"0 to {num_text_layers}")
         dims = self.video_feature_dims
+        layers = self.learn_vision_layers
+        self._require("learn_vision_layers", layers is None or 0 <= layers <= MAX_LAYERS, f"None or 0 to {MAX_LAYERS}")
+        self._require("vision_batch_size", 0 < self.vision_batch_size <= MAX_SIZE, f"1 to {MAX_SIZE}")
         self._require(
             "video_feature_dims",
             0 < len(dims) <= 1024 and 0 < min(dims) <= sum(dims) <= MAX_SIZE,
@@ -275,3 +314,56 @@ class MMTConfig(PreTrainedConfig):
     def _require(self, name: str, holds: bool, allowed: str):
         if not holds:
             raise ValueError(f"MMTConfig.{name} is {getattr(self, name)!r}; allowed: {allowed}")
+
+
+# Where configurations say how wide an encoder's vector is; timm's and the convolutional families have other names.
+VISION_WIDTHS = ("hidden_size", "hidden_sizes", "num_features", "hidden_dim")
+# Keys of a saved encoder that say where it came from, and nothing about it.
+PROVENANCE = ("_name_or_path", "_commit_hash", "architectures", "auto_map", "transformers_version")
+
+
+def vision_fields(given: Any) -> dict[str, Any]:
+    """A vision encoder's whole configuration as a dict, with the defaults of the installed transformers written out.
+
+    Args:
+        given: its `config.json` as a dict or a `PreTrainedConfig`; of a model of pictures and text, the vision half.
+
+    Raises:
+        ValueError: it is neither, has no `model_type`, or a size that no encoder has.
+    """
+    fields = given.to_dict() if isinstance(given, PreTrainedConfig) else given
+    if isinstance(fields, dict) and isinstance(fields.get("vision_config"), dict):
+        fields = fields["vision_config"]
+    if not isinstance(fields, dict) or "model_type" not in fields:
+        raise ValueError(
+            f"vision_config: no `model_type` in {fields!r:.100}; give the encoder's config.json as a dict"
+        )
+    _check_vision_sizes(fields)
+    if fields["model_type"] in CONFIG_MAPPING:  # our own encoder's is registered later; it is saved whole
+        fields = AutoConfig.for_model(**fields).to_dict()
+    return {key: value for key, value in fields.items() if key not in PROVENANCE}
+
+
+def vision_width(fields: dict[str, Any]) -> int | None:
+    """The width of the vector that a vision encoder makes, from its configuration; `None` if that does not say it."""
+    for name in VISION_WIDTHS:
+        value = fields.get(name)
+        value = value[-1] if isinstance(value, list | tuple) and value else value
+        if isinstance(value, int):
+            return value
+    return None
+
+
+def _check_vision_sizes(fields: dict[str, Any]):
+    for name, value in fields.items():
+        sizes = value if isinstance(value, list | tuple) else [value]
+        longest = MAX_LAYERS if "layers" in name or "depth" in name else MAX_SIZE
+        if any(isinstance(size, int) and abs(size) > longest for size in sizes) or len(sizes) > MAX_SIZE:
+            raise ValueError(f"vision_config.{name} is {value!r:.60}; allowed: up to {longest}")
+
+
+def _vision_parameters(fields: dict[str, Any]) -> int:
+    """About the parameters of a transformer of these sizes; a convolutional network's are few."""
+    names = ("num_hidden_layers", "hidden_size", "intermediate_size")
+    depth, width, inner = (size if isinstance(size := fields.get(name), int) else 0 for name in names)
+    return depth * width * (4 * width + 2 * (inner or 4 * width))

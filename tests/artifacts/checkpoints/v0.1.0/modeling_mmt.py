@@ -4,7 +4,7 @@ Paper: arXiv 2103.08849 (NAACL 2021), section 3. Letters in shapes: B batch, L t
 step, H width of the TP heads, P width of the joint space.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -29,6 +29,7 @@ from .pooling_mmt import (
     MMTTransformerPooling,
     never_empty,
 )
+from .vision_encoders_mmt import MMTVisionEncoder, MMTVisionModel, pixels_name
 
 RESUMABLE_ENCODERS = ("bert", "roberta", "xlm-roberta", "camembert")
 
@@ -147,14 +148,16 @@ class MMTPreTrainedModel(PreTrainedModel):
         return (model, info) if output_loading_info else model
 
     def freeze(self):
-        """Exclude from learning what the configuration says: the encoder's lower layers, a fixed temperature.
+        """Exclude from learning what the configuration says: the encoders' lower layers, a fixed temperature.
 
-        The frozen layers are put in eval mode, where `MMTTextModel.train` keeps them.
+        The frozen layers are put in eval mode, where `MMTTextModel.train` and `MMTVisionModel.train` keep them.
         """
         for module in self.modules():
             if isinstance(module, MMTTextModel):
                 for frozen in module.frozen_modules():
                     frozen.requires_grad_(False).eval()
+            elif isinstance(module, MMTVisionModel):
+                module.freeze()
             elif isinstance(module, MMTModel):
                 module.logit_scale.requires_grad_(self.config.learn_logit_scale)
 
@@ -319,7 +322,10 @@ class MMTTextModel(MMTTower):
 
 
 class MMTVideoModel(MMTTower):
-    """Video tower: frozen backbone features in, TP head on top (paper section 3.1)."""
+    """Video tower: features of a backbone in, TP head on top (paper section 3.1).
+
+    With `vision_config` the backbone is part of it, as `vision_model`, and pixels may come in place of features.
+    """
 
     base_model_prefix = "video_model"
     main_input_name = "video_features"
@@ -327,10 +333,74 @@ class MMTVideoModel(MMTTower):
 
     def __init__(self, config: MMTConfig):
         super().__init__(config)
+        self.vision_model = None
+        if config.vision_config is not None:
+            self.vision_model = MMTVisionModel(
+                config.vision_config, config.vision_pooling, config.learn_vision_layers, config.vision_batch_size
+            )
         self.pooling = MMTTransformerPooling(
             config, config.video_feature_dim, config.video_input_dropout_prob, config.max_video_length
         )
         self.post_init()
+        self.freeze()
+
+    def read(
+        self,
+        video_features: torch.Tensor | None,
+        video_mask: torch.Tensor | None,
+        pixel_values: torch.Tensor | None = None,
+        more_pixels: Mapping[str, torch.Tensor | None] | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Clips, as features or as pixels, to the TP head's input `(B, F, D_v)` and its mask `(B, F)`.
+
+        Args:
+            video_features: `(B, F, D_v)`, or `None` with pixels.
+            video_mask: `(B, F)`, 1 = real step; `None` is all ones.
+            pixel_values: `(B, F, 3, H, W)` for the first vision encoder, or `(B, F, T, 3, H, W)`.
+            more_pixels: has `pixel_values_1` for the second encoder, and so on.
+
+        Raises:
+            ValueError: both or neither are given, the model has no vision encoder, or a shape does not fit.
+        """
+        if (video_features is None) == (pixel_values is None):
+            raise ValueError("give either video_features or pixel_values")
+        if video_features is not None:
+            return self.encode(video_features), _default_mask(video_mask, video_features)
+        return self.encode(self.features(pixel_values, video_mask, more_pixels)), _default_mask(
+            video_mask, pixel_values
+        )
+
+    @property
+    def vision_experts(self) -> list[MMTVisionEncoder]:
+        """The vision encoders; none where features come from elsewhere."""
+        return [] if self.vision_model is None else self.vision_model.encoders()
+
+    def features(
+        self,
+        pixel_values: Any,
+        video_mask: torch.Tensor | None = None,
+        more_pixels: Mapping[str, torch.Tensor | None] | None = None,
+    ) -> torch.Tensor:
+        """Pixels, as `read` takes them, to the features `(B, F, D_v)` that would have been extracted beforehand."""
+        if self.vision_model is None:
+            raise ValueError(
+                "pixel_values are given, but the model has no vision encoder (vision_config is null): give "
+                "video_features of the extractor that its card names, or build it with MMTModel.from_encoders"
+            )
+        pixels = [pixel_values]
+        for number in range(1, len(self.config.vision_config)):
+            given = (more_pixels or {}).get(pixels_name(number))
+            if given is None:
+                raise ValueError(
+                    f"{pixels_name(number)} is missing: vision_config has another encoder, which wants it"
+                )
+            pixels.append(given)
+        if pixel_values.shape[1] > self.config.max_video_length:
+            raise ValueError(
+                f"pixel_values has {pixel_values.shape[1]} steps; max_video_length is "
+                f"{self.config.max_video_length}: sample or cut the clip"
+            )
+        return self.vision_model(pixels, never_empty(_default_mask(video_mask, pixel_values)))
 
     def encode(self, video_features: torch.Tensor) -> torch.Tensor:
         """`(B, F, D_v)` features to the TP head's input, of the same shape.
@@ -354,19 +424,25 @@ class MMTVideoModel(MMTTower):
         return self.pooling.standardize(video_features.to(self.dtype))
 
     @can_return_tuple
-    def forward(self, video_features=None, video_mask=None, **kwargs) -> BaseModelOutputWithPooling:
+    def forward(self, video_features=None, video_mask=None, pixel_values=None, **kwargs) -> BaseModelOutputWithPooling:
         """Encode clips.
 
         Args:
             video_features: `(B, F, D_v)` float, one row a step, the streams concatenated, not normalised.
             video_mask: `(B, F)`, 1 = real step; `None` is all ones.
-            kwargs: passed to the attention function.
+            pixel_values: `(B, F, 3, H, W)` float in place of features, or `(B, F, T, 3, H, W)` of a video encoder.
+            kwargs: `pixel_values_1`, ... of more vision encoders; others are passed to the attention function.
 
         Returns:
             `last_hidden_state` `(B, F, H)` and `pooler_output` `(B, H)`.
         """
-        states, mask = self.encode(video_features), _default_mask(video_mask, video_features)
+        states, mask = self.read(video_features, video_mask, pixel_values, _take_pixels(kwargs))
         return self.pool(states, mask, return_dict=True, **kwargs)
+
+
+def _take_pixels(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Takes `pixel_values_1`, ... out of `kwargs`, what is left of which goes to the attention functions."""
+    return {name: kwargs.pop(name) for name in list(kwargs) if name.startswith("pixel_values_")}
 
 
 def _default_mask(mask, sequence) -> torch.Tensor:
@@ -432,6 +508,50 @@ class MMTModel(MMTPreTrainedModel):
         model.text_model.encoder.load_state_dict(weights)
         return model
 
+    @classmethod
+    def from_encoders(
+        cls,
+        text_model: str,
+        vision_model: str | Sequence[str],
+        *,
+        revision: str | None = None,
+        vision_revision: str | None = None,
+        cache_dir=None,
+        frames_per_step: int | None = None,
+        **config,
+    ) -> "MMTModel":
+        """A model from pixels whose text and vision encoders are pretrained and whose heads are new.
+
+        Args:
+            text_model: as `from_text_encoder`'s.
+            vision_model: name on the Hub, or a folder, of any vision encoder that `AutoModel` loads; several are
+                experts side by side.
+            revision: tag, branch or commit of the text encoder.
+            vision_revision: of the vision encoder, or of each of them.
+            cache_dir: where downloads are kept.
+            frames_per_step: of video encoders, where it shall not be their own.
+            config: fields of `MMTConfig`.
+
+        Raises:
+            ValueError: pretrained weights lack a tensor that an encoder needs.
+        """
+        names = [vision_model] if isinstance(vision_model, str) else list(vision_model)
+        experts = [
+            MMTVisionEncoder.from_pretrained(
+                name,
+                revision=vision_revision,
+                cache_dir=cache_dir,
+                pooling=config.get("vision_pooling", "pooler"),
+                frames_per_step=frames_per_step,
+            )
+            for name in names
+        ]
+        config["vision_config"] = [expert.config for expert in experts]
+        model = cls.from_text_encoder(text_model, revision=revision, cache_dir=cache_dir, **config)
+        for own, pretrained in zip(model.video_model.vision_experts, experts, strict=True):
+            own.load_state_dict(pretrained.state_dict())
+        return model
+
     def get_input_embeddings(self) -> nn.Module:
         """The text encoder's word embeddings."""
         return self.text_model.get_input_embeddings()
@@ -455,15 +575,16 @@ class MMTModel(MMTPreTrainedModel):
         return self.text_model.pool_and_project(self.text_projection, states, mask, **kwargs)
 
     @can_return_tuple
-    def get_video_features(self, video_features=None, video_mask=None, **kwargs):
-        """Backbone features in; the projected, un-normalised embedding `(B, P)` in `pooler_output`.
+    def get_video_features(self, video_features=None, video_mask=None, pixel_values=None, **kwargs):
+        """Clips in; the projected, un-normalised embedding `(B, P)` in `pooler_output`.
 
         Args:
             video_features: `(B, F, D_v)` float.
             video_mask: `(B, F)`, 1 = real step.
-            kwargs: passed on to the tower.
+            pixel_values: `(B, F, 3, H, W)` float in place of features, or `(B, F, T, 3, H, W)` of a video encoder.
+            kwargs: `pixel_values_1`, ... of more vision encoders; others are passed on to the tower.
         """
-        states, mask = self.video_model.encode(video_features), _default_mask(video_mask, video_features)
+        states, mask = self.video_model.read(video_features, video_mask, pixel_values, _take_pixels(kwargs))
         return self.video_model.pool_and_project(self.video_projection, states, mask, **kwargs)
 
     def embed(self, batch: Mapping[str, torch.Tensor | None], **kwargs) -> dict[str, torch.Tensor]:
@@ -481,9 +602,9 @@ class MMTModel(MMTPreTrainedModel):
         video: tuple[torch.Tensor, ...] = ()
         is_paired = batch.get("paired_input_ids") is not None or batch.get("paired_text_states") is not None
         for prefix in ("", "noised_"):
-            features = batch.get(f"{prefix}video_features")
-            if features is not None:
-                states, mask = self.video_model.encode(features), _default_mask(batch.get("video_mask"), features)
+            features, pixels = batch.get(f"{prefix}video_features"), batch.get(f"{prefix}pixel_values")
+            if features is not None or pixels is not None:
+                states, mask = self.video_model.read(features, batch.get("video_mask"), pixels, batch)
                 projected = self.video_model.pool_and_project(self.video_projection, states, mask, **kwargs)
                 embeds[f"{prefix}video_embeds"] = unit_norm(projected.pooler_output)
                 video = video or (self.video_model.pooling.embed(states), mask)
@@ -562,6 +683,7 @@ class MMTModel(MMTPreTrainedModel):
         noised_text_states: torch.Tensor | None = None,
         paired_text_states: torch.Tensor | None = None,
         noised_paired_text_states: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
         return_loss: bool | None = None,
         **kwargs,
     ) -> MMTOutput:
@@ -583,8 +705,10 @@ class MMTModel(MMTPreTrainedModel):
             noised_text_states: the same for x^m.
             paired_text_states: the same for y.
             noised_paired_text_states: the same for y^m.
+            pixel_values: `(B_video, F, 3, H, W)` float in place of `video_features`, or `(B_video, F, T, 3, H, W)` of
+                a video encoder.
             return_loss: whether to evaluate the objectives over this (local) batch.
-            kwargs: passed to the attention functions.
+            kwargs: `pixel_values_1`, ... of more vision encoders; others are passed to the attention functions.
 
         Raises:
             ValueError: a shape does not fit, or no text, or neither video nor a second language.
@@ -603,6 +727,8 @@ class MMTModel(MMTPreTrainedModel):
             "video_features": video_features,
             "video_mask": video_mask,
             "noised_video_features": noised_video_features,
+            "pixel_values": pixel_values,
+            **_take_pixels(kwargs),
         }
         embeds = self.embed(batch, **kwargs)
         if "text_embeds" not in embeds or not ("video_embeds" in embeds or "paired_text_embeds" in embeds):
@@ -672,9 +798,9 @@ class MMTVideoModelWithProjection(MMTPreTrainedModel):
         self.post_init()
 
     @can_return_tuple
-    def forward(self, video_features=None, video_mask=None, **kwargs) -> MMTVideoModelOutput:
-        """`(B, F, D_v)` features to `video_embeds` `(B, P)`, not normalised."""
-        states, mask = self.video_model.encode(video_features), _default_mask(video_mask, video_features)
+    def forward(self, video_features=None, video_mask=None, pixel_values=None, **kwargs) -> MMTVideoModelOutput:
+        """`(B, F, D_v)` features, or pixels as `MMTModel` takes them, to `video_embeds` `(B, P)`, not normalised."""
+        states, mask = self.video_model.read(video_features, video_mask, pixel_values, _take_pixels(kwargs))
         outputs = self.video_model.pool_and_project(self.video_projection, states, mask, **kwargs)
         return MMTVideoModelOutput(
             video_embeds=outputs.pooler_output,

@@ -41,7 +41,8 @@ class MMTSearchPipeline(Pipeline):
         """Embed clips to search.
 
         Args:
-            clips: `(F_i, D_v)` features of each id.
+            clips: `(F_i, D_v)` features of each id; or, for a model with vision encoders, a path or whatever else its
+                processor takes for `videos`.
             batch_size: clips at a time.
 
         Raises:
@@ -51,7 +52,9 @@ class MMTSearchPipeline(Pipeline):
             raise ValueError("clips is empty: nothing to search")
         ids, parts = list(clips), []
         for start in range(0, len(ids), batch_size):
-            inputs = self.processor(video_features=[clips[key] for key in ids[start : start + batch_size]])
+            given = [clips[key] for key in ids[start : start + batch_size]]
+            kind = "video_features" if all(getattr(clip, "ndim", 0) == 2 for clip in given) else "videos"
+            inputs = self.processor(**{kind: given})
             with torch.inference_mode():
                 embeds = self.model.get_video_features(**inputs.to(self.device)).pooler_output
             parts.append(torch.nn.functional.normalize(embeds.float(), dim=-1).cpu())

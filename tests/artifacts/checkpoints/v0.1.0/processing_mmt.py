@@ -1,30 +1,131 @@
-"""Captions and ragged feature sequences to padded batches."""
+"""Captions, and clips as videos, pictures or ragged feature sequences, to padded batches."""
 
+import os
 import unicodedata
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
-from transformers import BatchFeature, FeatureExtractionMixin, ProcessorMixin
+from transformers import AutoConfig, AutoTokenizer, BatchFeature, FeatureExtractionMixin, ProcessorMixin
+
+from .configuration_mmt import vision_fields, vision_width
+from .image_processing_mmt import PixelSettings
+from .video_decoding_mmt import FrameSampling, read_clip
+from .vision_encoders_mmt import pixels_name, set_frames_per_step, vision_half
 
 TEXT_OPTIONS = ("padding", "truncation", "max_length")
 
 
 class MMTVideoFeatureExtractor(FeatureExtractionMixin):
-    """Ragged feature sequences to one padded batch with its mask.
+    """Clips to one padded batch with its mask: from ragged feature sequences, or from videos and pictures.
 
     Args:
         feature_dim: width `D_v` of a step, all streams concatenated.
         max_video_length: longest clip in steps; a longer one is sampled down to it at even distances.
+        pixels: `PixelSettings` (or their fields) of each vision encoder of the model; `None` if it has none.
+        sampling: `FrameSampling` (or its fields): which frames of a video are decoded; `None` is its default, times
+            the frames of a step.
+        max_side: frames are shrunk while decoding so that no side is longer, which bounds memory.
         kwargs: what an older or newer `preprocessor_config` carries; kept as attributes.
+
+    Raises:
+        ValueError: a setting is outside its range; or a video encoder's frames do not divide the longest step's.
     """
 
-    model_input_names = ["video_features", "video_mask"]
-
-    def __init__(self, feature_dim: int = 1024, max_video_length: int = 512, **kwargs):
+    def __init__(
+        self,
+        feature_dim: int = 1024,
+        max_video_length: int = 512,
+        pixels: Sequence[PixelSettings | Mapping[str, Any]] | None = None,
+        sampling: FrameSampling | Mapping[str, Any] | None = None,
+        max_side: int = 1920,
+        **kwargs,
+    ):
         super().__init__(**kwargs)
         self.feature_dim = feature_dim
         self.max_video_length = max_video_length
+        self.pixels: Any = None  # plain values, as they are saved
+        self.sampling: Any = None
+        if pixels is not None:
+            settings = [given if isinstance(given, PixelSettings) else PixelSettings(**given) for given in pixels]
+            self.pixels = [{name: _plain(value) for name, value in asdict(given).items()} for given in settings]
+            if sampling is None:
+                sampling = FrameSampling(num_frames=(FrameSampling().num_frames or 1) * self.frames_per_step)
+            elif not isinstance(sampling, FrameSampling):
+                sampling = FrameSampling(**sampling)
+            self.sampling = asdict(sampling)
+            for given in settings:
+                if self.frames_per_step % (given.frames_per_step or 1):
+                    raise ValueError(
+                        f"frames_per_step is {given.frames_per_step} of one vision encoder and {self.frames_per_step} "
+                        "of another; the smaller must divide the larger"
+                    )
+        self.max_side = max_side
+
+    @property
+    def frames_per_step(self) -> int:
+        """Frames of one step: those of the vision encoder that takes the most."""
+        return max(settings["frames_per_step"] or 1 for settings in self.pixels)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """Names of the tensors that clips are made to."""
+        if self.pixels is None:
+            return ["video_features", "video_mask"]
+        return [*(pixels_name(number) for number in range(len(self.pixels))), "video_mask"]
+
+    def decode(self, sources: Sequence[Any], return_tensors: str | None = "pt") -> BatchFeature:
+        """Videos and pictures to pixels.
+
+        Args:
+            sources: whatever `read_clip` reads: a path, bytes, an array of frames, a list of pictures, a picture.
+            return_tensors: only `"pt"`.
+
+        Returns:
+            `pixel_values` `(B, F, 3, height, width)` float32, or `(B, F, T, 3, height, width)` for a video encoder,
+            padded with zeros; `pixel_values_1`, ... for more encoders; `video_mask` `(B, F)` long, 1 = real.
+
+        Raises:
+            ValueError: no clips, or one that cannot be read (`VideoDecodingError`, which names the file).
+        """
+        if return_tensors != "pt":
+            raise ValueError(f"return_tensors is {return_tensors!r}; only 'pt' is supported")
+        if len(sources) == 0:
+            raise ValueError("videos is empty; give at least one clip")
+        sampling = FrameSampling(**self.sampling)
+        experts = [PixelSettings(**settings) for settings in self.pixels]
+        clips = [self._steps(read_clip(source, sampling, max_side=self.max_side).frames) for source in sources]
+        mask = torch.zeros(len(clips), max(map(len, clips)), dtype=torch.long)
+        for row, clip in enumerate(clips):
+            mask[row, : len(clip)] = 1
+        batch: dict[str, torch.Tensor] = {}
+        for number, settings in enumerate(experts):
+            pixels: Any = None
+            for row, clip in enumerate(clips):
+                taken = settings.frames_per_step or 1
+                each = self.frames_per_step // taken
+                frames = clip[:, each // 2 :: each].flatten(0, 1)  # the middle frame of each part of a step
+                prepared = settings.prepare(frames)
+                if pixels is None:
+                    pixels = prepared.new_zeros(*mask.shape, *prepared.shape[1:])
+                pixels[row, : len(clip)] = prepared
+            batch[pixels_name(number)] = pixels
+        return BatchFeature({**batch, "video_mask": mask})
+
+    def _steps(self, frames: torch.Tensor) -> torch.Tensor:
+        """`(F, 3, H, W)` frames to `(steps, T, 3, H, W)`; the last frame is repeated to fill the last step."""
+        missing = -len(frames) % self.frames_per_step
+        if missing:
+            frames = torch.cat([frames, frames[-1:].expand(missing, -1, -1, -1)])
+        steps = frames.unflatten(0, (-1, self.frames_per_step))
+        return steps[self._even_steps(len(steps))]
+
+    def _even_steps(self, length: int) -> Any:
+        """Which steps of a clip of this length stay."""
+        if length <= self.max_video_length:
+            return slice(None)
+        return torch.linspace(0, length - 1, self.max_video_length).round().long()
 
     def __call__(self, video_features: Sequence[Any], return_tensors: str | None = "pt", **kwargs) -> BatchFeature:
         """Check, shorten and pad.
@@ -59,7 +160,8 @@ class MMTVideoFeatureExtractor(FeatureExtractionMixin):
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(
                 f"clip {index} is no array of (steps, {self.feature_dim}) numbers, but {type(given).__name__}: "
-                "pictures and videos go first through the feature extractor that the card names"
+                "pictures and videos go first through the feature extractor that the card names, or to a model that "
+                "has vision encoders (MMTModel.from_encoders)"
             ) from error
         if clip.dim() != 2 or clip.shape[1] != self.feature_dim:
             raise ValueError(f"clip {index} has shape {tuple(clip.shape)}; expected (steps, {self.feature_dim})")
@@ -67,10 +169,7 @@ class MMTVideoFeatureExtractor(FeatureExtractionMixin):
             raise ValueError(f"clip {index} has no steps; leave clips without features out")
         if not torch.isfinite(clip).all():
             raise ValueError(f"clip {index} holds a NaN or an infinity; extract its features again")
-        if len(clip) > self.max_video_length:
-            steps = torch.linspace(0, len(clip) - 1, self.max_video_length).round().long()
-            clip = clip[steps]
-        return clip
+        return clip[self._even_steps(len(clip))]
 
 
 class MMTProcessor(ProcessorMixin):
@@ -88,6 +187,43 @@ class MMTProcessor(ProcessorMixin):
         self.max_text_length = max_text_length
         super().__init__(feature_extractor, tokenizer)
 
+    @classmethod
+    def from_encoders(
+        cls,
+        text_model: str,
+        vision_model: str | Sequence[str],
+        *,
+        revision: str | None = None,
+        vision_revision: str | None = None,
+        cache_dir=None,
+        frames_per_step: int | None = None,
+        max_video_length: int = 512,
+        sampling: FrameSampling | None = None,
+        **options,
+    ) -> "MMTProcessor":
+        """The processor of `MMTModel.from_encoders`, with the same arguments.
+
+        Args:
+            text_model: whose tokenizer is taken.
+            vision_model: one or several, whose size, crop, mean and standard deviation are taken.
+            revision: of the text encoder.
+            vision_revision: of the vision encoders.
+            cache_dir: where downloads are kept.
+            frames_per_step: of video encoders, where it shall not be their own.
+            max_video_length: the model's.
+            sampling: which frames of a video are decoded.
+            options: `text_prefix`, `max_text_length`.
+        """
+        hub = {"revision": vision_revision, "cache_dir": cache_dir}
+        pixels, width = [], 0
+        for name in [vision_model] if isinstance(vision_model, str) else vision_model:
+            config = vision_half(AutoConfig.from_pretrained(name, **hub))
+            own = set_frames_per_step(config, frames_per_step)
+            pixels.append(PixelSettings.from_pretrained(name, frames_per_step=own, **hub))
+            width += vision_width(vision_fields(config)) or 0
+        tokenizer = AutoTokenizer.from_pretrained(text_model, revision=revision, cache_dir=cache_dir)
+        return cls(MMTVideoFeatureExtractor(width, max_video_length, pixels, sampling), tokenizer, **options)
+
     def __call__(
         self,
         text: str | Sequence[str] | None = None,
@@ -97,19 +233,22 @@ class MMTProcessor(ProcessorMixin):
         images: Sequence[Any] | None = None,
         **kwargs,
     ) -> BatchFeature:
-        """Tokenize captions, pad clips, or both.
+        """Tokenize captions, read or pad clips, or both.
 
         Args:
             text: one caption or a list; white space is normalised (a tab is an unknown token to some tokenizers).
             video_features: one `(F_i, D_v)` array a clip.
-            videos: the name that sentence-transformers has for `video_features`.
-            images: one feature vector `(D_v,)` or `(1, D_v)` a picture, which is a clip of one step.
+            videos: of a model with vision encoders, one path, `bytes`, `(F, H, W, 3)` uint8 array or list of pictures
+                a clip (see `read_clip`); without them, the name that sentence-transformers has for `video_features`.
+            images: pictures, or without vision encoders one feature vector `(D_v,)` or `(1, D_v)` a picture; each is a
+                clip of one step.
             kwargs: `padding`, `truncation` and `max_length` of the tokenizer, flat or as `text_kwargs`, and
                 `return_tensors`, only `"pt"`, flat or in `common_kwargs`. Others are ignored, so that pipelines may
                 pass their own.
 
         Returns:
-            `input_ids`, `attention_mask` `(B, L)` long for text; `video_features` `(B, F, D_v)`, `video_mask` `(B, F)`
+            `input_ids`, `attention_mask` `(B, L)` long for text; `video_features` `(B, F, D_v)`, or `pixel_values`
+            `(B, F, 3, height, width)` (with T frames a step, `(B, F, T, 3, height, width)`), and `video_mask` `(B, F)`
             for clips.
 
         Raises:
@@ -130,6 +269,12 @@ class MMTProcessor(ProcessorMixin):
         batch: dict[str, torch.Tensor] = {}
         if text is not None:
             batch.update(self.tokenize([text] if isinstance(text, str) else text, **options))
+        sources = videos if images is None else images
+        if sources is not None and self.feature_extractor.pixels is not None:
+            if isinstance(sources, str | bytes | os.PathLike):
+                sources = [sources]
+            batch.update(self.feature_extractor.decode(sources, return_tensors=return_tensors))
+            return BatchFeature(batch)
         if images is not None:
             clips = [[image[None] if getattr(image, "ndim", 2) == 1 else image for image in images]]
         for given in clips:
@@ -152,6 +297,11 @@ class MMTProcessor(ProcessorMixin):
     def model_input_names(self) -> list[str]:
         """Names of the tensors that `__call__` makes."""
         return ["input_ids", "attention_mask", *self.feature_extractor.model_input_names]
+
+
+def _plain(value: Any) -> Any:
+    """As JSON gives it back."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def clean_caption(caption: str, index: int = 0) -> str:
