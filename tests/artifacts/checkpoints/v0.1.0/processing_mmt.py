@@ -95,7 +95,11 @@ class MMTVideoFeatureExtractor(FeatureExtractionMixin):
             raise ValueError("videos is empty; give at least one clip")
         sampling = FrameSampling(**self.sampling)
         experts = [PixelSettings(**settings) for settings in self.pixels]
-        clips = [self._steps(read_clip(source, sampling, max_side=self.max_side).frames) for source in sources]
+        clips = []
+        for source in sources:
+            while isinstance(source, list) and len(source) == 1 and isinstance(source[0], list):
+                source = source[0]  # sentence-transformers puts a list of frames into another list
+            clips.append(self._steps(read_clip(source, sampling, max_side=self.max_side).frames))
         mask = torch.zeros(len(clips), max(map(len, clips)), dtype=torch.long)
         for row, clip in enumerate(clips):
             mask[row, : len(clip)] = 1
