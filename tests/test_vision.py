@@ -80,11 +80,11 @@ def test_every_encoder_gives_the_vector_that_its_config_says_from_mmt(name):
     (expert,) = model.video_model.vision_experts
     side = 64 if name in ("convnext", "resnet") else SIDE  # they halve it five times
     pixels = torch.randn(2, 3, *([STEP] if expert.frames_per_step else []), 3, side, side)
-    mask = torch.tensor([[1, 1, 1], [1, 0, 0]])
+    mask = torch.tensor([[1, 0, 0], [1, 1, 1]])
     features = model.video_model.features(pixels, mask)
     assert features.shape == (2, 3, model.config.video_feature_dim)
-    assert (features[1, 1:] == 0).all() and features[mask.bool()].std(0).max() > 0
-    torch.testing.assert_close(features[0], expert(pixels[0]), atol=1e-5, rtol=1e-4)
+    assert (features[0, 1:] == 0).all() and features[mask.bool()].std(0).max() > 0
+    torch.testing.assert_close(features[1], expert(pixels[1]), atol=1e-5, rtol=1e-4)
     found = model.get_video_features(pixel_values=pixels, video_mask=mask).pooler_output
     wanted = model.get_video_features(features, mask).pooler_output  # extracted beforehand
     torch.testing.assert_close(found, wanted)
@@ -257,10 +257,10 @@ def test_a_video_encoders_steps_hold_several_frames_and_the_last_is_filled_up():
 def test_what_stands_in_the_padding_and_beside_a_clip_changes_nothing():
     model, (long, short) = vision_model(), (clip(5), clip(2, seed=1))
     processor = vision_processor(model)
-    alone, both = processor(videos=[short]), processor(videos=[long, short])
-    both["pixel_values"][1, 2:] = float("nan")
+    alone, both = processor(videos=[short]), processor(videos=[short, long])
+    both["pixel_values"][0, 2:] = float("nan")
     with torch.no_grad():
-        found = model.get_video_features(**both).pooler_output[1:]
+        found = model.get_video_features(**both).pooler_output[:1]
         torch.testing.assert_close(found, model.get_video_features(**alone).pooler_output, atol=1e-5, rtol=1e-5)
 
 
