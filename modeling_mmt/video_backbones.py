@@ -277,17 +277,19 @@ def load_backbone(path: str | Path) -> VideoBackbone:
         raise BackboneError(f"{path}: no state dict; give the file that its authors published")
     model: VideoBackbone
     num_classes = len(weights["fc.weight"]) if "fc.weight" in weights else 0
-    if num_classes and "conv_2c.conv2.weight" in weights:
-        model = S3D(num_classes)
-        weights = {name: value for name, value in weights.items() if not name.startswith(_TEXT)}
-    elif num_classes and "stem.3.weight" in weights:
-        model = R2Plus1D34(num_classes)
-    else:
-        raise BackboneError(
-            f"{path}: neither S3D's weights (conv_2c.conv2.weight, fc.weight) nor R(2+1)D's (stem.3.weight, fc.weight)"
-        )
+    with torch.device("meta"):  # no random weights, which take longer than the file's
+        if num_classes and "conv_2c.conv2.weight" in weights:
+            model = S3D(num_classes)
+            weights = {name: value for name, value in weights.items() if not name.startswith(_TEXT)}
+        elif num_classes and "stem.3.weight" in weights:
+            model = R2Plus1D34(num_classes)
+        else:
+            raise BackboneError(
+                f"{path}: neither S3D's weights (conv_2c.conv2.weight, fc.weight) nor R(2+1)D's (stem.3.weight, "
+                "fc.weight)"
+            )
     try:
-        model.load_state_dict(weights, strict=True)
+        model.load_state_dict(weights, strict=True, assign=True)
     except RuntimeError as error:
         raise BackboneError(f"{path}: not the weights of {type(model).__name__}: {error}") from error
     return model.eval()
