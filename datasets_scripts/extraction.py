@@ -276,8 +276,9 @@ def encode_clips(
 ) -> Iterator[tuple[Any, np.ndarray]]:
     """Runs clips through the encoder, in order: `(F, D_v)` for a clip of `(F, ...)` pixels.
 
-    Batches hold exactly `batch_size` steps, across clips, but for the last: a new batch shape costs the CPU kernels
-    a new set-up each time. On CPU a small batch, whose activations stay in the cache, is the fastest.
+    Batches hold exactly `batch_size` steps, across clips; the last one is filled up. For a batch of another shape the
+    kernels add in another order, and on CPU they are set up anew: so a clip's features depend on no other clip, to the
+    last bit. On CPU a small batch, whose activations stay in the cache, is the fastest.
     """
     lengths: list[tuple[Any, int]] = []
     rows: list[np.ndarray] = []
@@ -297,7 +298,8 @@ def encode_clips(
             del rows[:batch_size]
         yield from whole_clips(lengths, features)
     if rows:
-        features.extend(encode(np.stack(rows)))
+        filled = rows + [rows[-1]] * (batch_size - len(rows))
+        features.extend(encode(np.stack(filled))[: len(rows)])
     yield from whole_clips(lengths, features)
 
 
