@@ -21,11 +21,12 @@ share the output's folder and nothing else; each does the shards of its number (
 import argparse
 import hashlib
 import json
+import math
 import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
@@ -42,13 +43,17 @@ from datasets_scripts.extraction import Extraction, TooManyFailuresError, run
 from datasets_scripts.features import MANIFEST, FeatureStore
 from datasets_scripts.video_lists import Video, check_ids, find_videos, fingerprint
 from datasets_scripts.worker_pool import WorkerPool
+from modeling_mmt.image_processing_mmt import PixelSettings
 from modeling_mmt.packaged_encoders import resolve_encoder
-from modeling_mmt.video_backbones import VideoBackbone, load_backbone
-from modeling_mmt.video_decoding_mmt import FrameSampling, read_clip
+from modeling_mmt.video_backbones import load_backbone
+from modeling_mmt.video_decoding_mmt import Clip, FrameSampling, read_clip
+from modeling_mmt.vision_encoders_mmt import MMTVisionEncoder
 
 TOO_MANY_FAILURES = 3  # the exit code
 FILMSTRIP_COLUMNS = ("video_id", "frames", "num_frames")
 FILMSTRIP_SIZE = 128  # emoji9's frames as they are
+FRAMES_PER_PIECE = 64  # of a long video, decoded at once
+MAX_SIDE = 1920  # of a frame before it is resized, as the processor's: 64 frames take 400 MB
 
 # --- encoders
 
@@ -60,22 +65,24 @@ class Encoder(Protocol):
         image_size: side in pixels of its frames.
         frames_per_step: how many frames make one vector.
         revision: which weights these are.
+        prepare: frames to its pixels, sent to the workers.
     """
 
     image_size: int
     frames_per_step: int
     revision: str
+    prepare: Any
 
     def encode(self, pixels: np.ndarray) -> np.ndarray:
-        """Steps of pixels, as `PixelPreparation` makes them, to `(B, D_v)` float32."""
+        """Steps of what `prepare` gives to `(B, D_v)` float32."""
 
 
 class FrameEncoder:
-    """A frozen image encoder: pictures in, one vector a picture out.
+    """A frozen image encoder for film strips: pictures in, one vector a picture out.
 
     Args:
         name: a packaged encoder, a Hub id or a folder.
-        image_size: side in pixels of its frames; None means what its config says, or 224.
+        image_size: side in pixels of its frames.
         device: where it runs.
 
     Raises:
@@ -84,13 +91,12 @@ class FrameEncoder:
 
     frames_per_step = 1
 
-    def __init__(self, name: str, image_size: int | None = None, device: str | torch.device = "cpu"):
+    def __init__(self, name: str, image_size: int, device: str | torch.device = "cpu"):
         path = resolve_encoder(name)
         self.device = torch.device(device)
         self.model: PreTrainedModel = AutoModel.from_pretrained(path)
         self.model.eval().requires_grad_(False).to(self.device, memory_format=torch.channels_last)
-        own_size = getattr(self.model.config, "image_size", None)
-        self.image_size = image_size or (own_size if isinstance(own_size, int) else 224)
+        self.image_size, self.prepare = image_size, FramePreparation(image_size)
         self.revision = encoder_revision(path, self.model)
         mean, std = image_statistics(path)
         self.mean = torch.tensor(mean, device=self.device).view(1, -1, 1, 1)
@@ -109,32 +115,53 @@ class FrameEncoder:
         return pooled.flatten(1).float().cpu().numpy()
 
 
-class BackboneEncoder:
-    """A published video network: `frames_per_step` frames in, one vector out.
+class StepEncoder:
+    """A frozen encoder of videos' pixels, as a model with `vision_config` has it inside: the features are the same.
 
     Args:
-        path: of its weight file.
-        image_size: side in pixels of its frames; None means its own.
+        model: `(B, 3, S, S)` normalised pixels, or `(B, T, 3, S, S)`, to `(B, D_v)`.
+        settings: how its pixels are made.
+        revision: which weights these are.
         device: where it runs.
     """
 
-    def __init__(self, path: str, image_size: int | None = None, device: str | torch.device = "cpu"):
-        self.device = torch.device(device)
-        self.model: VideoBackbone = load_backbone(path).eval().requires_grad_(False).to(self.device)
-        self.image_size, self.frames_per_step = image_size or self.model.image_size, self.model.frames_per_step
-        with open(path, "rb") as weights:
-            self.revision = f"sha256:{hashlib.file_digest(weights, 'sha256').hexdigest()}"
+    def __init__(
+        self, model: torch.nn.Module, settings: PixelSettings, revision: str, device: str | torch.device = "cpu"
+    ):
+        self.model, self.device = model.eval().requires_grad_(False).to(device), torch.device(device)
+        self.settings, self.prepare, self.revision = settings, StepPreparation(settings), revision
+        self.image_size, self.frames_per_step = settings.height, settings.frames_per_step or 1
 
     @torch.inference_mode()
     def encode(self, pixels: np.ndarray) -> np.ndarray:
-        """`(B, T, S, S, 3)` uint8 to `(B, D_v)` float32."""
-        frames = torch.from_numpy(pixels).permute(0, 4, 1, 2, 3).to(self.device)
-        return self.model(self.model.normalize(frames.float() / 255)).float().cpu().numpy()
+        """uint8 `(B, 3, S, S)`, or `(B, T, 3, S, S)`, to `(B, D_v)` float32."""
+        steps = self.settings.normalized(torch.from_numpy(pixels).to(self.device))
+        return self.model(steps).float().cpu().numpy()
 
 
-def load_encoder(name: str, image_size: int | None, device: str | torch.device) -> Encoder:
-    """The encoder of a name, or of a weight file that ends in `.pth`."""
-    return (BackboneEncoder if name.endswith(".pth") else FrameEncoder)(name, image_size, device)
+def load_encoder(name: str, image_size: int | None, device: str | torch.device) -> StepEncoder:
+    """The encoder of a name or folder, or the published network of a weight file that ends in `.pth`.
+
+    Args:
+        name: as `--encoder`.
+        image_size: side in pixels of its frames; None means its own.
+        device: where it runs.
+    """
+    model: torch.nn.Module
+    if name.endswith(".pth"):
+        model, side = load_backbone(name), image_size
+        own = {"height": model.image_size, "width": model.image_size, "resize": model.image_size}
+        settings = PixelSettings(
+            **own, mean=model.mean, std=model.std, resample="bilinear", frames_per_step=model.frames_per_step
+        )
+        with open(name, "rb") as weights:
+            revision = f"sha256:{hashlib.file_digest(weights, 'sha256').hexdigest()}"
+    else:
+        path, side = resolve_encoder(name), image_size
+        model = MMTVisionEncoder.from_pretrained(path)
+        settings = PixelSettings.from_pretrained(path, frames_per_step=model.frames_per_step)
+        revision = encoder_revision(path, model.encoder)
+    return StepEncoder(model, settings if side is None else settings.at(side), revision, device)
 
 
 def image_statistics(path: str) -> tuple[list[float], list[float]]:
@@ -172,36 +199,50 @@ def encoder_revision(path: str, model: PreTrainedModel) -> str:
 # --- reading, in the workers
 
 
-class PixelPreparation:
-    """Frames to what an encoder's `encode` takes.
+class FramePreparation:
+    """Film strips' frames, squares that need no cutting, resized by Pillow's bicubic rule.
 
     Args:
-        image_size: side S in pixels that frames are resized to, bicubically.
-        frames_per_step: T; runs of so many frames make a step. The last run is filled up with its last frame; if
-            less than half of it is there, and it is not the only one, it is left out.
+        image_size: side S in pixels.
     """
 
-    def __init__(self, image_size: int, frames_per_step: int = 1):
-        self.image_size, self.frames_per_step = image_size, frames_per_step
+    def __init__(self, image_size: int):
+        self.image_size = image_size
 
     def __call__(self, frames: Sequence[Image.Image]) -> np.ndarray:
-        """RGB pictures of any size to `(F, S, S, 3)` uint8, or for T > 1 to `(N, T, S, S, 3)`."""
-        size, steps = (self.image_size, self.image_size), self.frames_per_step
+        """RGB pictures of any size to `(F, S, S, 3)` uint8."""
+        size = (self.image_size, self.image_size)
         resized = [frame if frame.size == size else frame.resize(size, Image.Resampling.BICUBIC) for frame in frames]
-        pixels = np.stack([np.asarray(frame.convert("RGB")) for frame in resized])
-        if steps == 1:
-            return pixels
-        whole, rest = divmod(len(pixels), steps)
-        if not whole or 2 * rest >= steps:
-            whole += 1
-        last = np.repeat(pixels[-1:], max(whole * steps - len(pixels), 0), axis=0)
-        return np.concatenate([pixels, last])[: whole * steps].reshape(whole, steps, *pixels.shape[1:])
+        return np.stack([np.asarray(frame.convert("RGB")) for frame in resized])
+
+
+class StepPreparation:
+    """Frames as an encoder's own processor resizes and cuts them; normalised they are later, where it runs.
+
+    Args:
+        settings: of the encoder.
+    """
+
+    def __init__(self, settings: PixelSettings):
+        self.settings = settings
+
+    def __call__(self, frames: torch.Tensor) -> torch.Tensor:
+        """`(F, 3, H, W)` uint8 to `(F, 3, S, S)` uint8."""
+        return self.settings.resized(frames)
+
+    def steps(self, pixels: torch.Tensor) -> np.ndarray:
+        """`(F, 3, S, S)` to `(F, 3, S, S)`, or `(ceil(F / T), T, 3, S, S)`, the last frame repeated to fill."""
+        length = self.settings.frames_per_step
+        if length is None:
+            return pixels.numpy()
+        filled = torch.cat([pixels, pixels[-1:].expand(-len(pixels) % length, -1, -1, -1)])
+        return filled.unflatten(0, (-1, length)).numpy()
 
 
 class FilmstripReader:
     """Reads film strips, rows as `frames_of` takes them."""
 
-    def __init__(self, prepare: PixelPreparation):
+    def __init__(self, prepare: FramePreparation):
         self.prepare = prepare
 
     def __call__(self, video: Video) -> np.ndarray:
@@ -213,7 +254,7 @@ class FilmstripReader:
 
 
 class VideoReader:
-    """Reads videos, animations and pictures: the square in the middle of each frame.
+    """Reads videos, animations and pictures.
 
     Args:
         prepare: makes pixels of frames.
@@ -221,7 +262,7 @@ class VideoReader:
         decoder: as in `read_clip`.
     """
 
-    def __init__(self, prepare: PixelPreparation, sampling: FrameSampling, decoder: str | None = None):
+    def __init__(self, prepare: StepPreparation, sampling: FrameSampling, decoder: str | None = None):
         self.prepare, self.sampling, self.decoder = prepare, sampling, decoder
 
     def __call__(self, video: Video) -> np.ndarray:
@@ -233,19 +274,33 @@ class VideoReader:
         """
         if multiprocessing.parent_process() is not None:
             torch.set_num_threads(1)  # a worker is a core's work
-        most = 4 * self.prepare.image_size  # a frame's longer side, while many wait to be resized
-        source, start, end = video.source, video.start, video.end
-        clip = read_clip(source, self.sampling, start=start, end=end, max_side=most, decoder=self.decoder)
         rate = self.sampling.frames_per_second
-        if rate and clip.duration and clip.duration * rate > self.sampling.max_frames + 1:
+        parts: list[torch.Tensor] = []
+        for start, end in [(video.start, video.end)] if rate is None else self._pieces(video, rate):
+            frames = self._read(video.source, self.sampling, start, end).frames
+            pixels = self.prepare(frames)
+            is_shown_still = parts and torch.equal(parts[-1][-1], pixels[0])  # over the bound of two pieces
+            parts.append(pixels[1:] if is_shown_still and len(pixels) > 1 else pixels)
+        return self.prepare.steps(torch.cat(parts))
+
+    def _pieces(self, video: Video, rate: float) -> Iterator[tuple[float, float | None]]:
+        """Spans of so few frames that these fit in memory as they are decoded."""
+        duration = self._read(video.source, FrameSampling(num_frames=1), video.start, video.end).duration
+        if duration is None or math.isinf(duration):
+            yield video.start, video.end
+            return
+        if duration * rate > self.sampling.max_frames + 0.5:
             raise ValueError(
-                f"{clip.duration:.0f} seconds are {clip.duration * rate:.0f} frames at {rate:g} a second, more than "
+                f"{duration:.0f} seconds are {duration * rate:.0f} frames at {rate:g} a second, more than "
                 f"--max_frames {self.sampling.max_frames}; raise it, or cut the video by start and end in a list"
             )
-        side, (height, width) = min(clip.frames.shape[2:]), clip.frames.shape[2:]
-        top, left = (height - side) // 2, (width - side) // 2
-        square = clip.frames[:, :, top : top + side, left : left + side].permute(0, 2, 3, 1)
-        return self.prepare([Image.fromarray(frame.numpy()) for frame in square.contiguous()])
+        count = len(self.sampling.times(duration))
+        for first in range(0, count, FRAMES_PER_PIECE):
+            last = first + FRAMES_PER_PIECE
+            yield video.start + first / rate, video.end if last >= count else video.start + last / rate
+
+    def _read(self, source: Any, sampling: FrameSampling, start: float, end: float | None) -> Clip:
+        return read_clip(source, sampling, start=start, end=end, max_side=MAX_SIDE, decoder=self.decoder)
 
 
 # --- what there is to read
@@ -345,7 +400,7 @@ def arguments_of(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--output_dir", required=True, type=Path, help="of the feature store")
     parser.add_argument("--num_frames", type=int, help="frames of a video, spread evenly (default 8)")
     parser.add_argument("--frames_per_second", type=float, help="or: frames per second of video")
-    parser.add_argument("--max_frames", type=int, default=2048, help="with --frames_per_second: longer videos fail")
+    parser.add_argument("--max_frames", type=int, default=4096, help="with --frames_per_second: longer videos fail")
     parser.add_argument("--batch_size", type=int, default=16, help="steps that go through the encoder together")
     parser.add_argument("--limit", type=int, help="clips of each split, or videos; all by default")
     parser.add_argument("--device", default="cpu", help="where the encoder runs; cuda: each process has its own")
@@ -389,20 +444,23 @@ def main(argv: Sequence[str] | None = None) -> FeatureStore | None:
         _refuse(str(error))
 
     device = f"cuda:{local_rank}" if arguments.device == "cuda" else arguments.device
-    image_size = arguments.image_size or (FILMSTRIP_SIZE if clips.are_filmstrips else None)
-    encoder = load_encoder(arguments.encoder, image_size, device)
-    prepare = PixelPreparation(encoder.image_size, encoder.frames_per_step)
-    source = {**clips.source, "image_size": encoder.image_size}
     rate: float | None = None
-    reader: Callable[[Video], np.ndarray] = FilmstripReader(prepare)
-    if not clips.are_filmstrips:
-        frames_per_second, num_frames = arguments.frames_per_second, arguments.num_frames
+    encoder: Encoder
+    reader: Callable[[Video], np.ndarray]
+    source = dict(clips.source)
+    if clips.are_filmstrips:
+        frame_encoder = FrameEncoder(arguments.encoder, arguments.image_size or FILMSTRIP_SIZE, device)
+        encoder, reader = frame_encoder, FilmstripReader(frame_encoder.prepare)
+    else:
+        encoder = load_encoder(arguments.encoder, arguments.image_size, device)
+        num_frames, frames_per_second = arguments.num_frames, arguments.frames_per_second
         if frames_per_second is None and num_frames is None:
             num_frames = 8 * encoder.frames_per_step
         sampling = FrameSampling(num_frames, frames_per_second, arguments.max_frames)
         rate = frames_per_second and frames_per_second / encoder.frames_per_step
         source |= {"num_frames": num_frames, "frames_per_second": frames_per_second}
-        reader = VideoReader(prepare, sampling, arguments.decoder)
+        reader = VideoReader(encoder.prepare, sampling, arguments.decoder)
+    source["image_size"] = encoder.image_size
     is_path = Path(arguments.encoder).is_dir() or arguments.encoder.endswith(".pth")
     extractor = Path(arguments.encoder).name if is_path else arguments.encoder
     settings = {

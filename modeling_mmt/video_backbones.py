@@ -10,7 +10,7 @@ Written from those descriptions; parameters carry the files' names, so that a fi
 `torch.load(weights_only=True)` alone. What has been checked: the names and shapes, which follow from the cited code,
 and the arithmetic on random weights. What has not: equal outputs on the real files, which were not at hand.
 
-Both take `(B, 3, T, S, S)` and give one vector for each run of T frames.
+Both take `(B, T, 3, S, S)`, as the other video encoders of this package, and give one vector for each run of T frames.
 """
 
 import warnings
@@ -40,13 +40,8 @@ class VideoBackbone(nn.Module):
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
     std: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
-    def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
-        """`(B, 3, T, H, W)` float in [0, 1] to the input of `forward`."""
-        mean, std = (pixels.new_tensor(values).view(3, 1, 1, 1) for values in (self.mean, self.std))
-        return (pixels - mean) / std
-
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """`(B, 3, T, H, W)` float to `(B, D_v)`."""
+        """`(B, T, 3, H, W)` float, normalised, to `(B, D_v)`."""
         raise NotImplementedError
 
 
@@ -142,10 +137,11 @@ class S3D(VideoBackbone):
         self.fc = nn.Linear(1024, num_classes)
 
     def mixed(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """`(B, 3, T, H, W)`, T, H and W even, to `(B, 1024)`: the last block's mean."""
+        """`(B, T, 3, H, W)`, T, H and W even, to `(B, 1024)`: the last block's mean."""
+        pixel_values = pixel_values.transpose(1, 2)
         batch, channels, time, height, width = pixel_values.shape
         # space to depth: a 2 x 2 x 2 block of pixels becomes channels, the place in it before the colour
-        hidden = pixel_values.view(batch, channels, time // 2, 2, height // 2, 2, width // 2, 2)
+        hidden = pixel_values.reshape(batch, channels, time // 2, 2, height // 2, 2, width // 2, 2)
         hidden = hidden.permute(0, 3, 5, 7, 1, 2, 4, 6).reshape(
             batch, 8 * channels, time // 2, height // 2, width // 2
         )
@@ -159,7 +155,7 @@ class S3D(VideoBackbone):
         return self.mixed_5c(self.mixed_5b(hidden)).mean(dim=(2, 3, 4))
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """`(B, 3, T, H, W)` in [0, 1], T, H and W even, to `(B, 512)`."""
+        """`(B, T, 3, H, W)` in [0, 1], T, H and W even, to `(B, 512)`."""
         return self.fc(self.mixed(pixel_values))
 
 
@@ -238,8 +234,8 @@ class R2Plus1D34(VideoBackbone):
                 module.eps = 1e-3  # Caffe2's
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """`(B, 3, T, H, W)`, normalised, to `(B, 512)`."""
-        hidden = self.stem(pixel_values)
+        """`(B, T, 3, H, W)`, normalised, to `(B, 512)`."""
+        hidden = self.stem(pixel_values.transpose(1, 2))
         for number in range(1, 5):
             hidden = self.get_submodule(f"layer{number}")(hidden)
         return hidden.mean(dim=(2, 3, 4))

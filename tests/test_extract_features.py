@@ -23,11 +23,15 @@ import extract_features
 from datasets_scripts.extraction import encode_clips
 from datasets_scripts.features import FeatureStore
 from datasets_scripts.video_lists import Video
-from extract_features import FrameEncoder, PixelPreparation, main
-from modeling_mmt.video_decoding_mmt import FrameSampling
+from extract_features import FrameEncoder, FramePreparation, main
+from modeling_mmt.image_processing_mmt import PixelSettings
+from modeling_mmt.video_backbones import VideoBackbone
+from modeling_mmt.video_decoding_mmt import FrameSampling, read_clip
+from modeling_mmt.vision_encoders_mmt import MMTVisionEncoder
 
 SIZE = 32
 STATISTICS = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4], "do_normalize": True}
+OWN_PREPARATION = STATISTICS | {"size": {"height": SIZE, "width": SIZE}, "resample": 3}
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +64,7 @@ def encoder_folder(tmp_path_factory):
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("resnet")
     ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8, 12], depths=[1, 1])).save_pretrained(folder)
-    (folder / "preprocessor_config.json").write_text(json.dumps(STATISTICS))
+    (folder / "preprocessor_config.json").write_text(json.dumps(OWN_PREPARATION))
     return folder
 
 
@@ -87,7 +91,7 @@ def test_a_frames_features_are_the_pooled_output_of_its_normalised_pixels(clips_
 
 def test_the_batch_size_changes_no_feature(clips_folder, encoder_folder):
     encoder = FrameEncoder(str(encoder_folder), SIZE)
-    prepare = PixelPreparation(SIZE)
+    prepare = FramePreparation(SIZE)
     frames = {n: [Image.new("RGB", (40, 40), (n, 9 * step, 50)) for step in range(n)] for n in (3, 1, 7, 2)}
     clips = [(f"c{n}", prepare(clip)) for n, clip in frames.items()]
     alone = dict(encode_clips(clips, encoder.encode, 1))
@@ -145,7 +149,7 @@ def test_an_encoder_without_pooled_output_is_averaged_over_positions(tmp_path):
     encoder = FrameEncoder(str(tmp_path), SIZE)
     encoder.model.pooler = None
     frame = Image.new("RGB", (SIZE, SIZE), (200, 100, 0))
-    pixels = PixelPreparation(SIZE)([frame])
+    pixels = FramePreparation(SIZE)([frame])
     pixel_values = (torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - encoder.mean) / encoder.std
     with torch.no_grad():
         expected = model(pixel_values).last_hidden_state.mean(1)
@@ -219,10 +223,42 @@ def test_a_folder_of_videos_becomes_a_store_and_a_list_of_failures(videos_folder
     )
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
     # the frames at 1/6, 3/6 and 5/6 of 1.2 seconds, through the encoder one by one
-    encoder, prepare = FrameEncoder(str(encoder_folder), SIZE), PixelPreparation(SIZE)
-    frames = [Image.new("RGB", (48, 48), (20 * 3 + 4 * number,) * 3) for number in (2, 6, 10)]
-    assert np.allclose(store["part1/clip3"], encoder.encode(prepare(frames)), atol=0.02)
+    encoder, settings = MMTVisionEncoder.from_pretrained(encoder_folder), PixelSettings.from_pretrained(encoder_folder)
+    frames = torch.stack([torch.full((3, 32, 48), 20 * 3 + 4 * number, dtype=torch.uint8) for number in (2, 6, 10)])
+    with torch.no_grad():
+        expected = encoder(settings.prepare(frames)).numpy()
+    assert np.allclose(store["part1/clip3"], expected, atol=0.02)
     assert not np.allclose(store["part1/clip3"], store["part1/clip5"], atol=0.02)
+
+
+def test_features_are_those_of_a_model_that_takes_the_pixels(videos_folder, encoder_folder, tmp_path):
+    store = main(video_arguments(videos_folder, encoder_folder, tmp_path / "store", "--num_workers", 0))
+    encoder, settings = MMTVisionEncoder.from_pretrained(encoder_folder), PixelSettings.from_pretrained(encoder_folder)
+    clip = read_clip(videos_folder / "part0/clip4.mp4", FrameSampling(num_frames=3))
+    with torch.no_grad():
+        expected = encoder(settings.prepare(clip.frames)).numpy()
+    assert np.allclose(store["part0/clip4"], expected, rtol=1e-3, atol=1e-5)
+
+
+def test_long_videos_are_decoded_in_pieces_with_the_same_frames(videos_folder, encoder_folder, monkeypatch):
+    settings = PixelSettings.from_pretrained(encoder_folder)
+    spans, whole = [], read_clip
+
+    def counted(source, sampling, **how):
+        spans.append((how["start"], how["end"]))
+        return whole(source, sampling, **how)
+
+    monkeypatch.setattr(extract_features, "read_clip", counted)
+    monkeypatch.setattr(extract_features, "FRAMES_PER_PIECE", 4)
+    # of 12 frames at 10 a second; at 20 a second each is shown at two times, also over the bounds of pieces
+    for rate, start, num_spans in [(10.0, 0.0, 3), (7.0, 0.0, 2), (4.0, 0.3, 1), (20.0, 0.0, 6), (15.0, 0.2, 4)]:
+        spans.clear()
+        sampling = FrameSampling(num_frames=None, frames_per_second=rate)
+        reader = extract_features.VideoReader(extract_features.StepPreparation(settings), sampling)
+        path = str(videos_folder / "part1/clip3.mp4")
+        found = reader(Video("a", path, start))
+        assert len(spans) == 1 + num_spans
+        assert np.array_equal(found, settings.resized(whole(path, sampling, start=start).frames).numpy())
 
 
 def test_frames_per_second_is_the_rate_and_long_videos_fail(videos_folder, encoder_folder, tmp_path):
@@ -266,25 +302,35 @@ def test_a_dataset_of_videos_is_read_by_its_bytes(videos_folder, encoder_folder,
     assert np.allclose(store["four"], files["part0/clip4"], atol=1e-3)
 
 
-def test_frames_are_put_into_runs_for_a_video_network():
-    frames = [Image.new("RGB", (4, 4), (number,) * 3) for number in range(23)]
-    prepare = PixelPreparation(4, frames_per_step=8)
+def test_a_published_networks_steps_are_runs_of_frames(videos_folder, tmp_path, monkeypatch):
+    class Steps(VideoBackbone):
+        """Says what it is given."""
 
-    def numbers(count):
-        return prepare(frames[:count])[..., 0, 0, 0].tolist()
+        image_size, frames_per_step, mean, std = 16, 5, (0.5,) * 3, (0.25,) * 3
 
-    assert numbers(16) == [list(range(8)), list(range(8, 16))]
-    assert numbers(19) == [list(range(8)), list(range(8, 16))]
-    assert numbers(20) == [list(range(8)), list(range(8, 16)), [16, 17, 18, 19, 19, 19, 19, 19]]
-    assert numbers(2) == [[0, 1, 1, 1, 1, 1, 1, 1]]
-    assert prepare(frames[:8]).shape == (1, 8, 4, 4, 3)
+        def forward(self, pixel_values):
+            assert pixel_values.shape[1:] == (5, 3, 16, 16)
+            return pixel_values.mean(dim=(2, 3, 4)) * 0.25 * 255 + 127.5
+
+    (tmp_path / "weights.pth").write_bytes(b"here")
+    monkeypatch.setattr(extract_features, "load_backbone", lambda name: Steps())
+    command = video_arguments(videos_folder, tmp_path / "weights.pth", tmp_path / "store", "--num_workers", 0)
+    at = command.index("--image_size")
+    del command[at : at + 2]
+    at = command.index("--num_frames")
+    command[at : at + 2] = ["--frames_per_second", "10"]
+    store = main(command)
+    assert store.manifest["rate"] == 2 and store.manifest["extractor"] == "weights.pth"
+    grey = [60 + 4 * min(number, 11) for number in range(15)]  # 12 frames, the last one repeated to fill
+    assert np.allclose(store["part1/clip3"], np.reshape(grey, (3, 5)), atol=3)
 
 
 def test_a_reader_can_be_sent_to_a_worker(videos_folder):
-    reader = extract_features.VideoReader(PixelPreparation(SIZE), FrameSampling(num_frames=3))
+    settings = PixelSettings(SIZE, SIZE, SIZE, (0.0,) * 3, (1.0,) * 3)
+    reader = extract_features.VideoReader(extract_features.StepPreparation(settings), FrameSampling(num_frames=3))
     sent = ForkingPickler.loads(ForkingPickler.dumps(reader))
     video = Video("a", str(videos_folder / "part0" / "clip2.mp4"))
-    assert np.array_equal(sent(video), reader(video)) and sent(video).shape == (3, SIZE, SIZE, 3)
+    assert np.array_equal(sent(video), reader(video)) and sent(video).shape == (3, 3, SIZE, SIZE)
 
 
 @pytest.mark.slow
