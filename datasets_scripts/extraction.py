@@ -13,6 +13,7 @@ holds depends on the clips and the settings alone.
     <store>/failures.jsonl                         in the end, all clips that failed, if any did
 """
 
+import glob
 import json
 import os
 import platform
@@ -202,6 +203,8 @@ class Extraction:
         """Removes what a finished store does not need; a killed process may have left it."""
         shutil.rmtree(folder / "progress", ignore_errors=True)
         folder.with_name(folder.name + ".lock").unlink(missing_ok=True)
+        for begun in folder.parent.glob(f"{glob.escape(folder.name)}.partial.*"):
+            shutil.rmtree(begun, ignore_errors=True)
 
     def __enter__(self) -> "Extraction":
         return self

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_extraction import SETTINGS, clips, extract
+from tiny_extraction import SETTINGS, Reader, clips, encode, extract
 
 from datasets_scripts import extraction, features
 from datasets_scripts.extraction import Extraction, TooManyFailuresError
 from datasets_scripts.features import FeatureStore, FeatureStoreError
+from datasets_scripts.worker_pool import WorkerPool
 
 PROGRAM = str(Path(__file__).with_name("tiny_extraction.py"))
 
@@ -98,6 +99,7 @@ def test_killed_at_any_of_its_steps_a_run_goes_on_to_the_same_store(tmp_path, wh
         assert FeatureStore(folder).manifest == whole
         FeatureStore(folder).verify()
         assert not (folder / "progress").exists()
+        assert {path.name for path in tmp_path.glob("store*")} <= {f"store{n}" for n in range(number + 1)}
         if status == 0:
             break
         num_kills += 1
@@ -182,8 +184,11 @@ def test_a_shard_that_is_lost_or_cut_is_done_again(tmp_path, whole):
     assert not extract(tmp_path / "store", clips(), log, rank=0, num_processes=2)
     (tmp_path / "store.partial" / "features-00000.parquet").write_bytes(b"cut")
     (tmp_path / "store.partial" / "features-00002.parquet").unlink()
+    (tmp_path / "store.partial" / "failures.jsonl").write_text("of a run that was stopped, and whose cause was mended")
     assert extract(tmp_path / "store", clips(), log)
     assert FeatureStore(tmp_path / "store").manifest == whole
+    names = {path.name for path in (tmp_path / "store").iterdir()}
+    assert names == {"manifest.json", *(shard["file"] for shard in whole["shards"])}
 
 
 def test_other_settings_other_clips_and_a_second_process_of_the_same_number_are_refused(tmp_path):
@@ -207,3 +212,37 @@ def test_a_shard_beyond_the_limit_of_a_file_is_refused(tmp_path, monkeypatch):
     assert features.MAX_SHARD_VALUES > 20
     with pytest.raises(FeatureStoreError, match="smaller shard_size"):
         extract(tmp_path / "store", clips(), tmp_path / "log")
+
+
+def test_clips_are_read_while_others_are_encoded(tmp_path):
+    videos, batches = clips(12), []
+
+    def slow_encode(pixels):
+        batches.append(len(pixels))
+        time.sleep(0.2)
+        return encode(pixels)
+
+    with WorkerPool(Reader(tmp_path / "log", 0.1), 1, 20) as pool:
+        list(pool.map(videos[:1], ahead=1))  # the worker is up
+        with Extraction(tmp_path / "store", videos, SETTINGS, 6) as whole_run:
+            start = time.perf_counter()
+            assert extraction.run(whole_run, pool, slow_encode, 4, 0, quiet=True)
+            seconds = time.perf_counter() - start
+    assert batches == [4] * 6  # 24 steps, 12 in each shard
+    assert seconds < 2.1  # 1.2 for reading and 1.2 for encoding, one after the other 2.4
+
+
+def test_a_clips_features_do_not_depend_on_its_neighbours_to_the_last_bit():
+    shapes = set()
+
+    def by_shape(pixels):  # as kernels do: another shape, another rounding
+        shapes.add(pixels.shape)
+        return pixels * np.float32(1 + len(pixels) * 1e-3)
+
+    generator = np.random.default_rng(0)
+    some = [(f"c{steps}", generator.standard_normal((steps, 3)).astype(np.float32)) for steps in (3, 1, 7, 2)]
+    together = dict(extraction.encode_clips(some, by_shape, 4))
+    for clip in some:
+        ((name, alone),) = extraction.encode_clips([clip], by_shape, 4)
+        assert np.array_equal(alone, together[name])
+    assert shapes == {(4, 3)}
