@@ -15,7 +15,15 @@ from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
 WITH_OPEN_CLIP = ("b1_infonce", "b2_sigmoid", "b3_gradient_ratio", "b4_training_step")
-BENCHMARKS = (*WITH_OPEN_CLIP, "b5_search", "b7_features", "b8_decoding", "retrieval_metrics", "b9_pretraining")
+BENCHMARKS = (
+    *WITH_OPEN_CLIP,
+    "b5_search",
+    "b7_features",
+    "b8_decoding",
+    "retrieval_metrics",
+    "b9_pretraining",
+    "b10_extraction",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

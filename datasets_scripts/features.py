@@ -150,26 +150,8 @@ class FeatureStoreWriter:
             raise FeatureStoreError(f"{where}: the id must be a text that is not empty")
         if video_id in self.stored_ids:
             raise FeatureStoreError(f"{where} is there already; give each clip once")
-        features = np.asarray(features)
-        if features.ndim != 2 or 0 in features.shape or features.dtype.kind not in "fiu":
-            raise FeatureStoreError(
-                f"{where}: features are {features.dtype} {features.shape}; give numbers (steps, width), neither 0"
-            )
-        if self._dim is None:
-            self._dim = features.shape[1]
-        if features.shape[1] != self._dim:
-            raise FeatureStoreError(
-                f"{where}: width {features.shape[1]}, the clips before it {self._dim}; put features of another "
-                "extractor into a store of their own"
-            )
-        with np.errstate(over="ignore"):
-            values = features.astype(self.dtype)
-        if not np.isfinite(values).all():
-            step, column = np.argwhere(~np.isfinite(values))[0]
-            raise FeatureStoreError(
-                f"{where}: step {step}, column {column} is {features[step, column]}, not finite as {self.dtype}; "
-                "mend the extractor, or choose dtype='float32' if the number itself is finite"
-            )
+        values = checked_values(where, features, self.dtype, self._dim)
+        self._dim = values.shape[1]
         if self._num_waiting_values + values.size > MAX_SHARD_VALUES:
             self._write_shard()
         self.stored_ids.add(video_id)
@@ -181,44 +163,13 @@ class FeatureStoreWriter:
     def _write_shard(self) -> None:
         if not self._waiting:
             return
-        ids = [video_id for video_id, _ in self._waiting]
-        steps = np.cumsum([0, *(len(values) for _, values in self._waiting)], dtype=np.int32)
-        flat = np.concatenate([values for _, values in self._waiting]).reshape(-1)
-        dim = self._waiting[0][1].shape[1]
-        rows = pa.ListArray.from_arrays(np.arange(0, len(flat) + 1, dim, dtype=np.int32), pa.array(flat))
-        table = pa.table({"video_id": ids, "video_features": pa.ListArray.from_arrays(steps, rows)})
-        table = table.replace_schema_metadata({name: self._settings[name] for name in ("extractor", "revision")})
         name = f"features-{len(self._shards):05d}.{self.file_format}"
-        if self.file_format == "arrow":
-            with pa.ipc.new_stream(self.partial / name, table.schema) as writer:  # as datasets' own files
-                writer.write_table(table)
-        else:
-            pq.write_table(table, self.partial / name, compression="zstd", use_dictionary=False)
-        data = (self.partial / name).read_bytes()
-        shard = {
-            "file": name,
-            "sha256": hashlib.sha256(data).hexdigest(),
-            "num_bytes": len(data),
-            "num_rows": len(ids),
-        }
+        shard = write_shard(
+            self.partial / name, self._waiting, self._settings["extractor"], self._settings["revision"]
+        )
         self._shards.append(shard)
-        self._write_manifest()
+        write_manifest(self.partial, self._settings, self._dim, self._shards)
         self._waiting, self._num_waiting_values = [], 0
-
-    def _write_manifest(self) -> None:
-        manifest = {
-            "extractor": self._settings["extractor"],
-            "revision": self._settings["revision"],
-            "rate": self._settings["rate"],
-            "dim": self._dim,
-            "dtype": self.dtype,
-            "num_clips": sum(shard["num_rows"] for shard in self._shards),
-            "shards": self._shards,
-            "source": self._settings["source"],
-        }
-        temporary = self.partial / (MANIFEST + ".new")
-        temporary.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(temporary, self.partial / MANIFEST)
 
     def finish(self) -> Path:
         """Writes what is left and puts the store in its place.
@@ -255,6 +206,99 @@ class FeatureStoreWriter:
         finally:
             if self._lock.is_locked:
                 self._release()
+
+
+def checked_values(where: str, features: np.ndarray, dtype: str, dim: int | None = None) -> np.ndarray:
+    """A clip's features as they are stored.
+
+    Args:
+        where: begins the message of an error.
+        features: `(F, D_v)` numbers, F >= 1, finite in `dtype`.
+        dtype: `float16` or `float32`, of the stored values.
+        dim: what `D_v` must be, if that is known.
+
+    Raises:
+        FeatureStoreError: one of these does not hold.
+    """
+    features = np.asarray(features)
+    if features.ndim != 2 or 0 in features.shape or features.dtype.kind not in "fiu":
+        raise FeatureStoreError(
+            f"{where}: features are {features.dtype} {features.shape}; give numbers (steps, width), neither 0"
+        )
+    if dim is not None and features.shape[1] != dim:
+        raise FeatureStoreError(
+            f"{where}: width {features.shape[1]}, the clips before it {dim}; put features of another "
+            "extractor into a store of their own"
+        )
+    with np.errstate(over="ignore"):
+        values = features.astype(dtype)
+    if not np.isfinite(values).all():
+        step, column = np.argwhere(~np.isfinite(values))[0]
+        raise FeatureStoreError(
+            f"{where}: step {step}, column {column} is {features[step, column]}, not finite as {dtype}; "
+            "mend the extractor, or choose dtype='float32' if the number itself is finite"
+        )
+    return values
+
+
+def write_shard(path: Path, clips: Sequence[tuple[str, np.ndarray]], extractor: str, revision: str) -> dict[str, Any]:
+    """Writes clips, of checked values of one width, to a file that appears whole or not at all.
+
+    Args:
+        path: `features-<number>.parquet` or `.arrow`.
+        clips: (video_id, `(F, D_v)` values) pairs, at least one.
+        extractor: goes into the file.
+        revision: likewise.
+
+    Returns:
+        The manifest's entry: file, sha256, num_bytes, num_rows.
+    """
+    steps = np.cumsum([0, *(len(values) for _, values in clips)], dtype=np.int32)
+    flat = np.concatenate([values for _, values in clips]).reshape(-1)
+    rows = pa.ListArray.from_arrays(np.arange(0, len(flat) + 1, clips[0][1].shape[1], dtype=np.int32), pa.array(flat))
+    ids = [video_id for video_id, _ in clips]
+    table = pa.table({"video_id": ids, "video_features": pa.ListArray.from_arrays(steps, rows)})
+    table = table.replace_schema_metadata({"extractor": extractor, "revision": revision})
+    temporary = path.with_name(path.name + ".new")
+    if path.suffix == ".arrow":
+        with pa.ipc.new_stream(temporary, table.schema) as writer:  # as datasets' own files
+            writer.write_table(table)
+    else:
+        pq.write_table(table, temporary, compression="zstd", use_dictionary=False)
+    data = temporary.read_bytes()
+    os.replace(temporary, path)
+    return {
+        "file": path.name,
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "num_bytes": len(data),
+        "num_rows": len(clips),
+    }
+
+
+def write_manifest(
+    folder: Path, settings: Mapping[str, Any], dim: int | None, shards: Sequence[Mapping[str, Any]]
+) -> None:
+    """Writes a store's manifest at once.
+
+    Args:
+        folder: that holds the shards.
+        settings: extractor, revision, rate, dtype, source; anything else is left aside.
+        dim: D_v.
+        shards: entries by `write_shard`, in order.
+    """
+    manifest = {
+        "extractor": settings["extractor"],
+        "revision": settings["revision"],
+        "rate": settings["rate"],
+        "dim": dim,
+        "dtype": settings["dtype"],
+        "num_clips": sum(shard["num_rows"] for shard in shards),
+        "shards": list(shards),
+        "source": settings["source"],
+    }
+    temporary = folder / (MANIFEST + ".new")
+    temporary.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(temporary, folder / MANIFEST)
 
 
 def write_feature_store(

@@ -1,8 +1,17 @@
-"""Frames through an image encoder into a store, with tiny random encoders."""
+"""Frames through an image encoder into a store, with tiny random encoders and tiny videos."""
 
+import contextlib
 import io
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
 
+import av
 import datasets
 import numpy as np
 import pytest
@@ -11,11 +20,18 @@ from PIL import Image
 from transformers import ResNetConfig, ResNetModel, ViTConfig, ViTModel
 
 import extract_features
+from datasets_scripts.extraction import encode_clips
 from datasets_scripts.features import FeatureStore
-from extract_features import FrameEncoder, encode_clips, main
+from datasets_scripts.video_lists import Video
+from extract_features import FrameEncoder, FramePreparation, main
+from modeling_mmt.image_processing_mmt import PixelSettings
+from modeling_mmt.video_backbones import VideoBackbone
+from modeling_mmt.video_decoding_mmt import FrameSampling, read_clip
+from modeling_mmt.vision_encoders_mmt import MMTVisionEncoder
 
 SIZE = 32
 STATISTICS = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4], "do_normalize": True}
+OWN_PREPARATION = STATISTICS | {"size": {"height": SIZE, "width": SIZE}, "resample": 3}
 
 
 @pytest.fixture(autouse=True)
@@ -48,13 +64,13 @@ def encoder_folder(tmp_path_factory):
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("resnet")
     ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8, 12], depths=[1, 1])).save_pretrained(folder)
-    (folder / "preprocessor_config.json").write_text(json.dumps(STATISTICS))
+    (folder / "preprocessor_config.json").write_text(json.dumps(OWN_PREPARATION))
     return folder
 
 
 def arguments(clips_folder, encoder_folder, output_dir, *more):
     flags = ["--dataset", clips_folder, "--encoder", encoder_folder, "--image_size", SIZE, "--output_dir", output_dir]
-    return [str(flag) for flag in [*flags, *more]]
+    return [str(flag) for flag in [*flags, "--num_workers", 0, *more]]
 
 
 def test_a_frames_features_are_the_pooled_output_of_its_normalised_pixels(clips_folder, encoder_folder, tmp_path):
@@ -75,10 +91,12 @@ def test_a_frames_features_are_the_pooled_output_of_its_normalised_pixels(clips_
 
 def test_the_batch_size_changes_no_feature(clips_folder, encoder_folder):
     encoder = FrameEncoder(str(encoder_folder), SIZE)
-    clips = [(f"c{n}", [Image.new("RGB", (40, 40), (n, 9 * step, 50)) for step in range(n)]) for n in (3, 1, 7, 2)]
-    alone = dict(encode_clips(clips, encoder, 1))
+    prepare = FramePreparation(SIZE)
+    frames = {n: [Image.new("RGB", (40, 40), (n, 9 * step, 50)) for step in range(n)] for n in (3, 1, 7, 2)}
+    clips = [(f"c{n}", prepare(clip)) for n, clip in frames.items()]
+    alone = dict(encode_clips(clips, encoder.encode, 1))
     for batch_size in (2, 5, 100):
-        together = list(encode_clips(clips, encoder, batch_size))
+        together = list(encode_clips(clips, encoder.encode, batch_size))
         assert [video_id for video_id, _ in together] == ["c3", "c1", "c7", "c2"]
         assert all(np.allclose(features, alone[video_id], atol=1e-5) for video_id, features in together)
 
@@ -95,7 +113,6 @@ def test_a_finished_store_is_kept_and_another_setting_is_refused(clips_folder, e
 
 
 def test_an_interrupted_run_encodes_only_what_is_missing(clips_folder, encoder_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(extract_features, "CLIPS_PER_SHARD", 2)
     whole = FrameEncoder.encode
     calls = []
 
@@ -106,7 +123,7 @@ def test_an_interrupted_run_encodes_only_what_is_missing(clips_folder, encoder_f
         return whole(self, pixels)
 
     monkeypatch.setattr(FrameEncoder, "encode", stops)
-    command = arguments(clips_folder, encoder_folder, tmp_path / "store", "--batch_size", 1)
+    command = arguments(clips_folder, encoder_folder, tmp_path / "store", "--batch_size", 1, "--shard_size", 2)
     with pytest.raises(KeyboardInterrupt):
         main(command)
     assert not (tmp_path / "store").exists()
@@ -132,10 +149,11 @@ def test_an_encoder_without_pooled_output_is_averaged_over_positions(tmp_path):
     encoder = FrameEncoder(str(tmp_path), SIZE)
     encoder.model.pooler = None
     frame = Image.new("RGB", (SIZE, SIZE), (200, 100, 0))
-    pixel_values = (encoder.prepare([frame]) / 255 - encoder.mean) / encoder.std
+    pixels = FramePreparation(SIZE)([frame])
+    pixel_values = (torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - encoder.mean) / encoder.std
     with torch.no_grad():
         expected = model(pixel_values).last_hidden_state.mean(1)
-    assert np.allclose(encoder.encode(encoder.prepare([frame])), expected.numpy(), atol=1e-5)
+    assert np.allclose(encoder.encode(pixels), expected.numpy(), atol=1e-5)
 
 
 def test_an_encoder_that_does_not_say_its_statistics_is_refused(tmp_path):
@@ -145,7 +163,13 @@ def test_an_encoder_that_does_not_say_its_statistics_is_refused(tmp_path):
 
 
 def test_bad_flags_and_absent_columns_are_refused(clips_folder, encoder_folder, tmp_path, capsys):
-    for flags, message in [(["--batch_size", 0], "--batch_size is 0"), (["--limit", -1], "--limit is -1")]:
+    for flags, message in [
+        (["--batch_size", 0], "--batch_size is 0"),
+        (["--limit", -1], "--limit is -1"),
+        (["--max_failures", "1.5"], "--max_failures is 1.5"),
+        (["--num_frames", 4, "--frames_per_second", 2], "choose one"),
+        (["--videos", tmp_path], "not allowed with argument"),
+    ]:
         with pytest.raises(SystemExit):
             main(arguments(clips_folder, encoder_folder, tmp_path / "store", *flags))
         assert message in capsys.readouterr().err
@@ -154,3 +178,173 @@ def test_bad_flags_and_absent_columns_are_refused(clips_folder, encoder_folder, 
     with pytest.raises(SystemExit):
         main(arguments(tmp_path / "other", encoder_folder, tmp_path / "store"))
     assert "has no column 'frames'" in capsys.readouterr().err
+
+
+def write_video(path, brightness, num_frames=12):
+    """A grey mp4 of 10 frames a second and 48 x 32 pixels, each frame a little lighter than the one before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10, options={"crf": "1"})
+        stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
+        for number in range(num_frames):
+            pixels = np.full((32, 48, 3), brightness + 4 * number, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, "rgb24")))
+        container.mux(stream.encode(None))
+    return path
+
+
+@pytest.fixture(scope="module")
+def videos_folder(tmp_path_factory):
+    """Seven videos, and among them one that is cut and one that is no video."""
+    folder = tmp_path_factory.mktemp("videos")
+    paths = [write_video(folder / f"part{number % 2}" / f"clip{number}.mp4", 20 * number) for number in range(7)]
+    (folder / "part0" / "cut.mp4").write_bytes(paths[0].read_bytes()[:700])
+    (folder / "part1" / "empty.webm").write_bytes(b"")
+    (folder / "notes.txt").write_text("no video")
+    return folder
+
+
+def video_arguments(videos, encoder_folder, output_dir, *more):
+    flags = ["--videos", videos, "--encoder", encoder_folder, "--image_size", SIZE, "--output_dir", output_dir]
+    return [str(flag) for flag in [*flags, "--num_frames", 3, "--max_failures", 2, "--shard_size", 2, *more]]
+
+
+def test_a_folder_of_videos_becomes_a_store_and_a_list_of_failures(videos_folder, encoder_folder, tmp_path):
+    store = main(video_arguments(videos_folder, encoder_folder, tmp_path / "store", "--num_workers", 0))
+    assert list(store) == [
+        "part0/clip0", "part0/clip2", "part0/clip4", "part0/clip6", "part1/clip1", "part1/clip3", "part1/clip5",
+    ]  # fmt: skip
+    assert store.manifest["rate"] is None and store.manifest["source"]["num_frames"] == 3
+    failures = [json.loads(line) for line in (tmp_path / "store" / "failures.jsonl").read_text().splitlines()]
+    assert [failure["video_id"] for failure in failures] == ["part0/cut", "part1/empty"]
+    assert "is empty" in failures[1]["reason"] and failures[1]["source"] == str(videos_folder / "part1/empty.webm")
+    assert sorted(path.name for path in (tmp_path / "store").iterdir()) == sorted(
+        ["failures.jsonl", "manifest.json", *(shard["file"] for shard in store.manifest["shards"])]
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
+    # the frames at 1/6, 3/6 and 5/6 of 1.2 seconds, through the encoder one by one
+    encoder, settings = MMTVisionEncoder.from_pretrained(encoder_folder), PixelSettings.from_pretrained(encoder_folder)
+    frames = torch.stack([torch.full((3, 32, 48), 20 * 3 + 4 * number, dtype=torch.uint8) for number in (2, 6, 10)])
+    with torch.no_grad():
+        expected = encoder(settings.prepare(frames)).numpy()
+    assert np.allclose(store["part1/clip3"], expected, atol=0.02)
+    assert not np.allclose(store["part1/clip3"], store["part1/clip5"], atol=0.02)
+
+
+def test_features_are_those_of_a_model_that_takes_the_pixels(videos_folder, encoder_folder, tmp_path):
+    store = main(video_arguments(videos_folder, encoder_folder, tmp_path / "store", "--num_workers", 0))
+    encoder, settings = MMTVisionEncoder.from_pretrained(encoder_folder), PixelSettings.from_pretrained(encoder_folder)
+    clip = read_clip(videos_folder / "part0/clip4.mp4", FrameSampling(num_frames=3))
+    with torch.no_grad():
+        expected = encoder(settings.prepare(clip.frames)).numpy()
+    assert np.allclose(store["part0/clip4"], expected, rtol=1e-3, atol=1e-5)
+
+
+def test_long_videos_are_decoded_in_pieces_with_the_same_frames(videos_folder, encoder_folder, monkeypatch):
+    settings = PixelSettings.from_pretrained(encoder_folder)
+    spans, whole = [], read_clip
+
+    def counted(source, sampling, **how):
+        spans.append((how["start"], how["end"]))
+        return whole(source, sampling, **how)
+
+    monkeypatch.setattr(extract_features, "read_clip", counted)
+    monkeypatch.setattr(extract_features, "FRAMES_PER_PIECE", 4)
+    # of 12 frames at 10 a second; at 20 a second each is shown at two times, also over the bounds of pieces
+    for rate, start, num_spans in [(10.0, 0.0, 3), (7.0, 0.0, 2), (4.0, 0.3, 1), (20.0, 0.0, 6), (15.0, 0.2, 4)]:
+        spans.clear()
+        sampling = FrameSampling(num_frames=None, frames_per_second=rate)
+        reader = extract_features.VideoReader(extract_features.StepPreparation(settings), sampling)
+        path = str(videos_folder / "part1/clip3.mp4")
+        found = reader(Video("a", path, start))
+        assert len(spans) == 1 + num_spans
+        assert np.array_equal(found, settings.resized(whole(path, sampling, start=start).frames).numpy())
+
+
+def test_frames_per_second_is_the_rate_and_long_videos_fail(videos_folder, encoder_folder, tmp_path):
+    (tmp_path / "list.csv").write_text(
+        "file_name,video_id,start,end\n"
+        f"{videos_folder}/part0/clip0.mp4,whole,,\n{videos_folder}/part0/clip0.mp4,end,0.8,\n"
+    )
+    command = video_arguments(tmp_path / "list.csv", encoder_folder, tmp_path / "store", "--num_workers", 0)
+    at = command.index("--num_frames")
+    command[at : at + 2] = ["--frames_per_second", "5"]
+    store = main(command)
+    assert store.manifest["rate"] == 5 and {key: len(store[key]) for key in store} == {"whole": 6, "end": 2}
+    assert np.array_equal(store["whole"][4:], store["end"])
+    command[command.index("--output_dir") + 1] = str(tmp_path / "short")
+    short = main([*command, "--max_frames", "3"])
+    assert list(short) == ["end"] and "--max_frames 3" in (tmp_path / "short" / "failures.jsonl").read_text()
+
+
+def test_too_many_failures_end_with_their_own_exit_code(videos_folder, encoder_folder, tmp_path, capsys):
+    command = video_arguments(videos_folder, encoder_folder, tmp_path / "store", "--num_workers", 0)
+    with pytest.raises(SystemExit) as stopped:
+        main([*command, "--max_failures", "0.2"])  # of nine: one may
+    assert stopped.value.code == 3 and "2 of 9 clips failed" in capsys.readouterr().err
+    assert len(main(command)) == 7
+
+
+def test_a_dataset_of_videos_is_read_by_its_bytes(videos_folder, encoder_folder, tmp_path):
+    paths = [videos_folder / f"part0/clip{number}.mp4" for number in (2, 0, 4)]
+    rows = {
+        "video_id": ["two", "zero", "four"],
+        "clip": [{"bytes": path.read_bytes(), "path": None} for path in paths],
+    }
+    features = datasets.Features({"video_id": datasets.Value("string"), "clip": datasets.Video(decode=False)})
+    (tmp_path / "videos").mkdir()
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "videos" / "test.parquet")
+    command = arguments(tmp_path / "videos", encoder_folder, tmp_path / "store", "--num_frames", 3)
+    store = main(command)
+    files = main(video_arguments(videos_folder, encoder_folder, tmp_path / "files", "--num_workers", 0))
+    assert list(store) == ["two", "zero", "four"]
+    assert np.allclose(store["zero"], files["part0/clip0"], atol=1e-3)
+    assert np.allclose(store["four"], files["part0/clip4"], atol=1e-3)
+
+
+def test_a_published_networks_steps_are_runs_of_frames(videos_folder, tmp_path, monkeypatch):
+    class Steps(VideoBackbone):
+        """Says what it is given."""
+
+        image_size, frames_per_step, mean, std = 16, 5, (0.5,) * 3, (0.25,) * 3
+
+        def forward(self, pixel_values):
+            assert pixel_values.shape[1:] == (5, 3, 16, 16)
+            return pixel_values.mean(dim=(2, 3, 4)) * 0.25 * 255 + 127.5
+
+    (tmp_path / "weights.pth").write_bytes(b"here")
+    monkeypatch.setattr(extract_features, "load_backbone", lambda name: Steps())
+    command = video_arguments(videos_folder, tmp_path / "weights.pth", tmp_path / "store", "--num_workers", 0)
+    at = command.index("--image_size")
+    del command[at : at + 2]
+    at = command.index("--num_frames")
+    command[at : at + 2] = ["--frames_per_second", "10"]
+    store = main(command)
+    assert store.manifest["rate"] == 2 and store.manifest["extractor"] == "weights.pth"
+    grey = [60 + 4 * min(number, 11) for number in range(15)]  # 12 frames, the last one repeated to fill
+    assert np.allclose(store["part1/clip3"], np.reshape(grey, (3, 5)), atol=3)
+
+
+def test_a_reader_can_be_sent_to_a_worker(videos_folder):
+    settings = PixelSettings(SIZE, SIZE, SIZE, (0.0,) * 3, (1.0,) * 3)
+    reader = extract_features.VideoReader(extract_features.StepPreparation(settings), FrameSampling(num_frames=3))
+    sent = ForkingPickler.loads(ForkingPickler.dumps(reader))
+    video = Video("a", str(videos_folder / "part0" / "clip2.mp4"))
+    assert np.array_equal(sent(video), reader(video)) and sent(video).shape == (3, 3, SIZE, SIZE)
+
+
+@pytest.mark.slow
+def test_torchrun_killed_and_resumed_gives_the_store_of_one_process(videos_folder, encoder_folder, tmp_path):
+    command = video_arguments(videos_folder, encoder_folder, tmp_path / "store", "--num_workers", 1)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    program = Path(__file__).resolve().parents[1] / "extract_features.py"
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    run = subprocess.Popen([*torchrun, str(program), *command], env=environment, start_new_session=True)
+    while run.poll() is None and not list(tmp_path.glob("store.partial/features-*")):
+        time.sleep(0.05)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(run.pid, signal.SIGKILL)
+    run.wait()
+    subprocess.run([*torchrun, str(program), *command], env=environment, check=True)
+    one = main(video_arguments(videos_folder, encoder_folder, tmp_path / "one", "--num_workers", 0))
+    assert FeatureStore(tmp_path / "store").manifest == one.manifest

@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PICTURE = {
     "modeling_mmt": {
         0: "configuration_mmt loss_mmt video_decoding_mmt image_processing_mmt efficientnet_lite_mmt pipeline_mmt "
-        "published_results",
+        "published_results video_backbones",
         1: "pooling_mmt vision_encoders_mmt exact_search",
         2: "modeling_mmt processing_mmt streaming_loss checkpointing packaged_encoders retrieval training_arguments "
         "snapshots search_engines diagnostics report_figures",
@@ -40,9 +40,9 @@ PICTURE = {
         5: "__init__ cli report",
     },
     "datasets_scripts": {
-        1: "features sources",
-        2: "corpus sampling convert_features",
-        3: "emoji9 multi_howto100m msrvtt vatex multi30k storybook8 own_clips translate language_report",
+        1: "features sources worker_pool",
+        2: "corpus sampling convert_features video_lists",
+        3: "extraction emoji9 multi_howto100m msrvtt vatex multi30k storybook8 own_clips translate language_report",
         4: "mteb_retrieval",
         5: "__init__",
     },
