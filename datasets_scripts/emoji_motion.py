@@ -275,8 +275,8 @@ def card(counts: Mapping[str, Mapping[str, int]], seed: int, max_pairs: int | No
             f"A loop is left out of `playback` where it is its own reverse begun elsewhere (`ASYMMETRY` {ASYMMETRY}).",
             "## Fixed words\n\n" + "\n".join(words),
             f"## Where it comes from\n\nMade by\n\n{command}\n\nwith seed {seed}, {most} pairs of a kind in a split, "
-            f"PyAV {av.__version__}. Pictures: Fluent Emoji, (c) Microsoft Corporation, MIT. Names: Unicode CLDR, (c) Unicode, "
-            "Inc., Unicode-3.0. See emoji9's card.",
+            f"PyAV {av.__version__}. Pictures: Fluent Emoji, (c) Microsoft Corporation, MIT. Names: Unicode CLDR, "
+            "(c) Unicode, Inc., Unicode-3.0. See emoji9's card.",
             "## Limits\n\nDrawings on white, short and clean: it shows whether a model can use the order of frames at "
             "all, not how well it understands real motion.",
         ]

@@ -247,8 +247,8 @@ def page(found: Mapping[str, Any]) -> str:
     parts = [
         "# Temporal truth: does the order of frames matter to the video head?",
         "Clips of `emoji_motion` come in pairs of twins with the same frames in another order. **Pair accuracy**: "
-        "given a caption, is its clip scored above the twin? Chance is 50 %. **R@1** is over all test clips of the kind, "
-        "**R@1 of the pair** accepts the twin too. Brackets: 95 % bootstrap over pairs.",
+        "given a caption, is its clip scored above the twin? Chance is 50 %. **R@1** is over all test clips of the "
+        "kind, **R@1 of the pair** accepts the twin too. Brackets: 95 % bootstrap over pairs.",
         "![Twins of each kind](clips.png)",
     ]
     for name in MEASURES:
