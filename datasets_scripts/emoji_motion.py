@@ -110,7 +110,7 @@ def order_pair(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[Clip]:
     for first, second in ((a, b), (b, a)):
         captions = {lang: order_caption(first[f"name_{lang}"], second[f"name_{lang}"]) for lang in LANGUAGES}
         ids = [first["video_id"], second["video_id"]]
-        yield row_of("order", *ids, ids, captions), shown[ids[0]] + shown[ids[1]]
+        yield row_of("order", ids[0], ids[1], ids, captions), shown[ids[0]] + shown[ids[1]]
 
 
 def motion_pair(emoji: Mapping[str, Any], generator: random.Random) -> Iterator[Clip]:

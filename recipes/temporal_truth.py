@@ -165,7 +165,8 @@ def train(recipe: str, seed: int, *changes: str, folder: Path | None = None) -> 
 
 def probe(ridge: float = PROBE_RIDGE) -> dict[str, Any]:
     """Trains the probe on the training clips of each pair of words; its accuracy on validation and test, 0 to 100."""
-    store, found = FeatureStore(FEATURES), {}
+    store = FeatureStore(FEATURES)
+    found: dict[str, Any] = {}
     for kind, words in (
         ("motion", ("right", "left")),
         ("motion", ("down", "up")),
