@@ -3,6 +3,7 @@
     layer 5   train.py  extract_features.py  recipes/  examples/  benchmarks/  metrics/  and both packages' __init__
               cli  report
     layer 4   hub  trainer  mteb_encoder  onnx_export  report_measures  report_sections             mteb_retrieval
+                                                                                                    emoji_motion
     layer 3   data_collator  large_batch  micro_batches  layer_cache  sharding  significance
               search  model_card  evaluation  report_page                                           emoji9  msrvtt  ...
     layer 2   modeling_mmt  processing_mmt  streaming_loss  checkpointing  packaged_encoders
@@ -43,7 +44,7 @@ PICTURE = {
         1: "features sources worker_pool",
         2: "corpus sampling convert_features video_lists",
         3: "extraction emoji9 multi_howto100m msrvtt vatex multi30k storybook8 own_clips translate language_report",
-        4: "mteb_retrieval",
+        4: "mteb_retrieval emoji_motion",
         5: "__init__",
     },
 }
