@@ -45,8 +45,9 @@ check: $(STAMP)  ## lint, format, types, layers; changes nothing
 	$(PY) -m mypy
 	$(PY) -m pytest -q tests/test_layers.py
 
-test: $(STAMP)  ## everything not marked slow
-	$(PY) -m pytest -q $(ARGS)
+# One thread a worker: a file's tests stay in one process, and the cores are the workers'.
+test: $(STAMP)  ## everything not marked slow, two files at a time
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile $(ARGS)
 
 test-slow: $(STAMP)  ## the slow tests only
 	$(PY) -m pytest -q -m slow $(ARGS)

@@ -102,6 +102,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     # 3. Data
     data = recipe.data
     columns = [f"{kind}_{lang}" for kind in (data.text_column, *data.other_text_columns) for lang in data.languages]
+    columns += [data.exclude_column] if data.exclude_column else []
     names = [name for name in ("train", "validation", data.test_split) if name]
     splits = {name: load_split(data.dataset, data.revision, name, columns) for name in names}
     features = FeatureStores(data.features) if data.features else None
@@ -543,7 +544,7 @@ def save_tensors(path: Path, tensors: dict[str, torch.Tensor]):
 
 
 def write_training_log(path: Path, metrics: Mapping[str, Any]):
-    """One JSON object a line for each evaluation of each stage: step, loss and English validation R@1."""
+    """One JSON object a line for each evaluation of each stage: step, loss and English validation MRR."""
     stages_run = [name for name in ("pretraining", "finetuning") if name in metrics]
     lines = [json.dumps({"stage": name, **record}) for name in stages_run for record in metrics[name]["curve"]]
     path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")

@@ -265,6 +265,6 @@ def load_split(name: str, revision: str | None, split: str, columns: Sequence[st
 
 def flat_captions(column: Iterable[str | Sequence[str] | None]) -> tuple[list[int], list[str]]:
     """One language's column to the row that each caption belongs to, and to the captions."""
-    captions = [[value] if isinstance(value, str) else value or [] for value in column]
+    captions = [[value] if value and isinstance(value, str) else value or [] for value in column]
     rows = [row for row, alternatives in enumerate(captions) for _ in alternatives]
     return rows, [caption for alternatives in captions for caption in alternatives]
