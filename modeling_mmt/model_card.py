@@ -97,7 +97,6 @@ def write_card(folder: str | os.PathLike, *, model_id: str | None = None, revisi
             "revision": data["revision"],
             "license": told.get("dataset_license", NOT_STATED),
             "split": split,
-            "n_queries": metrics["n_clips"],
             "n_clips": metrics["n_clips"],
             "description": told.get("dataset_description", ""),
         },
