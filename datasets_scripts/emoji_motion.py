@@ -167,7 +167,7 @@ def pairs_of(kind: str, emojis: datasets.Dataset, seed: str, max_pairs: int | No
     order = random.Random(seed).sample(range(len(emojis)), len(emojis))
     shuffled = (emojis[row] for row in order)  # a strip is decoded when it is drawn
     pairs: dict[str, Iterator[Iterator[Clip]]] = {
-        "order": (order_pair(a, b) for a, b in zip(shuffled, shuffled, strict=False)),
+        "order": (order_pair(emojis[order[i]], emojis[order[i + 1]]) for i in range(0, len(order) - 1, 2)),
         "motion": (motion_pair(emoji, random.Random(f"{seed} {emoji['video_id']}")) for emoji in shuffled),
         "playback": (
             playback_pair(emoji, random.Random(f"{seed} {emoji['video_id']}"))

@@ -261,7 +261,7 @@ def run(
                 _check(extraction, failures, max_failures)
 
             clips = []
-            read = _good(zip(extraction.clips_of(number), reading, strict=False), fail)
+            read = _good(((video, next(reading)) for video in extraction.clips_of(number)), fail)
             for video, features in encode_clips(read, encode, batch_size):
                 try:
                     values = checked_values("features", features, extraction.settings["dtype"])

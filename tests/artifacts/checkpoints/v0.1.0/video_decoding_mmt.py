@@ -12,8 +12,10 @@ is decoded from the start.
 
 What a frame is: 8-bit RGB, upright (rotation and mirroring of the display matrix, EXIF orientation), alpha composited
 on `BACKGROUND`, grey as three equal channels; HDR is not tone-mapped, interlaced fields are not separated. The two
-decoders agree within 2 of 255 grey levels where FFmpeg's versions convert colours by the same rule; torchcodec knows
-no alpha (such a video goes to PyAV where both are there) and no mirroring, and hides damage that PyAV reports.
+decoders give equal bytes for 8-bit video, and differ by up to 3 of 255 where 10 bits are rounded to 8 (measured with
+torchcodec 0.12 on FFmpeg 5.1 beside PyAV 18.1). torchcodec knows no alpha and no mirroring, misses frames of MPEG-TS,
+takes wrong ones of AVI with B-frames and of H.264 with intra refresh, and hides damage that PyAV reports: where both
+are there it is chosen for mp4 and mov without alpha alone.
 
 Files are told by their first bytes, not by their names, and only formats that hold their own frames are opened: no
 playlist or script, however it is called, makes FFmpeg read another file or an address.
@@ -37,11 +39,11 @@ import torch
 try:
     import av
 except ImportError:
-    av = None
+    av = None  # type: ignore[assignment]
 try:
     from PIL import Image, ImageOps
 except ImportError:
-    Image = None
+    Image = None  # type: ignore[assignment]
 
 BACKGROUND = (255, 255, 255)
 """What transparent pixels are shown on."""
@@ -59,6 +61,7 @@ REORDER_DEPTH = 32
 """Packets to look ahead; no codec lets more than 16 frames wait for an earlier one."""
 
 _DROPPABLE = {"h264", "mpeg4", "mpeg2video", "mpeg1video"}  # codecs that mark frames which no other frame needs
+_INDEXED = ("mov", "matroska")  # formats whose index can be relied on
 _ALPHA = ("yuva", "rgba", "argb", "bgra", "abgr", "gbrap", "ya8", "ya16", "pal8")
 _PICTURES = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF")
 _ANIMATIONS = ("GIF", "WEBP", "PNG", "AVIF")
@@ -261,16 +264,19 @@ def _open(
 
     if kind == "picture":
         return _pictures(_pillow(source, name), name, sampling, start, end)
-    module = None if decoder == "pyav" else _torchcodec_module()
+    suits = decoder == "torchcodec" or av is None or kind == "mov"
+    module = _torchcodec_module() if decoder != "pyav" and suits else None
     if module is None and decoder == "torchcodec":
         raise VideoDecodingError(
             f"{name}: torchcodec does not load. Install a version that fits this torch, and FFmpeg's libraries, or "
             "leave decoder at None"
         )
     if module is not None:
+        if not isinstance(source, Path):
+            source.seek(0)
         try:
             video = module.VideoDecoder(
-                str(source) if isinstance(source, Path) else source,
+                f"file:{source}" if isinstance(source, Path) else source,
                 dimension_order="NHWC",
                 num_ffmpeg_threads=_threads(),
             )
@@ -369,7 +375,9 @@ def _folder(path: Path) -> list[Path]:
 
 
 def _array(source: Any, name: str) -> torch.Tensor:
-    frames = torch.as_tensor(source)
+    frames = (
+        torch.tensor(source) if hasattr(source, "flags") and not source.flags.writeable else torch.as_tensor(source)
+    )
     if frames.ndim == 4 and frames.shape[-1] != 3 and frames.shape[1] == 3:
         frames = frames.permute(0, 2, 3, 1)
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != torch.uint8 or not frames.numel():
@@ -523,10 +531,10 @@ def _pyav(
         return av.open(file, format=kind, options={"max_pixels": str(MAX_PIXELS)}, metadata_errors="replace")
 
     try:
-        with opened() as container:
-            stream = _video_stream(container, name)
-            first, last = _extent(container, stream, name)
-            base = float(stream.time_base)
+        container = opened()
+        stream = _video_stream(container, name)
+        first, last = _extent(container, stream, name)
+        base = float(stream.time_base)
     except (av.FFmpegError, ValueError) as error:
         raise _failure(error, name, "cannot be read as a video") from error
     span = _span(start, end, (last - first) * base, name)
@@ -534,12 +542,13 @@ def _pyav(
     targets = sorted({first + math.floor((span.start + time + NUDGE) / base) for time in times})
 
     def sampled() -> _Frames:
+        ready = [container] if _is_indexed(container) else []  # it can go back
         try:
             for way in (_by_shortcuts, _one_by_one):  # the second finds what the first left in `targets`
-                with opened() as container:
-                    stream = _video_stream(container, name)
+                with ready.pop() if ready else opened() as video:
+                    stream = _video_stream(video, name)
                     try:
-                        for frame in way(container, stream, _codec(stream), targets):
+                        for frame in way(video, stream, _codec(stream), targets):
                             if frame.is_corrupt:
                                 raise VideoDecodingError(
                                     f"{name} is damaged at {(frame.pts - first) * base:g} seconds"
@@ -588,7 +597,7 @@ def _codec(stream: Any) -> Any:
 
 
 def _extent(container: Any, stream: Any, name: str) -> tuple[int, int]:
-    """The pts of the first frame, and where the last one ends, from the packets at both ends if there is an index."""
+    """The pts of the first frame, and where the last one ends, from the packets; of those at both ends if indexed."""
     index = stream.index_entries
     if len(index) and container.size > 0 and index[-1].pos + index[-1].size > container.size:
         raise VideoDecodingError(f"{name} is cut short: its index goes on beyond its {container.size} bytes")
@@ -597,7 +606,7 @@ def _extent(container: Any, stream: Any, name: str) -> tuple[int, int]:
     if not stamps:
         raise VideoDecodingError(f"{name} holds no frame with a time")
     first, last, last_of_all = min(stamps), max(stamps), 0.0
-    if len(index):
+    if _is_indexed(container):
         container.seek(2**62, stream=stream)
     for packet in container.demux():
         if packet.size and packet.pts is not None and not packet.is_discard:
@@ -606,9 +615,13 @@ def _extent(container: Any, stream: Any, name: str) -> tuple[int, int]:
             if packet.stream_index == stream.index:
                 last = max(last, until)
     declared = (container.duration or 0) / 1e6 + min(container.start_time or 0, 0) / 1e6
-    if container.format.name.startswith(("mov", "matroska", "avi")) and last_of_all + 0.5 < declared:
+    if container.format.name.startswith((*_INDEXED, "avi")) and last_of_all + 0.5 < declared:
         raise VideoDecodingError(f"{name} is cut short: it ends at {last_of_all:g} of {declared:g} seconds")
     return first, last
+
+
+def _is_indexed(container: Any) -> bool:
+    return container.format.name.startswith(_INDEXED)
 
 
 def _one_by_one(container: Any, stream: Any, codec: Any, targets: list[int]) -> Iterator[Any]:
@@ -638,22 +651,23 @@ def _by_shortcuts(container: Any, stream: Any, codec: Any, targets: list[int]) -
 
     Raises:
         _LostError: a packet has no time, a jump went wrong, or a frame did not come.
+        av.FFmpegError: the decoder refuses a packet; after a jump into an open GOP of H.264 it misses references.
     """
     droppable = codec.name in _DROPPABLE
-    index = stream.index_entries
     waiting: dict[int, int] = {}  # pts of a frame in the decoder -> how many targets it is for
     ahead = list(targets)  # targets whose packet was not met yet
 
     def found(frames: list[Any]) -> Iterator[Any]:
         for frame in frames:
             if frame.pts in waiting:
-                if frame.pts != min(waiting):
+                if frame.pts != min(waiting) or (ahead and ahead[0] < frame.pts):
                     raise _LostError("a frame did not come")
                 del targets[: waiting.pop(frame.pts)]
                 yield frame
 
+    delay = 0
     while ahead:
-        for packet, following, newest in _with_following(_from_keyframe(container, stream, ahead[0])):
+        for packet, following in _with_following(_from_keyframe(container, stream, ahead[0])):
             low, high = bisect.bisect_left(ahead, packet.pts), bisect.bisect_left(ahead, following)
             if is_shown := low < high and not packet.is_discard:
                 waiting[packet.pts] = high - low
@@ -661,12 +675,10 @@ def _by_shortcuts(container: Any, stream: Any, codec: Any, targets: list[int]) -
             if droppable:
                 codec.skip_frame = "DEFAULT" if is_shown else "NONREF"
             yield from found(codec.decode(packet))
-            if is_shown and not ahead:
+            if packet.is_keyframe and packet.dts is not None:
+                delay = packet.pts - packet.dts  # mp4's index counts in dts
+            if is_shown and (not ahead or _keyframe(container, stream, ahead[0] - delay) > packet.pts):
                 break
-            if is_shown:
-                keyframe = index.search_timestamp(ahead[0])
-                if keyframe >= 0 and index[keyframe].timestamp > newest:
-                    break
         else:
             if ahead:
                 raise _LostError("the packets end before the last target")
@@ -676,9 +688,15 @@ def _by_shortcuts(container: Any, stream: Any, codec: Any, targets: list[int]) -
         codec.flush_buffers()
 
 
+def _keyframe(container: Any, stream: Any, target: int) -> float:
+    """When the index has the last keyframe that is not later than the target; -inf where there is none."""
+    number = stream.index_entries.search_timestamp(target) if _is_indexed(container) else -1
+    return -math.inf if number < 0 else stream.index_entries[number].timestamp
+
+
 def _from_keyframe(container: Any, stream: Any, target: int) -> Iterator[Any]:
     """Packets from a keyframe that is not later than the target; from the beginning where there is no index."""
-    if stream.index_entries.search_timestamp(target) < 0:
+    if not _is_indexed(container):
         return container.demux(stream)
     before = target
     for _ in range(4):
@@ -687,24 +705,24 @@ def _from_keyframe(container: Any, stream: Any, target: int) -> Iterator[Any]:
         first = next(packets)
         if first.size and first.pts is not None and first.is_keyframe and first.pts <= target:
             return chain([first], packets)
-        before = min(before, first.pts if first.pts is not None else before) - 1  # an index may count in dts
+        before = min(stamp for stamp in (before, first.pts, first.dts) if stamp is not None) - 1
     raise _LostError("no keyframe before the target")
 
 
-def _with_following(packets: Iterator[Any]) -> Iterator[tuple[Any, float, int]]:
-    """Each packet, the pts that comes after its own in the order of showing, and the highest pts met so far."""
+def _with_following(packets: Iterator[Any]) -> Iterator[tuple[Any, float]]:
+    """Each packet, and the pts that comes after its own in the order of showing."""
     window: deque[Any] = deque()
     past: deque[int] = deque()
     stamps: list[int] = []  # sorted: those of both, without what is never shown
 
-    def oldest() -> tuple[Any, float, int]:
+    def oldest() -> tuple[Any, float]:
         packet = window.popleft()
         if not packet.is_discard:
             past.append(packet.pts)
             if len(past) > REORDER_DEPTH:
                 del stamps[bisect.bisect_left(stamps, past.popleft())]
         later = bisect.bisect_right(stamps, packet.pts)
-        return packet, stamps[later] if later < len(stamps) else math.inf, stamps[-1] if stamps else packet.pts
+        return packet, stamps[later] if later < len(stamps) else math.inf
 
     for packet in packets:
         if not packet.size:
