@@ -72,6 +72,7 @@ def main(argv: list[str] | None = None) -> Trainer:
     trainer.save_model()
     if arguments.push_to_hub:
         trainer.push_to_hub()
+    trainer.accelerator.end_training()  # no process leaves while another still writes
     return trainer
 
 
