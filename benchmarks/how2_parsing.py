@@ -4,10 +4,10 @@
     python benchmarks/how2_parsing.py --folder runs/how2 --build_gib 0.1 --repeats 2
 
 Files are generated in the official layout, `how2_en.json`: {video_id: {text, start, end}}, 115 cues a video as the
-corpus has on average, seeded words; 2,000 videos' cues come again under new ids. Parsers take turns on a file of 100 MB in one process, which fits in memory: ours
-(`multi_howto100m.videos`), ijson's fastest backend alone, and `json.load`, which holds the whole file and is no peer
-at gigabytes. Then the builder itself runs as a user runs it, on the big file, in a process whose peak resident size
-is read when it ends: more than 1 GiB fails.
+corpus has on average, of seeded words; 2,000 videos' cues come again under new ids. Parsers take turns on a file of
+100 MB in one process: ours (`multi_howto100m.videos`), ijson's fastest backend alone, and `json.load`, which holds
+the whole file and is no peer at gigabytes. Then the builder itself runs as a user runs it, on the big file, in a
+process whose peak resident size is read when it ends: more than 1 GiB fails.
 """
 
 import argparse
