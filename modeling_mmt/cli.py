@@ -3,7 +3,7 @@
 Examples:
   mmt evaluate runs/demo/mmp_en                              figures in every language, on what its recipe names
   mmt evaluate runs/demo/mmp_en --languages sw vi --json     of two languages, as JSON
-  mmt search runs/demo/mmp_en "con chó" "睡觉的猫" --top 5    clips for queries in any language
+  mmt search runs/demo/mmp_en "con mèo" "跳舞的女人" --top 5    clips for queries in any language
   mmt report runs/demo/mmp_en --compare runs/demo/none_en    one HTML file that shows where it is good and where not
   mmt publish runs/demo/mmp_en org/name --tag v1.0           a Hub repository with card and figures
 
