@@ -23,6 +23,7 @@ import huggingface_hub.utils
 import transformers
 
 import datasets_scripts
+from datasets_scripts.clip_columns import ClipColumn
 from datasets_scripts.features import FeatureStores, MissingClipError
 
 from .evaluation import AVERAGES, METRICS, WAYS, Corpus, Question, evaluate, open_checkpoint, open_corpus
@@ -137,7 +138,6 @@ def search_command(arguments: argparse.Namespace):
         index = SearchIndex.load(arguments.index, model)
     else:
         _, corpus = open_question(arguments)
-        features = dict(zip(corpus.rows["video_id"], corpus.clips, strict=True))
         columns = [
             name
             for name, feature in corpus.rows.features.items()
@@ -145,7 +145,7 @@ def search_command(arguments: argparse.Namespace):
         ]
         bar = "clips" if is_watched(sys.stderr) else None
         index = SearchIndex.build(
-            model, processor, corpus.rows, features, columns=columns, revision=arguments.revision, progress=bar
+            model, processor, corpus.rows, corpus.clips, columns=columns, revision=arguments.revision, progress=bar
         )
         if arguments.index:
             index.save(arguments.index)
@@ -268,6 +268,7 @@ def add_question(parser: argparse.ArgumentParser):
     group.add_argument("--dataset", help="folder or Hub name, or emoji9, which comes with the package")
     group.add_argument("--dataset_revision", help="tag or commit of a dataset on the Hub")
     group.add_argument("--features", nargs="+", metavar="FOLDER", help="feature stores, side by side")
+    group.add_argument("--video_column", metavar="COLUMN", help="of videos, for a checkpoint with a vision encoder")
     group.add_argument("--split", help="of the dataset")
     group.add_argument("--text_column", metavar="KIND", help="kind of text, the columns being <KIND>_<language>")
     group.add_argument("--languages", nargs="+", metavar="CODE", help="to search in")
@@ -281,12 +282,13 @@ def open_question(arguments: argparse.Namespace) -> tuple[Question, Corpus]:
         dataset=bundled(arguments.dataset),
         revision=arguments.dataset_revision,
         features=arguments.features,
+        video_column=arguments.video_column,
         split=arguments.split,
         text_column=arguments.text_column,
         languages=arguments.languages,
         exclude_column=arguments.exclude_column,
     )
-    return question, open_corpus(question, FeatureStores)
+    return question, open_corpus(question, FeatureStores, ClipColumn)
 
 
 def bundled(dataset: str | None) -> str | None:

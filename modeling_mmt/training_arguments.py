@@ -10,6 +10,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
+from .augmentation import VideoAugmentation
 from .configuration_mmt import MMTConfig
 
 EVALUATION_ONLY = ("test_split", "languages", "other_text_columns", "exclude_column")  # no stage depends on these
@@ -23,7 +24,10 @@ class DataArguments:
     Args:
         dataset: folder or Hub name of a dataset with `video_id` and text columns `<kind>_<language>`.
         revision: tag, branch or commit of a Hub dataset.
-        features: folders of feature stores, side by side in a step. Empty: the dataset has `video_features`.
+        features: folders of feature stores, side by side in a step. Empty: the dataset has `video_features`, or
+            `video_column` names what to make them from.
+        video_column: column of the clips themselves, for a model that has `vision_model`: `datasets.Video`,
+            `datasets.Image` (film strips where `num_frames` stands beside it), or paths.
         text_column: kind of text that is searched by (validation and test).
         languages: that are searched in.
         other_text_columns: further kinds of text that validation is searched by.
@@ -34,6 +38,7 @@ class DataArguments:
     dataset: str
     revision: str | None = None
     features: list[str] = field(default_factory=list)
+    video_column: str | None = None
     text_column: str = "caption"
     languages: list[str] = field(default_factory=lambda: ["en"])
     other_text_columns: list[str] = field(default_factory=list)
@@ -50,6 +55,11 @@ class ModelArguments:
         text_revision: tag, branch or commit of it.
         text_prefix: put before every caption.
         max_text_length: in tokens.
+        vision_model: the same of a vision encoder, or of several side by side, for training from pixels. Empty: clips
+            come as features.
+        vision_revision: tag, branch or commit of it.
+        image_size: side in pixels of its frames; `null`: its own.
+        num_frames: of a clip, spread evenly; `null`: 8, times the frames of a step.
         standardize_inputs: measure mean and standard deviation of both heads' inputs on the training split.
         config: fields of `MMTConfig`; what is not named keeps the paper's value.
     """
@@ -58,6 +68,10 @@ class ModelArguments:
     text_revision: str | None = None
     text_prefix: str = ""
     max_text_length: int = 64
+    vision_model: list[str] = field(default_factory=list)
+    vision_revision: str | None = None
+    image_size: int | None = None
+    num_frames: int | None = None
     standardize_inputs: bool = False
     config: dict[str, Any] = field(default_factory=dict)
 
@@ -82,6 +96,7 @@ class Source:
         features: its feature stores; with `dataset` only. `absent:512` stands for a stream that its clips lack.
         clip_seconds: `[shortest, longest]`: the rows are long videos with cues, of which a random window of so many
             seconds is drawn, and the cues nearest to it (`datasets_scripts/sampling.py`); `null`: whole clips.
+        augmentation: random changes of the clips' frames (`augmentation.py`), where they come as pixels; `null`: none.
     """
 
     text_column: str = "caption"
@@ -98,6 +113,7 @@ class Source:
     revision: str | None = None
     features: list[str] = field(default_factory=list)
     clip_seconds: list[float] | None = None
+    augmentation: VideoAugmentation | None = None
 
     @property
     def draws_from_pools(self) -> bool:
@@ -122,6 +138,9 @@ class StageArguments:
         gradient_accumulation_steps: batches an optimizer step; adds no negatives.
         learning_rate: of AdamW.
         text_learning_rate: of the text tower's parameters; `null`: the same.
+        vision_learning_rate: of the vision encoders' parameters; `null`: the same.
+        learn_vision_layers: how many of each vision encoder's last layers learn in this stage, with all that follows
+            them; 0 freezes the encoders, `null` trains all of them.
         weight_decay: of AdamW; biases, norms and scalars are not decayed.
         adam_beta2: of AdamW.
         warmup_ratio: share of steps with a rising learning rate.
@@ -142,6 +161,8 @@ class StageArguments:
     gradient_accumulation_steps: int = 1
     learning_rate: float = 2e-4
     text_learning_rate: float | None = None
+    vision_learning_rate: float | None = None
+    learn_vision_layers: int | None = 0
     weight_decay: float = 0.0
     adam_beta2: float = 0.999
     warmup_ratio: float = 0.0
@@ -170,6 +191,8 @@ class Recipe:
         mixed_precision: `no`, `bf16` or `fp16`.
         cache_frozen_layers: keep the frozen layers' output for each caption (`layer_cache.py`).
         cache_dir: of packaged encoders.
+        clip_memory: GiB of decoded frames, and of what frozen vision encoders make of them, that each process keeps;
+            clips beyond it are decoded each time that they come.
         frozen_states_dir: where the frozen layers' output is kept between runs; `null` for nowhere.
         work_dir: of stages, for resuming and sharing between recipes.
         output_dir: of the final model, processor, card and metrics.
@@ -191,6 +214,7 @@ class Recipe:
     mixed_precision: str = "no"
     cache_frozen_layers: bool = True
     cache_dir: str | None = None
+    clip_memory: float = 4.0
     frozen_states_dir: str | None = "runs/frozen_states"
     work_dir: str = "runs/stages"
     output_dir: str = "runs/model"
@@ -221,7 +245,44 @@ def parse_recipe(argv: Sequence[str], description: str = "") -> tuple[Recipe, di
     recipe = Recipe(**{key: value for key, value in parser.instantiate(namespace).items()})
     if unknown := sorted(recipe.model.config.keys() - {known.name for known in fields(MMTConfig)}):
         raise ValueError(f"model.config has {unknown[0]!r}, which is no field of MMTConfig; see configuration_mmt.py")
+    check_clips(recipe)
     return recipe, asdict(recipe)
+
+
+def check_clips(recipe: Recipe):
+    """Refuse a recipe whose clips come in two ways, or from pixels that nothing reads.
+
+    Raises:
+        ValueError: names the fields.
+    """
+    data, model = recipe.data, recipe.model
+    for name in ("vision_config", "learn_vision_layers"):
+        if name in model.config:
+            raise ValueError(
+                f"model.config has {name!r}, which model.vision_model and a stage's learn_vision_layers say"
+            )
+    if data.video_column and data.features:
+        raise ValueError(
+            f"data.features is {data.features} and data.video_column {data.video_column!r}: clips come as features or "
+            "as pixels; leave one out"
+        )
+    if bool(data.video_column) != bool(model.vision_model):
+        raise ValueError(
+            f"data.video_column is {data.video_column!r} and model.vision_model {model.vision_model}: training from "
+            "pixels needs both, training from features neither"
+        )
+    for name in ("pretraining", "finetuning"):
+        stage = getattr(recipe, name)
+        for number, source in enumerate(stage.sources if stage else ()):
+            where = f"{name}.sources[{number}]"
+            if source.augmentation is not None and not data.video_column:
+                raise ValueError(f"{where}.augmentation changes pixels, but clips come as features; set it to null")
+            if data.video_column and (source.features or source.clip_seconds):
+                raise ValueError(f"{where} has features or clip_seconds, but data.video_column says to read pixels")
+        if stage and stage.learn_vision_layers != 0 and not model.vision_model:
+            raise ValueError(
+                f"{name}.learn_vision_layers is {stage.learn_vision_layers}, but model.vision_model is empty"
+            )
 
 
 def stages(recipe: Recipe, contents: Sequence[str] = ()) -> Iterator[tuple[str, StageArguments, Path, dict[str, Any]]]:
