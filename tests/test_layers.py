@@ -3,7 +3,8 @@
     layer 5   train.py  extract_features.py  recipes/  examples/  benchmarks/  metrics/  and both packages' __init__
               cli  report
     layer 4   hub  trainer  mteb_encoder  onnx_export  report_measures  report_sections             mteb_retrieval
-                                                                                                    emoji_motion  clip_columns
+                                                                                                    emoji_motion
+                                                                                                    clip_columns
     layer 3   data_collator  large_batch  micro_batches  layer_cache  sharding  significance
               search  model_card  evaluation  report_page                                           emoji9  msrvtt  ...
     layer 2   modeling_mmt  processing_mmt  streaming_loss  checkpointing  packaged_encoders
