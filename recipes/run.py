@@ -133,9 +133,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("table", "ablations", "pixels"))
     parser.add_argument("--quick", action="store_true", help="one seed, short stages, results beside the runs")
-    parser.add_argument(
-        "--seeds", type=int, nargs="+", help="default: 0 1 2 for the table, 0 with --quick and elsewhere"
-    )
+    parser.add_argument("--seeds", type=int, nargs="+", help="default: 0 1 2 for the table, else 0")
     parser.add_argument("--rows", nargs="+", help="only these; default: all")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time; they share the cores")
     parser.add_argument("--work_dir", type=Path, default=Path("runs"))
