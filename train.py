@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,7 @@ from modeling_mmt.checkpointing import (
 )
 from modeling_mmt.data_collator import ClipDataset, EpochBatchSampler, MMTDataCollator
 from modeling_mmt.evaluation import flat_captions, load_split
+from modeling_mmt.fingerprints import encoder_fingerprint, rows_fingerprint
 from modeling_mmt.hub import publish
 from modeling_mmt.large_batch import gather_embeddings, gather_ids, two_pass_backward
 from modeling_mmt.layer_cache import CachedProcessor, FrozenTextCache, frozen_fingerprint
@@ -103,8 +104,14 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     data = recipe.data
     columns = [f"{kind}_{lang}" for kind in (data.text_column, *data.other_text_columns) for lang in data.languages]
     columns += [data.exclude_column] if data.exclude_column else []
-    names = [name for name in ("train", "validation", data.test_split) if name]
-    splits = {name: load_split(data.dataset, data.revision, name, columns) for name in names}
+    columns += [] if data.features else ["video_features"]
+    reads = {name: list(columns) for name in ("train", "validation", data.test_split) if name}
+    trained = [stage for stage in (recipe.pretraining, recipe.finetuning) if stage]
+    own = [source for stage in trained for source in stage.sources if source.dataset is None]
+    reads["train"] += [column for source in own for column in columns_of(source)]
+    reads["train"] += [f"{data.text_column}_en"] if recipe.model.standardize_inputs else []
+    reads["validation"] += [f"{data.text_column}_en"] if any(stage.evaluations for stage in trained) else []
+    splits = {name: load_split(data.dataset, data.revision, name, read) for name, read in reads.items()}
     features = FeatureStores(data.features) if data.features else None
 
     # 4. Model and processor
@@ -124,11 +131,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
     # 5. Train
     run = Run(recipe, accelerator, model, processor, cache, splits, features)
+    to_train = list(stages(recipe, run.contents))
     if recipe.model.standardize_inputs:
         run.standardize_inputs()
     metrics: dict[str, Any] = {"seed": recipe.seed, "world_size": accelerator.num_processes}
     Path(recipe.work_dir).mkdir(parents=True, exist_ok=True)
-    for name, stage, folder, identity in stages(recipe, features.fingerprints if features else ()):
+    for name, stage, folder, identity in to_train:
         with FileLock(f"{folder}.lock") if accelerator.is_main_process else nullcontext():  # rows may share a stage
             accelerator.wait_for_everyone()  # all see the same: a stage that another run has just finished, or none
             metrics[name] = run.train(name, stage, folder, identity)
@@ -171,7 +179,23 @@ class Run:
     processor: MMTProcessor
     cache: FrozenTextCache | None
     splits: Mapping[str, Dataset]
-    features: Mapping[str, Any] | None
+    features: FeatureStores | None
+    opened: dict[Any, tuple[Dataset, FeatureStores | None]] = field(default_factory=dict)  # sources' own rows
+
+    def contents(self, stage: StageArguments) -> dict[str, Any]:
+        """Hashes of all that a stage reads: the text encoder, every source's rows and features, and validation's."""
+        english = [f"{self.recipe.data.text_column}_en"]
+        found: dict[str, Any] = {
+            "encoder": encoder_fingerprint(self.model.text_model.encoder, self.processor.tokenizer)
+        }
+        for number, source in enumerate(stage.sources):
+            rows, features = self.open_source(source)
+            found[f"sources[{number}]"] = content(rows, columns_of(source), features, source.with_video)
+        if stage.evaluations:
+            found["validation"] = content(self.splits["validation"], english, self.features)
+        if self.recipe.model.standardize_inputs:
+            found["standardize_inputs"] = content(self.splits["train"], english, self.features)
+        return found
 
     def train(self, name: str, stage: StageArguments, folder: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
         """Train one stage, or load it if it is finished; the model is left with the stage's result."""
@@ -323,12 +347,21 @@ class Run:
                 means.append(masked_mean(states, mask))
             model.set_input_statistics(tower, torch.cat(means))
 
-    def training_clips(self, source: Source) -> ClipDataset | SampledClips:
-        """The rows that a source draws from, with their clips' features."""
-        rows, features = self.splits["train"], self.features
-        if source.dataset is not None:
-            rows = load_split(source.dataset, source.revision, "train", columns_of(source))
+    def open_source(self, source: Source) -> tuple[Dataset, FeatureStores | None]:
+        """The rows that a source draws from, and its clips' features where these are not among the rows."""
+        if source.dataset is None:
+            return self.splits["train"], self.features
+        key = (source.dataset, source.revision, source.with_video, *columns_of(source), *source.features)
+        if key not in self.opened:
             features = FeatureStores(source.features) if source.features else None
+            inside = ["video_features"] if source.with_video and features is None else []
+            rows = load_split(source.dataset, source.revision, "train", [*columns_of(source), *inside])
+            self.opened[key] = rows, features
+        return self.opened[key]
+
+    def training_clips(self, source: Source) -> ClipDataset | SampledClips:
+        """The clips that a source draws."""
+        rows, features = self.open_source(source)
         if source.clip_seconds is None:
             return ClipDataset(rows, features if source.with_video else None)
         if not isinstance(features, FeatureStores):
@@ -494,6 +527,15 @@ class Embedder(torch.nn.Module):
             idle = [value.sum() for value in tower if value.requires_grad and not isinstance(value, DTensor)]
             found["logit_scale"] = found["logit_scale"] + 0 * sum(idle)
         return found
+
+
+def content(
+    rows: Dataset, columns: Sequence[str], features: FeatureStores | None, with_video: bool = True
+) -> list[str]:
+    """Hashes of what is read of a split: columns, and the clips' features, from stores or from the rows themselves."""
+    inside = ["video_features"] if with_video and features is None else []
+    stores = features.fingerprints if with_video and features is not None else []
+    return [rows_fingerprint(rows, ["video_id", *columns, *inside]), *stores]
 
 
 def collator(processor: MMTProcessor, source: Source) -> MMTDataCollator:

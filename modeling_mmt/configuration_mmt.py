@@ -315,7 +315,9 @@ class MMTConfig(PreTrainedConfig):
             self._require(name, 0 <= getattr(self, name) < math.inf, "0 or more, and finite")
         self._require("inter_weight", any(getattr(self, name) for name in weights), "above 0, where the others are 0")
         for name in ("logit_scale_init_value", "logit_bias_init_value"):
-            self._require(name, abs(getattr(self, name)) <= MAX_LOGIT_SCALE, f"-{MAX_LOGIT_SCALE} to {MAX_LOGIT_SCALE}")
+            self._require(
+                name, abs(getattr(self, name)) <= MAX_LOGIT_SCALE, f"-{MAX_LOGIT_SCALE} to {MAX_LOGIT_SCALE}"
+            )
         self._require("layer_norm_eps", 0 < self.layer_norm_eps < math.inf, "above 0, and finite")
         self._require("initializer_range", 0 <= self.initializer_range < math.inf, "0 or more, and finite")
         self._check_parameters(text_sizes)

@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from hashlib import sha256
 from pathlib import Path
@@ -202,8 +202,9 @@ class Recipe:
 
 
 def columns_of(source: Source) -> list[str]:
-    """The columns that a source reads: a text for each language, and the cues' seconds where it draws windows."""
+    """The columns that a source reads: texts of each language, and the cues' seconds where it draws windows."""
     kinds = [source.text_column, *(["start", "end"] if source.clip_seconds is not None else [])]
+    kinds += [source.exclude_text_column] if source.exclude_text_column else []
     return [f"{kind}_{language}" for kind in kinds for language in source.languages]
 
 
@@ -224,10 +225,12 @@ def parse_recipe(argv: Sequence[str], description: str = "") -> tuple[Recipe, di
     return recipe, asdict(recipe)
 
 
-def stages(recipe: Recipe, contents: Sequence[str] = ()) -> Iterator[tuple[str, StageArguments, Path, dict[str, Any]]]:
+def stages(
+    recipe: Recipe, contents: Callable[[StageArguments], Any]
+) -> Iterator[tuple[str, StageArguments, Path, dict[str, Any]]]:
     """Each stage with its folder, named by a hash of all that its result depends on, and with those values.
 
-    `contents` are hashes of what the recipe only gives paths of, such as feature stores.
+    `contents` of a stage are hashes of what the recipe only gives names of: rows, feature stores, the text encoder.
     """
     before = None
     for name in ("pretraining", "finetuning"):
@@ -238,7 +241,7 @@ def stages(recipe: Recipe, contents: Sequence[str] = ()) -> Iterator[tuple[str, 
             "data": {key: value for key, value in asdict(recipe.data).items() if key not in EVALUATION_ONLY},
             "model": asdict(recipe.model),
             "stage": {key: value for key, value in asdict(stage).items() if key != "save_steps"},
-            "contents": list(contents),
+            "contents": contents(stage),
             "seed": recipe.seed,
             "mixed_precision": recipe.mixed_precision,
             "before": before,

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,16 +12,18 @@ import pytest
 import torch
 import yaml
 from accelerate.state import AcceleratorState, GradientState, PartialState
-from safetensors.torch import load_file
+from datasets import Dataset
+from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_corpus import SPLITS, WITHOUT_DROPOUT, write_recipe
 from train_process import FSDP2, ROOT, Group
-from transformers import AutoModel, AutoProcessor
+from transformers import AutoModel, AutoProcessor, AutoTokenizer
 
 import train
-from datasets_scripts.features import FeatureStore
+from datasets_scripts.features import FeatureStore, FeatureStores
+from modeling_mmt import MMTModel, MMTProcessor, MMTVideoFeatureExtractor
 from modeling_mmt.retrieval import embed_texts, embed_videos, ranks_by_language
-from modeling_mmt.training_arguments import parse_recipe
+from modeling_mmt.training_arguments import parse_recipe, stages
 
 CHANCE = 100 / SPLITS["test"]
 ONLY_PRETRAINING = {"finetuning": None}
@@ -196,6 +199,85 @@ def test_a_finished_stage_is_not_run_again(run, tmp_path, monkeypatch):
         torch.equal(a, b)
         for a, b in zip(weights(tmp_path / "again").values(), weights(tmp_path / "model").values(), strict=True)
     )
+
+
+def change_value(folder, split, column, row=3):
+    """Put another text at a place of a split, in a file of the same name."""
+    (path,) = folder.glob(f"data/{split}-*.parquet")
+    rows = Dataset.from_parquet(str(path), cache_dir=str(folder / "cache")).to_list()
+    rows[row][column] = ["blau", "Hund"] if column.startswith("keywords") else "blue whale"
+    Dataset.from_list(rows).to_parquet(str(path))
+
+
+def change_encoder(folder):
+    weights = load_file(folder / "model.safetensors")
+    weights["encoder.layer.1.output.dense.weight"][0, 0] += 1
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def change_tokenizer(folder):
+    path = folder / "tokenizer.json"
+    path.write_text(path.read_text().replace('"Whitespace"', '"WhitespaceSplit"'))
+
+
+def folders(recipe):
+    """Where `train.py` would look for each stage."""
+    parsed, _ = parse_recipe([recipe])
+    splits = {split: train.load_split(parsed.data.dataset, None, split, []) for split in SPLITS}
+    model = MMTModel.from_text_encoder(parsed.model.text_model, video_feature_dims=[6, 6], **parsed.model.config)
+    processor = MMTProcessor(MMTVideoFeatureExtractor(12, 4), AutoTokenizer.from_pretrained(parsed.model.text_model))
+    run = train.Run(parsed, None, model, processor, None, splits, FeatureStores(parsed.data.features))
+    return {name: folder for name, _, folder, _ in stages(parsed, run.contents)}
+
+
+@pytest.fixture
+def data(corpus, tmp_path):
+    """A copy of what is read, to be changed; and the recipe of a short run whose fine-tuning reads `own` too."""
+    root = tmp_path / "data"
+    for name in ("corpus", "encoder", "colours", "animals"):
+        shutil.copytree(corpus / name, root / name)
+    shutil.copytree(corpus / "corpus_with_features", root / "own")
+    changes = {"model.standardize_inputs": False}
+    changes |= {"finetuning.sources": [SECOND_SOURCE, SECOND_SOURCE | {"dataset": str(root / "own")}]}
+    for stage in ("pretraining", "finetuning"):
+        changes |= {f"{stage}.num_train_epochs": 1, f"{stage}.evaluations": 1}
+    return root, write_recipe(root, tmp_path, changes)
+
+
+@pytest.mark.parametrize(
+    ("change", "trained_again"),
+    [
+        (lambda root: None, []),
+        (lambda root: (root / "corpus" / "README.md").write_text("A card."), []),
+        (lambda root: change_value(root / "corpus", "test", "caption_en"), []),
+        (lambda root: change_value(root / "corpus", "train", "caption_de"), []),  # no stage reads it
+        (lambda root: change_value(root / "corpus", "train", "caption_en"), ["finetuning"]),
+        (lambda root: change_value(root / "corpus", "train", "keywords_de"), ["pretraining", "finetuning"]),
+        (lambda root: change_value(root / "corpus", "validation", "caption_en"), ["pretraining", "finetuning"]),
+        (lambda root: change_value(root / "own", "train", "caption_en"), ["finetuning"]),
+        (lambda root: change_value(root / "own", "train", "video_id"), ["finetuning"]),
+        (lambda root: change_encoder(root / "encoder"), ["pretraining", "finetuning"]),
+        (lambda root: change_tokenizer(root / "encoder"), ["pretraining", "finetuning"]),
+    ],
+    ids="nothing card test unread captions keywords validation own own_id encoder tokenizer".split(),
+)
+def test_a_stage_is_another_where_what_it_reads_changed_under_the_same_path(data, change, trained_again):
+    root, recipe = data
+    before = folders(recipe)
+    change(root)
+    after = folders(recipe)
+    assert [name for name in before if before[name] != after[name]] == trained_again
+
+
+def test_a_changed_caption_trains_its_stage_again_and_what_was_not_changed_is_reused(data, tmp_path):
+    root, recipe = data
+    first = train.main([recipe])
+    assert {path.parent for path in (tmp_path / "stages").glob("*/result.json")} == set(folders(recipe).values())
+    change_value(root / "corpus", "train", "caption_en")
+    second = train.main([recipe])
+    assert second["pretraining"] == first["pretraining"]
+    assert second["finetuning"]["seconds"] != first["finetuning"]["seconds"]
+    assert len(list((tmp_path / "stages").glob("finetuning-*/result.json"))) == 2
 
 
 # What a stage can be told
