@@ -13,6 +13,7 @@ import json
 import logging
 import math
 import os
+import platform
 import signal
 import sys
 import threading
@@ -31,7 +32,7 @@ from accelerate.utils import set_seed
 from datasets import Dataset
 from filelock import FileLock
 from huggingface_hub import HfApi
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -41,15 +42,18 @@ from datasets_scripts.features import FeatureStores
 from datasets_scripts.sampling import SampledClips, WindowSampler
 from modeling_mmt import MMTModel, MMTProcessor, MMTVideoFeatureExtractor
 from modeling_mmt.checkpointing import (
+    check_finite,
     last_checkpoint,
     load_checkpoint,
+    load_tensors,
     load_trainable_state,
+    naming_torn_weights,
     prune_checkpoints,
     save_checkpoint,
     trainable_state,
 )
 from modeling_mmt.data_collator import ClipDataset, EpochBatchSampler, MMTDataCollator
-from modeling_mmt.evaluation import flat_captions, load_split
+from modeling_mmt.evaluation import blank_texts, flat_captions, load_split, search_problems
 from modeling_mmt.fingerprints import encoder_fingerprint, rows_fingerprint
 from modeling_mmt.hub import publish
 from modeling_mmt.large_batch import gather_embeddings, gather_ids, two_pass_backward
@@ -64,9 +68,11 @@ from modeling_mmt.streaming_loss import contrastive_loss
 from modeling_mmt.training_arguments import (
     HUB_OPTIONS,
     Recipe,
+    RecipeError,
     Source,
     StageArguments,
     columns_of,
+    near,
     parse_recipe,
     stages,
 )
@@ -120,7 +126,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         {"revision": recipe.model.text_revision},
     )
     dims: dict[str, Any] = {"video_feature_dims": features.dims} if features else {}
-    model = MMTModel.from_text_encoder(text_model, **hub, **dims, **recipe.model.config).to(accelerator.device)
+    with naming_torn_weights(text_model, "download or save the text encoder again"):
+        model = MMTModel.from_text_encoder(text_model, **hub, **dims, **recipe.model.config).to(accelerator.device)
+    check_finite(model.text_model.encoder.state_dict(), text_model, "choose another text_model, or mend this one")
     processor = MMTProcessor(
         MMTVideoFeatureExtractor(model.config.video_feature_dim, model.config.max_video_length),
         AutoTokenizer.from_pretrained(text_model, **hub),
@@ -131,6 +139,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
     # 5. Train
     run = Run(recipe, accelerator, model, processor, cache, splits, features)
+    run.check()
     to_train = list(stages(recipe, run.contents))
     if recipe.model.standardize_inputs:
         run.standardize_inputs()
@@ -182,6 +191,31 @@ class Run:
     features: FeatureStores | None
     opened: dict[Any, tuple[Dataset, FeatureStores | None]] = field(default_factory=dict)  # sources' own rows
 
+    def check(self):
+        """Refuse, before anything is trained, what would fail or mean nothing hours later.
+
+        Raises:
+            RecipeError: names the dataset and column, or the stage's field.
+        """
+        data, parameters = self.recipe.data, [name for name, _ in self.model.named_parameters()]
+        for split, rows in self.splits.items():
+            kinds = {"train": [], "validation": [data.text_column, *data.other_text_columns]}
+            for kind in kinds.get(split, [data.text_column]):
+                for problem in search_problems(rows, kind, data.languages, data.exclude_column):
+                    raise RecipeError(f"{data.dataset} ({split}): {problem}")
+        for name in ("pretraining", "finetuning"):
+            stage = getattr(self.recipe, name)
+            for prefix in stage.freeze if stage else ():
+                if not any(parameter.startswith(prefix) for parameter in parameters):
+                    known = {parameter.split(".")[0] for parameter in parameters}
+                    hint = near(prefix, known)
+                    raise RecipeError(f"{name}.freeze: no parameter's name begins with {prefix!r}; {hint}")
+            for source in stage.sources if stage else ():
+                rows, _ = self.open_source(source)
+                for column in columns_of(source) if source.clip_seconds is None else ():
+                    for problem in blank_texts(rows, column):
+                        raise RecipeError(f"{source.dataset or data.dataset} (train): {problem}")
+
     def contents(self, stage: StageArguments) -> dict[str, Any]:
         """Hashes of all that a stage reads: the text encoder, every source's rows and features, and validation's."""
         english = [f"{self.recipe.data.text_column}_en"]
@@ -203,7 +237,8 @@ class Run:
         model.requires_grad_(True)
         model.freeze()
         if (folder / "result.json").is_file():
-            load_trainable_state(model, load_file(folder / "result.safetensors"), source=str(folder))
+            weights = load_tensors(folder / "result.safetensors", f"delete {folder}, and {name} is run again")
+            load_trainable_state(model, weights, source=str(folder))
             return json.loads((folder / "result.json").read_text())
         start = {key: value.clone() for key, value in trainable_state(model).items()}
         idle = [] if any(source.with_video for source in stage.sources) else ["video_"]  # or data parallelism waits
@@ -284,12 +319,12 @@ class Run:
             if step in evaluate_at:
                 self.gather_weights(learner)
                 score = self.english_score()
-                progress["curve"].append({"step": step, "loss": losses["loss"].item(), "validation": score})
-                if progress["best"] is None or score > progress["best"]["validation"]:
+                progress["curve"].append({"step": step, "loss": losses["loss"].item(), "validation_mrr": score})
+                if progress["best"] is None or score > progress["best"]["validation_mrr"]:
                     progress["best"] = progress["curve"][-1]
                     if accelerator.is_main_process:
                         save_tensors(folder / "best.safetensors", trainable_state(model))
-                bar.set_postfix(validation=f"{score:.1f}", best=f"{progress['best']['validation']:.1f}")
+                bar.set_postfix(validation_mrr=f"{score:.1f}", best=f"{progress['best']['validation_mrr']:.1f}")
             told_to_stop = self.is_told_to_stop()
             if step % stage.save_steps == 0 or told_to_stop:
                 progress["seconds"] = time.monotonic() - started
@@ -315,11 +350,12 @@ class Run:
         model.eval()
         accelerator.wait_for_everyone()  # the best weights may be on their way to the disk
         if stage.evaluations:
-            load_trainable_state(model, load_file(folder / "best.safetensors"), source=str(folder))
+            load_trainable_state(model, load_tensors(folder / "best.safetensors"), source=str(folder))
         for key, parameter in model.named_parameters():
             if parameter.requires_grad and stage.average_with_start:
                 parameter.data.lerp_(start[key].to(parameter.device), stage.average_with_start)
-        result = {**progress, "steps": step, "seconds": time.monotonic() - started}
+        seconds = time.monotonic() - started
+        result = {**progress, "steps": step, "seconds": seconds, "machine": machine(accelerator)}
         model.requires_grad_(True)
         model.freeze()
         if accelerator.is_main_process:
@@ -529,6 +565,16 @@ class Embedder(torch.nn.Module):
         return found
 
 
+def machine(accelerator: Accelerator) -> str:
+    """What a stage was trained on, for the card."""
+    cores = f"{os.cpu_count()} CPU cores ({platform.machine()})"
+    if accelerator.device.type == "cpu":
+        return cores
+    kind = accelerator.device.type
+    name = torch.cuda.get_device_name(accelerator.device) if kind == "cuda" else f"{kind} device"
+    return f"{accelerator.num_processes} x {name}, {cores}"
+
+
 def content(
     rows: Dataset, columns: Sequence[str], features: FeatureStores | None, with_video: bool = True
 ) -> list[str]:
@@ -601,4 +647,8 @@ def write_json(path: Path, value: Any):
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: STOP.set())
-    sys.exit(1 if main().get("problems") else 0)
+    try:
+        sys.exit(1 if main().get("problems") else 0)
+    except RecipeError as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        sys.exit(2)

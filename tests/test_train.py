@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
@@ -22,8 +24,10 @@ from transformers import AutoModel, AutoProcessor, AutoTokenizer
 import train
 from datasets_scripts.features import FeatureStore, FeatureStores
 from modeling_mmt import MMTModel, MMTProcessor, MMTVideoFeatureExtractor
+from modeling_mmt.checkpointing import CheckpointError
+from modeling_mmt.evaluation import search_problems
 from modeling_mmt.retrieval import embed_texts, embed_videos, ranks_by_language
-from modeling_mmt.training_arguments import parse_recipe, stages
+from modeling_mmt.training_arguments import RecipeError, parse_recipe, stages
 
 CHANCE = 100 / SPLITS["test"]
 ONLY_PRETRAINING = {"finetuning": None}
@@ -100,8 +104,8 @@ def test_the_metrics_are_whole_and_on_disk(trained):
                 for figures in languages.values():
                     assert {"R@1", "R@5", "R@10", "MedR", "MRR"} <= figures.keys()
                     assert all(math.isfinite(value) for value in figures.values())
-    best = max(point["validation"] for point in metrics["finetuning"]["curve"])
-    assert metrics["finetuning"]["best"]["validation"] == best
+    best = max(point["validation_mrr"] for point in metrics["finetuning"]["curve"])
+    assert metrics["finetuning"]["best"]["validation_mrr"] == best
     assert metrics["figures"]["validation"]["all"]["t2v"]["en"]["MRR"] == pytest.approx(best)
 
 
@@ -125,6 +129,10 @@ def test_the_card_has_the_figures_and_the_recipe_runs_again(trained):
     recipe, _ = parse_recipe([str(folder / "model" / "recipe.json")])
     wanted, _ = parse_recipe([str(folder / "model.yaml")])
     assert recipe == wanted
+    cores = f"{os.cpu_count()} CPU cores"
+    for stage in ("pretraining", "finetuning"):
+        assert cores in metrics[stage]["machine"]
+    assert card.count(cores) == 1  # both stages on one machine
 
 
 def test_the_tracker_has_every_objective_of_both_stages(trained):
@@ -377,6 +385,94 @@ def test_an_unknown_field_is_refused_by_name(run, changes, name, capsys):
     with pytest.raises((SystemExit, ValueError)) as refusal:
         run(changes)
     assert name in capsys.readouterr().err + str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            ("validation", "is_flag", True),
+            r"corpus \(validation\): is_flag holds for every clip.*exclude_column to null",
+        ),
+        (("test", "caption_de", ""), r"corpus \(test\): caption_de is empty; take de out of data.languages"),
+        (("test", "caption_de", "  "), r"\(test\): 12 texts of caption_de are blank, the first of clip 'clip-52'"),
+        (
+            ("validation", "video_id", "twin"),
+            r"\(validation\): video_id 'twin' stands in 12 rows; give a clip one row",
+        ),
+        (("train", "caption_en", " \n"), r"\(train\): 40 texts of caption_en are blank, the first of clip 'clip-0'"),
+    ],
+    ids="excluded empty blank twins blank_in_training".split(),
+)
+def test_data_that_would_fail_after_hours_are_refused_before_training_and_by_a_dry_run(
+    corpus, tmp_path, change, message
+):
+    split, column, value = change
+    shutil.copytree(corpus / "corpus", tmp_path / "data" / "corpus")
+    (path,) = (tmp_path / "data").glob(f"corpus/data/{split}-*.parquet")
+    rows = Dataset.from_parquet(str(path), cache_dir=str(tmp_path / "cache")).to_list()
+    Dataset.from_list([row | {column: value} for row in rows]).to_parquet(str(path))
+    recipe = write_recipe(corpus, tmp_path, {"data.dataset": str(tmp_path / "data" / "corpus")})
+    with pytest.raises(RecipeError, match=message):
+        train.main([recipe])
+    assert list(tmp_path.glob("stages/*")) == []
+    assert any(re.search(message, problem) for problem in train.main([recipe, "--dry_run"])["problems"])
+
+
+def test_a_language_whose_texts_are_all_of_excluded_clips_is_refused():
+    rows = Dataset.from_dict({"video_id": ["a", "b"], "caption_de": ["x", ""], "is_flag": [True, False]})
+    (problem,) = search_problems(rows, "caption", ["de"], "is_flag")
+    assert "caption_de is empty but for clips that is_flag leaves out" in problem
+    assert list(search_problems(rows, "caption", ["de"])) == []
+
+
+def test_a_frozen_prefix_that_no_parameter_has_is_refused(run):
+    with pytest.raises(
+        RecipeError, match="finetuning.freeze: no parameter's name begins with 'txt_model'; did you mean text_model"
+    ):
+        run({"finetuning.freeze": ["video_", "txt_model"]})
+
+
+@pytest.mark.parametrize("damage", ["torn", "nan"])
+@pytest.mark.parametrize("name", ["result", "encoder"])
+def test_damaged_weights_are_refused_by_file_and_tensor(corpus, tmp_path, name, damage):
+    shutil.copytree(corpus / "encoder", tmp_path / "encoder")
+    changes = {f"pretraining.{key}": 1 for key in ("num_train_epochs", "evaluations")}
+    recipe = write_recipe(
+        corpus, tmp_path, ONLY_PRETRAINING | changes | {"model.text_model": str(tmp_path / "encoder")}
+    )
+    path = tmp_path / "encoder" / "model.safetensors"
+    if name == "result":
+        train.main([recipe])
+        (path,) = tmp_path.glob("stages/*/result.safetensors")
+    if damage == "torn":
+        path.write_bytes(path.read_bytes()[:-8])
+        message = f"{path}: torn .*; "
+    else:
+        tensors = load_file(path)
+        key = sorted(tensors)[-1]
+        tensors[key].view(-1)[0] = math.nan
+        save_file(tensors, path, metadata={"format": "pt"})
+        message = f"{path if name == 'result' else path.parent}: {key} holds NaN or infinity; "
+    remedy = f"delete {path.parent}, and pretraining is run again" if name == "result" else "text"
+    with pytest.raises(CheckpointError, match=message + f".*{remedy}"):
+        train.main([recipe])
+
+
+def test_the_command_line_says_in_one_line_what_is_wrong(corpus, tmp_path):
+    recipe = write_recipe(corpus, tmp_path, {"finetuning.learning_rat": 0.1})
+    done = subprocess.run([sys.executable, "train.py", recipe], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == (
+        f"train.py: {recipe}: finetuning.learning_rat is no field of StageArguments; "
+        "did you mean learning_rate or text_learning_rate?"
+    )
+    assert "Traceback" not in done.stderr and "usage" not in done.stderr
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_the_machine_is_the_gpu_where_there_is_one():
+    assert train.machine(Accelerator()).startswith(f"1 x {torch.cuda.get_device_name()}, ")
 
 
 def test_a_missing_column_is_refused_by_name(run):
