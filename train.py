@@ -6,7 +6,8 @@ What is missing for it:    python train.py recipes/paper/xlmr_mmp_en.yaml --dry_
 Any value of the recipe:   python train.py recipes/emoji9/mmp_en.yaml --seed 1 --pretraining.learning_rate 3e-4
 
 A recipe names the data, the model and one or two stages. A stage that is finished is not run again, and one that was
-interrupted goes on from its last checkpoint; both are found in `work_dir` by what the stage is made of.
+interrupted goes on from its last checkpoint; both are found in `work_dir` by what the stage is made of: the recipe's
+values, and the content of every row, feature and encoder weight that it reads.
 """
 
 import json

@@ -105,7 +105,8 @@ def test_shares_may_be_none_or_all(extreme):
         (
             {},
             ["--finetuning.learning_rat", "1"],
-            "--finetuning.learning_rat is no field of StageArguments; did you mean learning_rate or text_learning_rate?",
+            "--finetuning.learning_rat is no field of StageArguments; "
+            "did you mean learning_rate or text_learning_rate?",
         ),
         ({}, ["--mdel.config", "{}"], "--mdel is no field of Recipe; did you mean model?"),
         ({"finetuning.learning_rate": "fast"}, [], "finetuning.learning_rate: Expected a float. Got value: fast"),
@@ -124,7 +125,8 @@ def test_shares_may_be_none_or_all(extreme):
         (
             {"model.config.video_feature_dims": [12]},
             [],
-            "model.config.video_feature_dims is [12], and data.features says the streams' widths already; leave it out",
+            "model.config.video_feature_dims is [12], and data.features says the streams' widths already; "
+            "leave it out",
         ),
         (
             {"pretraining": None},
