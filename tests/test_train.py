@@ -450,7 +450,7 @@ def test_damaged_weights_are_refused_by_file_and_tensor(corpus, tmp_path, name, 
         message = f"{path}: torn .*; "
     else:
         tensors = load_file(path)
-        key = sorted(tensors)[-1]
+        key = max(key for key in tensors if not key.startswith("pooler."))  # which is not used
         tensors[key].view(-1)[0] = math.nan
         save_file(tensors, path, metadata={"format": "pt"})
         message = f"{path if name == 'result' else path.parent}: {key} holds NaN or infinity; "
