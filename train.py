@@ -6,20 +6,22 @@ What is missing for it:    python train.py recipes/paper/xlmr_mmp_en.yaml --dry_
 Any value of the recipe:   python train.py recipes/emoji9/mmp_en.yaml --seed 1 --pretraining.learning_rate 3e-4
 
 A recipe names the data, the model and one or two stages. A stage that is finished is not run again, and one that was
-interrupted goes on from its last checkpoint; both are found in `work_dir` by what the stage is made of.
+interrupted goes on from its last checkpoint; both are found in `work_dir` by what the stage is made of: the recipe's
+values, and the content of every row, feature and encoder weight that it reads.
 """
 
 import json
 import logging
 import math
 import os
+import platform
 import signal
 import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +33,7 @@ from accelerate.utils import set_seed
 from datasets import Dataset
 from filelock import FileLock
 from huggingface_hub import HfApi
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -41,15 +43,19 @@ from datasets_scripts.features import FeatureStores
 from datasets_scripts.sampling import SampledClips, WindowSampler
 from modeling_mmt import MMTModel, MMTProcessor, MMTVideoFeatureExtractor
 from modeling_mmt.checkpointing import (
+    check_finite,
     last_checkpoint,
     load_checkpoint,
+    load_tensors,
     load_trainable_state,
+    naming_torn_weights,
     prune_checkpoints,
     save_checkpoint,
     trainable_state,
 )
 from modeling_mmt.data_collator import ClipDataset, EpochBatchSampler, MMTDataCollator
-from modeling_mmt.evaluation import flat_captions, load_split
+from modeling_mmt.evaluation import blank_texts, flat_captions, load_split, search_problems
+from modeling_mmt.fingerprints import encoder_fingerprint, rows_fingerprint
 from modeling_mmt.hub import publish
 from modeling_mmt.large_batch import gather_embeddings, gather_ids, two_pass_backward
 from modeling_mmt.layer_cache import CachedProcessor, FrozenTextCache, frozen_fingerprint
@@ -63,9 +69,11 @@ from modeling_mmt.streaming_loss import contrastive_loss
 from modeling_mmt.training_arguments import (
     HUB_OPTIONS,
     Recipe,
+    RecipeError,
     Source,
     StageArguments,
     columns_of,
+    near,
     parse_recipe,
     stages,
 )
@@ -103,8 +111,14 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     data = recipe.data
     columns = [f"{kind}_{lang}" for kind in (data.text_column, *data.other_text_columns) for lang in data.languages]
     columns += [data.exclude_column] if data.exclude_column else []
-    names = [name for name in ("train", "validation", data.test_split) if name]
-    splits = {name: load_split(data.dataset, data.revision, name, columns) for name in names}
+    columns += [] if data.features else ["video_features"]
+    reads = {name: list(columns) for name in ("train", "validation", data.test_split) if name}
+    trained = [stage for stage in (recipe.pretraining, recipe.finetuning) if stage]
+    own = [source for stage in trained for source in stage.sources if source.dataset is None]
+    reads["train"] += [column for source in own for column in columns_of(source)]
+    reads["train"] += [f"{data.text_column}_en"] if recipe.model.standardize_inputs else []
+    reads["validation"] += [f"{data.text_column}_en"] if any(stage.evaluations for stage in trained) else []
+    splits = {name: load_split(data.dataset, data.revision, name, read) for name, read in reads.items()}
     features = FeatureStores(data.features) if data.features else None
 
     # 4. Model and processor
@@ -113,7 +127,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         {"revision": recipe.model.text_revision},
     )
     dims: dict[str, Any] = {"video_feature_dims": features.dims} if features else {}
-    model = MMTModel.from_text_encoder(text_model, **hub, **dims, **recipe.model.config).to(accelerator.device)
+    with naming_torn_weights(text_model, "download or save the text encoder again"):
+        model = MMTModel.from_text_encoder(text_model, **hub, **dims, **recipe.model.config).to(accelerator.device)
+    check_finite(model.text_model.encoder.state_dict(), text_model, "choose another text_model, or mend this one")
     processor = MMTProcessor(
         MMTVideoFeatureExtractor(model.config.video_feature_dim, model.config.max_video_length),
         AutoTokenizer.from_pretrained(text_model, **hub),
@@ -124,11 +140,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
     # 5. Train
     run = Run(recipe, accelerator, model, processor, cache, splits, features)
+    run.check()
+    to_train = list(stages(recipe, run.contents))
     if recipe.model.standardize_inputs:
         run.standardize_inputs()
     metrics: dict[str, Any] = {"seed": recipe.seed, "world_size": accelerator.num_processes}
     Path(recipe.work_dir).mkdir(parents=True, exist_ok=True)
-    for name, stage, folder, identity in stages(recipe, features.fingerprints if features else ()):
+    for name, stage, folder, identity in to_train:
         with FileLock(f"{folder}.lock") if accelerator.is_main_process else nullcontext():  # rows may share a stage
             accelerator.wait_for_everyone()  # all see the same: a stage that another run has just finished, or none
             metrics[name] = run.train(name, stage, folder, identity)
@@ -171,7 +189,48 @@ class Run:
     processor: MMTProcessor
     cache: FrozenTextCache | None
     splits: Mapping[str, Dataset]
-    features: Mapping[str, Any] | None
+    features: FeatureStores | None
+    opened: dict[Any, tuple[Dataset, FeatureStores | None]] = field(default_factory=dict)  # sources' own rows
+
+    def check(self):
+        """Refuse, before anything is trained, what would fail or mean nothing hours later.
+
+        Raises:
+            RecipeError: names the dataset and column, or the stage's field.
+        """
+        data, parameters = self.recipe.data, [name for name, _ in self.model.named_parameters()]
+        for split, rows in self.splits.items():
+            kinds = {"train": [], "validation": [data.text_column, *data.other_text_columns]}
+            for kind in kinds.get(split, [data.text_column]):
+                for problem in search_problems(rows, kind, data.languages, data.exclude_column):
+                    raise RecipeError(f"{data.dataset} ({split}): {problem}")
+        for name in ("pretraining", "finetuning"):
+            stage = getattr(self.recipe, name)
+            for prefix in stage.freeze if stage else ():
+                if not any(parameter.startswith(prefix) for parameter in parameters):
+                    known = {parameter.split(".")[0] for parameter in parameters}
+                    hint = near(prefix, known)
+                    raise RecipeError(f"{name}.freeze: no parameter's name begins with {prefix!r}; {hint}")
+            for source in stage.sources if stage else ():
+                rows, _ = self.open_source(source)
+                for column in columns_of(source) if source.clip_seconds is None else ():
+                    for problem in blank_texts(rows, column):
+                        raise RecipeError(f"{source.dataset or data.dataset} (train): {problem}")
+
+    def contents(self, stage: StageArguments) -> dict[str, Any]:
+        """Hashes of all that a stage reads: the text encoder, every source's rows and features, and validation's."""
+        english = [f"{self.recipe.data.text_column}_en"]
+        found: dict[str, Any] = {
+            "encoder": encoder_fingerprint(self.model.text_model.encoder, self.processor.tokenizer)
+        }
+        for number, source in enumerate(stage.sources):
+            rows, features = self.open_source(source)
+            found[f"sources[{number}]"] = content(rows, columns_of(source), features, source.with_video)
+        if stage.evaluations:
+            found["validation"] = content(self.splits["validation"], english, self.features)
+        if self.recipe.model.standardize_inputs:
+            found["standardize_inputs"] = content(self.splits["train"], english, self.features)
+        return found
 
     def train(self, name: str, stage: StageArguments, folder: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
         """Train one stage, or load it if it is finished; the model is left with the stage's result."""
@@ -179,7 +238,8 @@ class Run:
         model.requires_grad_(True)
         model.freeze()
         if (folder / "result.json").is_file():
-            load_trainable_state(model, load_file(folder / "result.safetensors"), source=str(folder))
+            weights = load_tensors(folder / "result.safetensors", f"delete {folder}, and {name} is run again")
+            load_trainable_state(model, weights, source=str(folder))
             return json.loads((folder / "result.json").read_text())
         start = {key: value.clone() for key, value in trainable_state(model).items()}
         idle = [] if any(source.with_video for source in stage.sources) else ["video_"]  # or data parallelism waits
@@ -260,12 +320,12 @@ class Run:
             if step in evaluate_at:
                 self.gather_weights(learner)
                 score = self.english_score()
-                progress["curve"].append({"step": step, "loss": losses["loss"].item(), "validation": score})
-                if progress["best"] is None or score > progress["best"]["validation"]:
+                progress["curve"].append({"step": step, "loss": losses["loss"].item(), "validation_mrr": score})
+                if progress["best"] is None or score > progress["best"]["validation_mrr"]:
                     progress["best"] = progress["curve"][-1]
                     if accelerator.is_main_process:
                         save_tensors(folder / "best.safetensors", trainable_state(model))
-                bar.set_postfix(validation=f"{score:.1f}", best=f"{progress['best']['validation']:.1f}")
+                bar.set_postfix(validation_mrr=f"{score:.1f}", best=f"{progress['best']['validation_mrr']:.1f}")
             told_to_stop = self.is_told_to_stop()
             if step % stage.save_steps == 0 or told_to_stop:
                 progress["seconds"] = time.monotonic() - started
@@ -291,11 +351,12 @@ class Run:
         model.eval()
         accelerator.wait_for_everyone()  # the best weights may be on their way to the disk
         if stage.evaluations:
-            load_trainable_state(model, load_file(folder / "best.safetensors"), source=str(folder))
+            load_trainable_state(model, load_tensors(folder / "best.safetensors"), source=str(folder))
         for key, parameter in model.named_parameters():
             if parameter.requires_grad and stage.average_with_start:
                 parameter.data.lerp_(start[key].to(parameter.device), stage.average_with_start)
-        result = {**progress, "steps": step, "seconds": time.monotonic() - started}
+        seconds = time.monotonic() - started
+        result = {**progress, "steps": step, "seconds": seconds, "machine": machine(accelerator)}
         model.requires_grad_(True)
         model.freeze()
         if accelerator.is_main_process:
@@ -323,12 +384,21 @@ class Run:
                 means.append(masked_mean(states, mask))
             model.set_input_statistics(tower, torch.cat(means))
 
-    def training_clips(self, source: Source) -> ClipDataset | SampledClips:
-        """The rows that a source draws from, with their clips' features."""
-        rows, features = self.splits["train"], self.features
-        if source.dataset is not None:
-            rows = load_split(source.dataset, source.revision, "train", columns_of(source))
+    def open_source(self, source: Source) -> tuple[Dataset, FeatureStores | None]:
+        """The rows that a source draws from, and its clips' features where these are not among the rows."""
+        if source.dataset is None:
+            return self.splits["train"], self.features
+        key = (source.dataset, source.revision, source.with_video, *columns_of(source), *source.features)
+        if key not in self.opened:
             features = FeatureStores(source.features) if source.features else None
+            inside = ["video_features"] if source.with_video and features is None else []
+            rows = load_split(source.dataset, source.revision, "train", [*columns_of(source), *inside])
+            self.opened[key] = rows, features
+        return self.opened[key]
+
+    def training_clips(self, source: Source) -> ClipDataset | SampledClips:
+        """The clips that a source draws."""
+        rows, features = self.open_source(source)
         if source.clip_seconds is None:
             return ClipDataset(rows, features if source.with_video else None)
         if not isinstance(features, FeatureStores):
@@ -496,6 +566,25 @@ class Embedder(torch.nn.Module):
         return found
 
 
+def machine(accelerator: Accelerator) -> str:
+    """What a stage was trained on, for the card."""
+    cores = f"{os.cpu_count()} CPU cores ({platform.machine()})"
+    if accelerator.device.type == "cpu":
+        return cores
+    kind = accelerator.device.type
+    name = torch.cuda.get_device_name(accelerator.device) if kind == "cuda" else f"{kind} device"
+    return f"{accelerator.num_processes} x {name}, {cores}"
+
+
+def content(
+    rows: Dataset, columns: Sequence[str], features: FeatureStores | None, with_video: bool = True
+) -> list[str]:
+    """Hashes of what is read of a split: columns, and the clips' features, from stores or from the rows themselves."""
+    inside = ["video_features"] if with_video and features is None else []
+    stores = features.fingerprints if with_video and features is not None else []
+    return [rows_fingerprint(rows, ["video_id", *columns, *inside]), *stores]
+
+
 def collator(processor: MMTProcessor, source: Source) -> MMTDataCollator:
     """The collator of a source: its fields are the source's."""
     not_its = ("weight", "dataset", "revision", "features", "clip_seconds")
@@ -559,4 +648,8 @@ def write_json(path: Path, value: Any):
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: STOP.set())
-    sys.exit(1 if main().get("problems") else 0)
+    try:
+        sys.exit(1 if main().get("problems") else 0)
+    except RecipeError as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        sys.exit(2)

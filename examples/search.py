@@ -19,11 +19,10 @@ from datasets import Dataset, load_dataset
 from matplotlib import font_manager
 from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont
-from transformers import AutoModel, AutoProcessor
 
-import modeling_mmt  # noqa: F401  registers the model with AutoModel
 from datasets_scripts.emoji9 import frames_of
 from datasets_scripts.features import FeatureStore
+from modeling_mmt.evaluation import open_checkpoint
 from modeling_mmt.search import Hit, SearchIndex
 
 # Pixels of the picture
@@ -251,9 +250,7 @@ def open_inputs(arguments: argparse.Namespace, columns: Sequence[str]) -> tuple[
     for column in ("video_id", "frames", "num_frames", *columns):
         if column not in rows.column_names:
             raise ValueError(f"{arguments.dataset}: no column {column}; found {', '.join(rows.column_names)}")
-    revision = {"revision": arguments.revision} if arguments.revision else {}
-    model = AutoModel.from_pretrained(arguments.model, **revision).eval()
-    processor = AutoProcessor.from_pretrained(arguments.model, **revision)
+    model, processor = open_checkpoint(arguments.model, arguments.revision)
     return model, processor, rows, features
 
 

@@ -303,7 +303,10 @@ def check_query(query: str, place: int) -> str:
     """
     if len(query) > MAX_QUERY:
         raise ValueError(f"query {place} has {len(query):,} characters; at most {MAX_QUERY:,} are taken")
-    return clean_caption(query, place)
+    try:
+        return clean_caption(query, place)
+    except ValueError:
+        raise ValueError(f"query {place} is empty: {query!r}; type what the clip shows") from None
 
 
 def check_filter(text: str) -> tuple[str, Any]:

@@ -190,7 +190,7 @@ def test_one_end_of_a_gap_is_not_enough(checkpoint, capsys):
 
 @pytest.mark.parametrize(
     ("query", "words"),
-    [("", "caption 1 is empty"), (" \t\x00\x1b", "caption 1 is empty"), ("a" * 2**20, "at most 10,000 are taken")],
+    [("", "query 1 is empty: ''"), (" \t\x00\x1b", "query 1 is empty"), ("a" * 2**20, "at most 10,000 are taken")],
 )
 def test_a_query_with_nothing_in_it_or_too_much_is_refused(query, words):
     with pytest.raises(ValueError, match=words):

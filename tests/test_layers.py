@@ -11,7 +11,7 @@
               report_figures                                                                        corpus  sampling
     layer 1   pooling_mmt  vision_encoders_mmt  exact_search                                        features  sources
     layer 0   configuration_mmt  loss_mmt  video_decoding_mmt  image_processing_mmt  efficientnet_lite_mmt
-              pipeline_mmt  published_results
+              pipeline_mmt  published_results  fingerprints
               `-------------------------------- modeling_mmt/ --------------------------------'     `datasets_scripts/'
 
 Imports point down only; programs of layer 5 may call each other, and they alone use both packages. A new module gets
@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PICTURE = {
     "modeling_mmt": {
         0: "configuration_mmt loss_mmt video_decoding_mmt image_processing_mmt efficientnet_lite_mmt pipeline_mmt "
-        "published_results video_backbones",
+        "published_results video_backbones fingerprints",
         1: "pooling_mmt vision_encoders_mmt exact_search",
         2: "modeling_mmt processing_mmt streaming_loss checkpointing packaged_encoders retrieval training_arguments "
         "snapshots search_engines diagnostics report_figures",

@@ -32,7 +32,7 @@ RECIPE = {
     "seed": 7,
 }
 METRICS = {
-    "finetuning": {"steps": 30, "seconds": 2.0, "curve": [{"step": 30, "loss": 0.5, "validation": 9.0}]},
+    "finetuning": {"steps": 30, "seconds": 2.0, "curve": [{"step": 30, "loss": 0.5, "validation_mrr": 9.0}]},
     "n_clips": 12,
     "video_extractors": [{"extractor": "made up", "revision": "1", "rate": 2.0, "dim": 8}],
     "figures": {"test": {"all": {way: {"en": FIGURES, "sw": FIGURES} for way in ("t2v", "v2t")}}},
