@@ -71,7 +71,7 @@ def generate(folder: Path, size: float) -> int:
     bodies = []
     for _ in range(VIDEOS):
         starts = [round(4.0 * cue + draw.random(), 2) for cue in range(CUES)]
-        video = {
+        video: dict[str, Any] = {
             "text": [" ".join(draw.choices(words, k=draw.randint(3, 14))) for _ in starts],
             "start": starts,
             "end": [round(start + 1 + 2 * draw.random(), 2) for start in starts],
