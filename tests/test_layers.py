@@ -9,8 +9,8 @@
     layer 2   modeling_mmt  processing_mmt  streaming_loss  checkpointing  packaged_encoders
               retrieval  training_arguments  snapshots  search_engines  diagnostics
               report_figures                                                                        corpus  sampling
-    layer 1   pooling_mmt  vision_encoders_mmt  exact_search                                        features  sources
-    layer 0   configuration_mmt  loss_mmt  video_decoding_mmt  image_processing_mmt  efficientnet_lite_mmt
+    layer 1   pooling_mmt  vision_encoders_mmt  video_decoding_mmt  exact_search                    features  sources
+    layer 0   configuration_mmt  loss_mmt  video_streams_mmt  image_processing_mmt  efficientnet_lite_mmt
               pipeline_mmt  published_results
               `-------------------------------- modeling_mmt/ --------------------------------'     `datasets_scripts/'
 
@@ -30,9 +30,9 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PICTURE = {
     "modeling_mmt": {
-        0: "configuration_mmt loss_mmt video_decoding_mmt image_processing_mmt efficientnet_lite_mmt pipeline_mmt "
+        0: "configuration_mmt loss_mmt video_streams_mmt image_processing_mmt efficientnet_lite_mmt pipeline_mmt "
         "published_results video_backbones",
-        1: "pooling_mmt vision_encoders_mmt exact_search",
+        1: "pooling_mmt vision_encoders_mmt video_decoding_mmt exact_search",
         2: "modeling_mmt processing_mmt streaming_loss checkpointing packaged_encoders retrieval training_arguments "
         "snapshots search_engines diagnostics report_figures",
         3: "data_collator large_batch micro_batches layer_cache sharding significance search model_card evaluation "
@@ -186,7 +186,7 @@ def test_a_forbidden_import_is_named(path, source, words):
         ("train.py", "from datasets_scripts import emoji9\nfrom modeling_mmt import MMTModel"),
         ("recipes/demo.py", "from train import main"),
         ("modeling_mmt/modeling_mmt.py", "import torch\nfrom .loss_mmt import (\n    nce_loss,\n)"),
-        ("modeling_mmt/video_decoding_mmt.py", "try:\n    import av\nexcept ImportError:\n    av = None"),
+        ("modeling_mmt/video_streams_mmt.py", "try:\n    import av\nexcept ImportError:\n    av = None"),
         ("modeling_mmt/cli.py", "from datasets_scripts.features import FeatureStores\nfrom .hub import publish"),
         ("metrics/retrieval/retrieval.py", "import evaluate\nfrom modeling_mmt.retrieval import ranks"),
     ],
