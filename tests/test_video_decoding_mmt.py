@@ -535,6 +535,25 @@ def test_files_that_cannot_be_read_are_named_soon_and_in_little_memory(bad, tmp_
             read_clip(content, fixed(COUNT), decoder="pyav")
 
 
+@pytest.mark.parametrize(
+    ("codec", "options"),
+    [("libx264", {"g": "600", "bf": "0", "coder": "0"}), ("libx265", {"x265-params": "log-level=none:pools=1"})],
+)
+def test_a_damaged_packet_that_ffmpeg_alone_passes_over_is_an_error(tmp_path, codec, options):
+    path = write_video(tmp_path / "holiday.mp4", COUNT, codec=codec, options=options)
+    with av.open(str(path)) as container:
+        packet = [packet for packet in container.demux(video=0) if packet.size][COUNT // 2 + 3]  # of no sampled frame
+        first, last = packet.pos + packet.size // 2, packet.pos + packet.size - 2
+    content = bytearray(path.read_bytes())
+    content[first:last] = bytes(255 - value for value in content[first:last])
+    path.write_bytes(content)
+    with av.open(str(path)) as container:
+        assert sum(1 for _ in container.decode(video=0)) > COUNT // 2  # and no error
+    with pytest.raises(VideoDecodingError, match="cannot be decoded.*damaged") as caught:
+        read_clip(path, fixed(5), decoder="pyav")
+    assert str(path) in str(caught.value)
+
+
 @pytest.mark.parametrize("seed", range(30))
 def test_random_damage_is_an_error_that_names_the_file_or_a_clip_but_nothing_else(videos, tmp_path, seed):
     generator = np.random.default_rng(seed)
