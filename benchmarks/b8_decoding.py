@@ -16,6 +16,7 @@ import argparse
 import importlib.util
 import itertools
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -181,10 +182,12 @@ def by_opencv(path: str) -> torch.Tensor:
     return torch.stack(kept).permute(0, 3, 1, 2)
 
 
-def summary(read: Callable[[str], torch.Tensor], path: str) -> tuple[int, list[float]]:
-    """How many frames, and the mean of each: what goes back from a worker."""
+def summary(read: Callable[[str], torch.Tensor], path: str) -> tuple[int, list[float], float]:
+    """How many frames, the mean of each, and the seconds on a processor: what goes back from a worker."""
+    before = os.times()[:4]  # of the process, and of ffmpeg where it is run
     frames = read(path)
-    return len(frames), [round(float(frame.float().mean()), 2) for frame in frames]
+    seconds = sum(os.times()[:4]) - sum(before)
+    return len(frames), [round(float(frame.float().mean()), 2) for frame in frames], seconds
 
 
 def workers(read: Callable[[str], torch.Tensor]) -> harness.Contestant:
@@ -199,7 +202,8 @@ def workers(read: Callable[[str], torch.Tensor]) -> harness.Contestant:
 
         def step() -> None:
             found = list(pool.map(summary, itertools.repeat(read), files))
-            last.update(frames=sum(count for count, _ in found), means=[means for _, means in found])
+            counts, means, seconds = zip(*found, strict=True)
+            last.update(frames=sum(counts), means=means, worker_cpu_seconds=sum(seconds))
 
         return step, lambda: last
 
@@ -252,6 +256,11 @@ if OPENCV in CONTESTANTS:
     PACKAGES.append("opencv-python-headless")
 
 
+def cpu_seconds(measurement: harness.Measurement) -> float:
+    """Of the workers, in the last repeat: a busy machine changes them less than the time on the wall."""
+    return measurement.outcome["worker_cpu_seconds"]
+
+
 def judge(results: dict[tuple[str, int], harness.Measurement]) -> list[harness.Verdict]:
     """The frames and the memory are right, or it fails; time is told."""
     verdicts = []
@@ -263,6 +272,9 @@ def judge(results: dict[tuple[str, int], harness.Measurement]) -> list[harness.V
         verdicts.append(harness.compare(what, 1 + float(difference), 1, 1, True))
         peers = [results[name, size] for name in (RAW, *PEERS) if (name, size) in results]
         best = min(peers, key=lambda one: one.median)
+        frugal = min(peers, key=cpu_seconds)
+        what = f"{size} files: CPU seconds of the workers, {mine.contestant} to the best peer, {frugal.contestant}"
+        verdicts.append(harness.compare(what, cpu_seconds(mine), cpu_seconds(frugal), 1.05, False))
         verdicts.append(
             harness.compare(
                 f"{size} files: seconds, {mine.contestant} to the best peer, {best.contestant}",
@@ -290,7 +302,10 @@ def judge(results: dict[tuple[str, int], harness.Measurement]) -> list[harness.V
                 if same
                 else [np.inf]
             )
-            print(f"{one.contestant}: means of its frames are at most {max(apart):.2f} from those of {RAW}")
+            print(
+                f"{one.contestant}: {cpu_seconds(one):.1f} CPU seconds; means of its frames are at most "
+                f"{max(apart):.2f} from those of {RAW}"
+            )
     return verdicts
 
 
