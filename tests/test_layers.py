@@ -3,9 +3,9 @@
     layer 5   train.py  extract_features.py  recipes/  examples/  benchmarks/  metrics/  and both packages' __init__
               cli  report
     layer 4   hub  trainer  mteb_encoder  onnx_export  report_measures  report_sections             mteb_retrieval
-                                                                                                    emoji_motion
+                                                                                       emoji_motion  extraction_clips
     layer 3   data_collator  large_batch  micro_batches  layer_cache  sharding  significance
-              search  model_card  evaluation  report_page                                           emoji9  msrvtt  ...
+              search  model_card  evaluation  report_page  feature_extraction                       emoji9  msrvtt  ...
     layer 2   modeling_mmt  processing_mmt  streaming_loss  checkpointing  packaged_encoders
               retrieval  training_arguments  snapshots  search_engines  diagnostics
               report_figures                                                                        corpus  sampling
@@ -36,7 +36,7 @@ PICTURE = {
         2: "modeling_mmt processing_mmt streaming_loss checkpointing packaged_encoders retrieval training_arguments "
         "snapshots search_engines diagnostics report_figures",
         3: "data_collator large_batch micro_batches layer_cache sharding significance search model_card evaluation "
-        "report_page",
+        "report_page feature_extraction",
         4: "hub trainer mteb_encoder onnx_export report_measures report_sections",
         5: "__init__ cli report",
     },
@@ -44,7 +44,7 @@ PICTURE = {
         1: "features sources worker_pool",
         2: "corpus sampling convert_features video_lists",
         3: "extraction emoji9 multi_howto100m msrvtt vatex multi30k storybook8 own_clips translate language_report",
-        4: "mteb_retrieval emoji_motion",
+        4: "mteb_retrieval emoji_motion extraction_clips",
         5: "__init__",
     },
 }
