@@ -84,10 +84,11 @@ def repeat(short: Path, file: Path, times: int) -> None:
             with av.open(str(short)) as source:
                 stream = source.streams.video[0]
                 copied = copied or container.add_stream_from_template(stream)
+                later = number * (stream.duration or 0)
                 for packet in source.demux(stream):
                     if packet.size:
-                        packet.pts += number * stream.duration
-                        packet.dts += number * stream.duration
+                        packet.pts = (packet.pts or 0) + later
+                        packet.dts = (packet.dts or 0) + later
                         packet.stream = copied
                         container.mux(packet)
 
