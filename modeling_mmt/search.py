@@ -2,7 +2,7 @@
 
     index = SearchIndex.build(model, processor, rows, features)
     index.save("index")
-    hits = SearchIndex.load("index", model).search_texts(model, processor, ["con chó"], top=8)
+    hits = SearchIndex.load("index", model).search_texts(model, processor, ["con mèo"], top=8)
 
 An index is a folder, or a repository of type dataset on the Hub:
 
