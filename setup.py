@@ -69,8 +69,9 @@ setup(
     license_files=["LICENSE"],
     keywords="video retrieval, multilingual, cross-lingual transfer, contrastive learning, transformers",
     packages=["modeling_mmt", "datasets_scripts"],
+    py_modules=["mmt"],
     package_data={"modeling_mmt": ["model_card.md", "*.jinja"], "datasets_scripts": ["emoji9/**"]},
-    entry_points={"console_scripts": ["mmt = modeling_mmt.cli:main"]},
+    entry_points={"console_scripts": ["mmt = mmt:main"]},
     python_requires=">=3.11,<3.13",  # the versions that the suite ran on
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,

@@ -1,7 +1,7 @@
 """Type a query in any language, look at the clips that a checkpoint finds.
 
     python examples/search.py --model runs/demo/mmp_en "con mèo"
-    python examples/search.py "a woman dancing" "eine tanzende Frau" "跳舞的女人" --output search.webp
+    python examples/search.py "a cyclist" "ein Radfahrer" "骑自行车的人" --output search.webp
 
 prints each query's best clips and writes one picture, a row a query. A `.png` is still; a `.gif` or `.webp` plays the
 clips. `search` and `draw` are meant to be imported: they know the columns of `datasets_scripts`, not this corpus.

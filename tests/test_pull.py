@@ -18,7 +18,7 @@ from local_hub import LocalHub, point_clients_at
 from safetensors.torch import load_file, save_file
 from test_readme import code_blocks
 
-from modeling_mmt import cli
+import mmt
 from modeling_mmt import hub as publishing
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -77,7 +77,7 @@ def published(tmp_path_factory):
         build_processor().save_pretrained(folder)
         (folder / "README.md").write_text("---\nlicense: mit\n---\n# tiny\n")
         monkeypatch.chdir(work)
-        assert cli.main([command, str(folder), *options]) == 0
+        assert mmt.main([command, str(folder), *options]) == 0
         first = HfApi().model_info("org/name").sha
         for name, model in list(models.items())[1:]:
             for path in folder.glob("model*safetensors*"):

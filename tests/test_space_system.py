@@ -127,7 +127,7 @@ def test_the_clips_are_pictures_that_load_and_move(page, server):
 
 
 def test_arabic_runs_from_right_to_left_and_chinese_from_left_to_right(page):
-    for text, right_to_left in (("قلب أحمر", True), ("睡觉的猫", False)):
+    for text, right_to_left in (("قلب بنفسجي", True), ("骑自行车的人", False)):
         type_query(page, text)
         edges = "element => { const r = document.createRange(); r.selectNodeContents(element); "
         edges += "const inner = r.getBoundingClientRect(), outer = element.getBoundingClientRect(); "

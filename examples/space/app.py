@@ -36,7 +36,7 @@ NAMES = dict(
         strict=True,
     )
 )
-EXAMPLES = ["con mèo", "跳舞的女人", "gari la zimamoto", "пожарная машина", "ein lachendes Gesicht", "قلب أحمر"]
+EXAMPLES = ["con mèo", "骑自行车的人", "gari la zimamoto", "пожарная машина", "ein lächelndes Gesicht", "قلب بنفسجي"]
 TOP, TOP_A_LANGUAGE = 12, 5
 MAX_CHARACTERS = 1_000
 FRAME_MILLISECONDS = 150
@@ -186,7 +186,7 @@ def build_demo(pages: Page) -> gr.Blocks:
         label = gr.Radio(labels, value=labels[-1], label="Pre-training", elem_id="checkpoint")
         with gr.Tab("Type in any language"):
             query = gr.Textbox(
-                label="Query", placeholder="con mèo · 跳舞的女人 · gari la zimamoto", elem_id="query", autofocus=True,
+                label="Query", placeholder=" · ".join(EXAMPLES[:3]), elem_id="query", autofocus=True,
                 max_length=MAX_CHARACTERS, lines=1, submit_btn="Search",
             )  # fmt: skip
             with gr.Row():
