@@ -21,7 +21,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer, get_scheduler
 
+from datasets_scripts.clip_columns import ClipColumn
 from datasets_scripts.features import FeatureStores
 from datasets_scripts.sampling import SampledClips, WindowSampler
 from modeling_mmt import MMTModel, MMTProcessor, MMTVideoFeatureExtractor
@@ -54,11 +55,17 @@ from modeling_mmt.checkpointing import (
     trainable_state,
 )
 from modeling_mmt.data_collator import ClipDataset, EpochBatchSampler, MMTDataCollator
-from modeling_mmt.evaluation import blank_texts, flat_captions, load_split, search_problems
-from modeling_mmt.fingerprints import encoder_fingerprint, rows_fingerprint
+from modeling_mmt.evaluation import blank_texts, flat_captions, load_split, read_split, search_problems
+from modeling_mmt.fingerprints import encoder_fingerprint, rows_fingerprint, weights_fingerprint
 from modeling_mmt.hub import publish
+from modeling_mmt.kept_clips import InOrder, KeptClips, Room
 from modeling_mmt.large_batch import gather_embeddings, gather_ids, two_pass_backward
-from modeling_mmt.layer_cache import CachedProcessor, FrozenTextCache, frozen_fingerprint
+from modeling_mmt.layer_cache import (
+    CachedProcessor,
+    FrozenTextCache,
+    frozen_fingerprint,
+    frozen_vision_fingerprint,
+)
 from modeling_mmt.micro_batches import MicroBatches, micro_batches
 from modeling_mmt.model_card import write_card
 from modeling_mmt.packaged_encoders import resolve_encoder
@@ -68,6 +75,7 @@ from modeling_mmt.sharding import average_gradients, clip_grad_norm, copy_to_sha
 from modeling_mmt.streaming_loss import contrastive_loss
 from modeling_mmt.training_arguments import (
     HUB_OPTIONS,
+    DataArguments,
     Recipe,
     RecipeError,
     Source,
@@ -77,6 +85,7 @@ from modeling_mmt.training_arguments import (
     parse_recipe,
     stages,
 )
+from modeling_mmt.video_decoding_mmt import FrameSampling
 from recipes.check_recipe import check_recipe
 
 logger = logging.getLogger("train")
@@ -111,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     data = recipe.data
     columns = [f"{kind}_{lang}" for kind in (data.text_column, *data.other_text_columns) for lang in data.languages]
     columns += [data.exclude_column] if data.exclude_column else []
-    columns += [] if data.features else ["video_features"]
+    columns += [] if data.features or data.video_column else ["video_features"]
     reads = {name: list(columns) for name in ("train", "validation", data.test_split) if name}
     trained = [stage for stage in (recipe.pretraining, recipe.finetuning) if stage]
     own = [source for stage in trained for source in stage.sources if source.dataset is None]
@@ -122,20 +131,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     features = FeatureStores(data.features) if data.features else None
 
     # 4. Model and processor
-    text_model, hub = (
-        resolve_encoder(recipe.model.text_model, recipe.cache_dir),
-        {"revision": recipe.model.text_revision},
-    )
-    dims: dict[str, Any] = {"video_feature_dims": features.dims} if features else {}
-    with naming_torn_weights(text_model, "download or save the text encoder again"):
-        model = MMTModel.from_text_encoder(text_model, **hub, **dims, **recipe.model.config).to(accelerator.device)
-    check_finite(model.text_model.encoder.state_dict(), text_model, "choose another text_model, or mend this one")
-    processor = MMTProcessor(
-        MMTVideoFeatureExtractor(model.config.video_feature_dim, model.config.max_video_length),
-        AutoTokenizer.from_pretrained(text_model, **hub),
-        text_prefix=recipe.model.text_prefix,
-        max_text_length=recipe.model.max_text_length,
-    )
+    model, processor = build(recipe, features)
+    model = model.to(accelerator.device)
     cache = FrozenTextCache(model.text_model, recipe.frozen_states_dir) if recipe.cache_frozen_layers else None
 
     # 5. Train
@@ -157,6 +154,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     metrics["figures"], ranked = {}, {}
     manifests = [store.manifest for store in features.stores] if features else []
     metrics["video_extractors"] = [{k: m[k] for k in ("extractor", "revision", "rate", "dim")} for m in manifests]
+    for encoder, dim in zip(recipe.model.vision_model, model.config.video_feature_dims, strict=False):
+        told = {"extractor": encoder, "revision": recipe.model.vision_revision, "rate": None, "dim": dim}
+        metrics["video_extractors"].append(told)
     metrics |= {"n_clips": len(splits[searches["test"][0] or "validation"])}
     for name, (split, kind) in searches.items():
         if split:
@@ -177,6 +177,35 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             publish(output_dir, recipe.push_to_hub, revision=recipe.hub_revision, tag=recipe.hub_tag)
     accelerator.end_training()
     return metrics
+
+
+def build(recipe: Recipe, features: FeatureStores | None) -> tuple[MMTModel, MMTProcessor]:
+    """The model that a recipe starts from, and its processor."""
+    told = recipe.model
+    text_model, hub = resolve_encoder(told.text_model, recipe.cache_dir), {"revision": told.text_revision}
+    texts: dict[str, Any] = {"text_prefix": told.text_prefix, "max_text_length": told.max_text_length}
+    if not told.vision_model:
+        dims: dict[str, Any] = {"video_feature_dims": features.dims} if features else {}
+        with naming_torn_weights(text_model, "download or save the text encoder again"):
+            model = MMTModel.from_text_encoder(text_model, **hub, **dims, **told.config)
+        check_finite(model.text_model.encoder.state_dict(), text_model, "choose another text_model, or mend this one")
+        extractor = MMTVideoFeatureExtractor(model.config.video_feature_dim, model.config.max_video_length)
+        return model, MMTProcessor(extractor, AutoTokenizer.from_pretrained(text_model, **hub), **texts)
+    vision_models = [resolve_encoder(name, recipe.cache_dir) for name in told.vision_model]
+    hub["vision_revision"] = told.vision_revision
+    with naming_torn_weights(text_model, "download or save the encoders again"):
+        model = MMTModel.from_encoders(text_model, vision_models, **hub, **told.config)
+    check_finite(model.state_dict(), ", ".join([text_model, *vision_models]), "choose other encoders, or mend these")
+    processor = MMTProcessor.from_encoders(
+        text_model,
+        vision_models,
+        **hub,
+        image_size=told.image_size,
+        max_video_length=model.config.max_video_length,
+        sampling=told.num_frames and FrameSampling(told.num_frames),
+        **texts,
+    )
+    return model, processor
 
 
 @dataclass
@@ -223,18 +252,35 @@ class Run:
         found: dict[str, Any] = {
             "encoder": encoder_fingerprint(self.model.text_model.encoder, self.processor.tokenizer)
         }
+        if (vision := self.model.video_model.vision_model) is not None:
+            found["vision"] = weights_fingerprint(vision)
         for number, source in enumerate(stage.sources):
             rows, features = self.open_source(source)
-            found[f"sources[{number}]"] = content(rows, columns_of(source), features, source.with_video)
-        if stage.evaluations:
-            found["validation"] = content(self.splits["validation"], english, self.features)
-        if self.recipe.model.standardize_inputs:
-            found["standardize_inputs"] = content(self.splits["train"], english, self.features)
+            clips = self.source_clips(self.recipe.data if source.dataset is None else source, "train")
+            found[f"sources[{number}]"] = content(rows, columns_of(source), features, clips, source.with_video)
+        for name, split, read in (
+            ("validation", "validation", stage.evaluations),
+            ("standardize_inputs", "train", self.recipe.model.standardize_inputs),
+        ):
+            if read:
+                clips = self.source_clips(self.recipe.data, split)
+                found[name] = content(self.splits[split], english, self.features, clips)
         return found
+
+    def __post_init__(self):
+        """What is kept of clips that come as pixels."""
+        self.room = Room(int(self.recipe.clip_memory * 2**30))
+        self.encoded: dict[tuple[str, str], KeptClips] = {}
+        self.decoded: dict[tuple[str, str, int], KeptClips] = {}
 
     def train(self, name: str, stage: StageArguments, folder: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
         """Train one stage, or load it if it is finished; the model is left with the stage's result."""
         model, accelerator, rank = self.model, self.accelerator, self.accelerator.process_index
+        vision = model.video_model.vision_model
+        if vision is not None:
+            vision.learning_layers = model.config.learn_vision_layers = stage.learn_vision_layers
+            if stage.learn_vision_layers != 0:
+                self.forget_features()
         model.requires_grad_(True)
         model.freeze()
         if (folder / "result.json").is_file():
@@ -248,7 +294,7 @@ class Run:
                 parameter.requires_grad_(False)
 
         # Optimizer and schedule
-        clips = [self.training_clips(source) for source in stage.sources]
+        clips = [self.training_clips(source, stage) for source in stage.sources]
         batches_per_epoch = len(clips[0]) // stage.train_batch_size
         total = max(1, stage.num_train_epochs * batches_per_epoch // stage.gradient_accumulation_steps)
         learner = copy_to_shard(model) if self.is_sharded else model  # and then `model` is for evaluation
@@ -267,6 +313,8 @@ class Run:
         frozen = frozen_fingerprint(model.text_model) if self.cache is None else self.cache.fingerprint
         processes = {"world_size": accelerator.num_processes, "sharded": self.is_sharded}
         identity = {**identity, "frozen": frozen, **processes}
+        if vision is not None:
+            identity["frozen_vision"] = frozen_vision_fingerprint(vision)
         step = 0
         progress: dict[str, Any] = {"best": None, "curve": [], "seconds": 0.0}
         if (checkpoint := last_checkpoint(folder)) is not None:
@@ -374,7 +422,8 @@ class Run:
         for tower, key, items in (("text", "text", texts), ("video", "video_features", self.clips("train"))):
             means = []
             for start in range(0, len(items), 64):
-                batch = {k: v.to(model.device) for k, v in self.view(**{key: items[start : start + 64]}).items()}
+                chunk = [items[number] for number in range(start, min(start + 64, len(items)))]
+                batch = {k: v.to(model.device) for k, v in self.view(**{key: chunk}).items()}
                 with torch.no_grad():
                     if tower == "text":
                         mask = batch["attention_mask"]
@@ -391,14 +440,21 @@ class Run:
         key = (source.dataset, source.revision, source.with_video, *columns_of(source), *source.features)
         if key not in self.opened:
             features = FeatureStores(source.features) if source.features else None
-            inside = ["video_features"] if source.with_video and features is None else []
+            inside = [] if features or self.recipe.data.video_column or not source.with_video else ["video_features"]
             rows = load_split(source.dataset, source.revision, "train", [*columns_of(source), *inside])
             self.opened[key] = rows, features
         return self.opened[key]
 
-    def training_clips(self, source: Source) -> ClipDataset | SampledClips:
-        """The clips that a source draws."""
+    def training_clips(self, source: Source, stage: StageArguments) -> ClipDataset | SampledClips:
+        """The clips that a source draws: features, or frames if those are learned from."""
         rows, features = self.open_source(source)
+        column = self.recipe.data.video_column
+        if column is not None and source.with_video:
+            data = self.recipe.data if source.dataset is None else source
+            if stage.learn_vision_layers == 0 and source.augmentation is None:
+                return ClipDataset(rows, self.encoded_clips(data, "train"))
+            candidates = 1 if source.augmentation is None else source.augmentation.temporal_jitter
+            return ClipDataset(rows, frames=self.frames(data, "train", candidates))
         if source.clip_seconds is None:
             return ClipDataset(rows, features if source.with_video else None)
         if not isinstance(features, FeatureStores):
@@ -408,6 +464,48 @@ class Run:
             source.languages, source.languages_per_clip, shortest, longest, source.text_column, seed=self.recipe.seed
         )
         return SampledClips(rows, features, window)
+
+    def source_clips(self, data: DataArguments | Source, split: str) -> ClipColumn | None:
+        """A split's clips where they come as pixels, not decoded yet."""
+        column = self.recipe.data.video_column
+        if column is None:
+            return None
+        return ClipColumn(read_split(str(data.dataset), data.revision, split), column, str(data.dataset))
+
+    def frames(self, data: DataArguments | Source, split: str, candidates: int = 1) -> KeptClips:
+        """A split's clips as `MMTVideoFeatureExtractor.read` gives them, decoded once while there is room."""
+        key = (str(data.dataset), split, candidates)
+        if key not in self.decoded:
+            sources = self.source_clips(data, split)
+            assert sources is not None
+            read = self.processor.feature_extractor.read
+            self.decoded[key] = KeptClips(list(sources), lambda name: read(sources[name], candidates), self.room)
+        return self.decoded[key]
+
+    def encoded_clips(self, data: DataArguments | Source, split: str) -> KeptClips:
+        """A split's clips as the features `(F, D_v)` that the vision encoders, frozen as they are, make of them.
+
+        Each by itself: a convolution's sums depend on what else is in the batch, and a resumed run shall not.
+        """
+        key = (str(data.dataset), split)
+        if key not in self.encoded:
+            sources = self.frames(data, split)
+            vision = self.model.video_model
+
+            @torch.no_grad()
+            def encode(video_id: str) -> torch.Tensor:
+                batch = self.processor.feature_extractor.collate([sources.make(video_id)])
+                batch = {name: value.to(self.model.device) for name, value in batch.items()}
+                return vision.features(batch["pixel_values"], batch["video_mask"], batch)[0].float().cpu()
+
+            self.encoded[key] = KeptClips(list(sources), encode, self.room)
+        return self.encoded[key]
+
+    def forget_features(self):
+        """The vision encoders are about to change."""
+        for clips in self.encoded.values():
+            clips.forget()
+        self.encoded.clear()
 
     def sampler(self, stage: StageArguments, position: int, num_rows: int, start: int) -> EpochBatchSampler:
         """This process's share of each batch of the stage's source at `position`, from batch `start` on."""
@@ -487,13 +585,22 @@ class Run:
         return {key: value.detach() for key, value in values.items()}
 
     def view(self, **inputs) -> dict[str, torch.Tensor]:
-        """The processor's tensors, with frozen layers' output in place of token ids where it is kept."""
+        """The processor's tensors, with frozen layers' output in place of token ids where it is kept.
+
+        `videos` are clips as `frames` has them.
+        """
+        if "videos" in inputs:
+            return dict(self.processor.feature_extractor.collate(inputs["videos"]))
         processor = self.processor if self.cache is None else CachedProcessor(self.processor, self.cache)
         return dict(processor(**inputs))
 
-    def clips(self, split: str) -> list[Any]:
-        """Every clip's features `(F_i, D_v)` of a split."""
-        rows = self.splits[split]
+    def clips(self, split: str) -> Sequence[Any]:
+        """Every clip of a split: its features `(F_i, D_v)`, or its frames where the vision encoders have learned."""
+        rows, data, vision = self.splits[split], self.recipe.data, self.model.video_model.vision_model
+        if vision is not None:
+            if vision.learning_layers == 0:
+                return InOrder(self.encoded_clips(data, split), rows["video_id"][:])
+            return InOrder(self.frames(data, split), rows["video_id"][:])
         return [self.features[key] for key in rows["video_id"]] if self.features else rows["video_features"][:]
 
     def embed(self, split: str, kind: str, languages: Sequence[str]) -> tuple[dict[str, Any], Any, dict[str, Any]]:
@@ -559,7 +666,7 @@ class Embedder(torch.nn.Module):
     def forward(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The collator's tensors to `MMTModel.embed`'s, and the learning scalars that the loss needs."""
         found = {**self.model.embed(batch), **self.model.loss_scalars()}
-        if "video_features" not in batch:  # a source of text alone beside others: DDP waits for every parameter
+        if "video_mask" not in batch:  # a source of text alone beside others: DDP waits for every parameter
             tower = [value for name, value in self.model.named_parameters() if name.startswith("video_")]
             idle = [value.sum() for value in tower if value.requires_grad and not isinstance(value, DTensor)]
             found["logit_scale"] = found["logit_scale"] + 0 * sum(idle)
@@ -577,18 +684,26 @@ def machine(accelerator: Accelerator) -> str:
 
 
 def content(
-    rows: Dataset, columns: Sequence[str], features: FeatureStores | None, with_video: bool = True
+    rows: Dataset,
+    columns: Sequence[str],
+    features: FeatureStores | None,
+    clips: ClipColumn | None,
+    with_video: bool = True,
 ) -> list[str]:
-    """Hashes of what is read of a split: columns, and the clips' features, from stores or from the rows themselves."""
-    inside = ["video_features"] if with_video and features is None else []
-    stores = features.fingerprints if with_video and features is not None else []
-    return [rows_fingerprint(rows, ["video_id", *columns, *inside]), *stores]
+    """Hashes of what is read of a split: columns, and the clips: of stores, the rows' own features, or pixels."""
+    if not with_video:
+        return [rows_fingerprint(rows, ["video_id", *columns])]
+    if clips is not None:
+        return [rows_fingerprint(rows, ["video_id", *columns]), clips.fingerprint()]
+    if features is not None:
+        return [rows_fingerprint(rows, ["video_id", *columns]), *features.fingerprints]
+    return [rows_fingerprint(rows, ["video_id", *columns, "video_features"])]
 
 
 def collator(processor: MMTProcessor, source: Source) -> MMTDataCollator:
     """The collator of a source: its fields are the source's."""
     not_its = ("weight", "dataset", "revision", "features", "clip_seconds")
-    return MMTDataCollator(processor, **{key: value for key, value in asdict(source).items() if key not in not_its})
+    return MMTDataCollator(processor, **{key: value for key, value in vars(source).items() if key not in not_its})
 
 
 def seen(
@@ -615,11 +730,12 @@ def not_finite(name: str, step: int, folder: Path, loss: torch.Tensor, norm: Any
 
 def parameter_groups(model: MMTModel, stage: StageArguments) -> list[dict[str, Any]]:
     """The learning parameters with their rates; biases, norms and scalars are not decayed."""
-    text_rate = stage.learning_rate if stage.text_learning_rate is None else stage.text_learning_rate
+    rates = {"text_": stage.text_learning_rate, "video_model.vision_model.": stage.vision_learning_rate}
     groups: dict[tuple[float, float, bool], list[torch.nn.Parameter]] = {}
     for key, parameter in model.named_parameters():
         if parameter.requires_grad:
-            rate = text_rate if key.startswith("text_") else stage.learning_rate
+            own = next((rate for prefix, rate in rates.items() if key.startswith(prefix)), None)
+            rate = stage.learning_rate if own is None else own
             decay = stage.weight_decay if parameter.dim() > 1 else 0.0
             groups.setdefault((rate, decay, isinstance(parameter, DTensor)), []).append(parameter)
     return [{"params": group, "lr": rate, "weight_decay": decay} for (rate, decay, _), group in groups.items()]

@@ -13,6 +13,7 @@ import huggingface_hub.utils
 import transformers
 
 import datasets_scripts
+from datasets_scripts.clip_columns import ClipColumn
 from datasets_scripts.features import FeatureStores, MissingClipError
 
 from .evaluation import AVERAGES, METRICS, WAYS, Corpus, Question, evaluate, open_checkpoint, open_corpus
@@ -91,7 +92,6 @@ def search_command(arguments: argparse.Namespace):
         index = SearchIndex.load(arguments.index, model)
     else:
         _, corpus = open_question(arguments)
-        features = dict(zip(corpus.rows["video_id"], corpus.clips, strict=True))
         columns = [
             name
             for name, feature in corpus.rows.features.items()
@@ -99,7 +99,7 @@ def search_command(arguments: argparse.Namespace):
         ]
         bar = "clips" if is_watched(sys.stderr) else None
         index = SearchIndex.build(
-            model, processor, corpus.rows, features, columns=columns, revision=arguments.revision, progress=bar
+            model, processor, corpus.rows, corpus.clips, columns=columns, revision=arguments.revision, progress=bar
         )
         if arguments.index:
             index.save(arguments.index)
@@ -175,12 +175,13 @@ def open_question(arguments: argparse.Namespace) -> tuple[Question, Corpus]:
         dataset=bundled(arguments.dataset),
         revision=arguments.dataset_revision,
         features=arguments.features,
+        video_column=arguments.video_column,
         split=arguments.split,
         text_column=arguments.text_column,
         languages=arguments.languages,
         exclude_column=arguments.exclude_column,
     )
-    return question, open_corpus(question, FeatureStores)
+    return question, open_corpus(question, FeatureStores, ClipColumn)
 
 
 def bundled(dataset: str | None) -> str | None:

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from .augmentation import VideoAugmentation
+
 Draw = tuple[int, int, int]  # seed, epoch, row
 
 
@@ -56,25 +58,33 @@ class EpochBatchSampler:
 
 
 class ClipDataset(torch.utils.data.Dataset):
-    """Rows of a corpus joined with the clips' features; indexed by `(seed, epoch, row)`, or by the row alone.
+    """Rows of a corpus joined with their clips' features or frames; indexed by `(seed, epoch, row)`, or the row alone.
 
     Args:
         rows: a `datasets.Dataset` or list with `video_id` and text columns `<kind>_<language>`.
         features: `video_id` to `(F, D_v)`; `None` if the rows carry `video_features`, or no clip is wanted.
+        frames: in their place, `video_id` to what `MMTVideoFeatureExtractor.read` gives.
+
+    Raises:
+        ValueError: both are given.
     """
 
-    def __init__(self, rows: Any, features: Mapping[str, Any] | None = None):
-        self.rows, self.features = rows, features
+    def __init__(self, rows: Any, features: Mapping[str, Any] | None = None, frames: Mapping[str, Any] | None = None):
+        if features is not None and frames is not None:
+            raise ValueError("clips are given as features and as frames; leave one out")
+        self.rows, self.features, self.frames = rows, features, frames
 
     def __len__(self) -> int:
         """Rows of the corpus."""
         return len(self.rows)
 
     def __getitem__(self, draw: Draw | int) -> dict[str, Any]:
-        """The row, its `video_features` where there are any, and its `draw` if the index says it."""
+        """The row, its `video_features` or `video_frames` where there are any, and its `draw` if the index says it."""
         row = dict(self.rows[draw if isinstance(draw, int) else draw[2]])
         if self.features is not None:
             row["video_features"] = self.features[row["video_id"]]
+        if self.frames is not None:
+            row["video_frames"] = self.frames[row["video_id"]]
         return row if isinstance(draw, int) else row | {"draw": draw}
 
 
@@ -96,16 +106,17 @@ class MMTDataCollator:
         keyword_pool_size: a clip's joined captions come from a seeded pool of this many in each language, so that
             their frozen states can be kept; 0 draws afresh.
         noise_probability: share of tokens replaced by the mask token in x^m, and of steps set to zero in v^m
-            (5 % in the paper); 0 makes no noised copies.
+            (5 % in the paper); 0 makes no noised copies. A step of pixels becomes a picture of the mean colour.
         noise_pool_size: a caption's noised copies come from a seeded pool of this many; 0 draws afresh.
         with_video: `False` leaves the clips out: text is aligned across languages alone.
+        augmentation: changes rows' `video_frames`; `None` leaves them as they are. Features stay.
 
     Returns:
         The tensors that `MMTModel.forward` documents, `positive_ids` `(B, 2 or 3)` and `return_loss=True`.
 
     Raises:
-        ValueError: a row has no caption in any of the languages, or one only where two are wanted, or no features;
-            names the clip.
+        ValueError: a row has no caption in any of the languages, or one only where two are wanted, or neither features
+            nor frames, or both; names the clip.
     """
 
     processor: Any
@@ -118,6 +129,7 @@ class MMTDataCollator:
     noise_probability: float = 0.05
     noise_pool_size: int = 8
     with_video: bool = True
+    augmentation: VideoAugmentation | None = None
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Collate rows of a `ClipDataset`."""
@@ -135,15 +147,42 @@ class MMTDataCollator:
                 batch[f"noised_{prefix}input_ids"] = self._mask_tokens(**tokens, generators=generators)
             ids.append([stable_id(text) for text in texts])
         if self.with_video:
-            lacking = [row["video_id"] for row in rows if row.get("video_features") is None]
-            if lacking:
-                raise ValueError(f"clip {lacking[0]!r} has no video_features; drop it, or set with_video to false")
-            batch.update(self.processor.feature_extractor([row["video_features"] for row in rows]))
+            clips = self._clips(rows, generators)
+            batch.update(clips)
             if self.noise_probability:
-                noised = self._zero_steps(batch["video_features"], batch["video_mask"], generators)
-                batch["noised_video_features"] = noised
+                keep = self._kept_steps(batch["video_mask"], generators)
+                for name, value in clips.items():
+                    if name != "video_mask":
+                        batch[f"noised_{name}"] = value * keep.view(*keep.shape, *[1] * (value.dim() - 2))
         batch["positive_ids"] = torch.tensor(ids, dtype=torch.long).T  # (B, 2 or 3): clip, caption x, caption y
         return batch
+
+    def _clips(
+        self, rows: Sequence[Mapping[str, Any]], generators: Sequence[np.random.Generator]
+    ) -> Mapping[str, torch.Tensor]:
+        extractor = self.processor.feature_extractor
+        kinds = ("video_features", "video_frames")
+        given = [[kind for kind in kinds if row.get(kind) is not None] for row in rows]
+        for row, found in zip(rows, given, strict=True):
+            if not found:
+                raise ValueError(
+                    f"clip {row['video_id']!r} has no video_features, and no video_frames; drop it, or set with_video "
+                    "to false"
+                )
+            if found != given[0] or len(found) > 1:
+                raise ValueError(
+                    f"clip {row['video_id']!r} has {found}, the first {given[0]}; give all one of {kinds}"
+                )
+        if given[0] == ["video_features"]:
+            return extractor([row["video_features"] for row in rows])
+        clips = [row["video_frames"] for row in rows]
+        if self.augmentation is not None:
+            number = extractor.sampling["num_frames"]
+            clips = [
+                self.augmentation(clip, generator, number or -(-len(clip[0]) // self.augmentation.temporal_jitter))
+                for clip, generator in zip(clips, generators, strict=True)
+            ]
+        return extractor.collate(clips)
 
     def _captions(self, row: Mapping[str, Any], generator: np.random.Generator) -> list[str]:
         available = [language for language in self.languages if self._texts(row, language)]
@@ -190,14 +229,14 @@ class MMTDataCollator:
                     noised[row, position] = tokenizer.mask_token_id
         return noised
 
-    def _zero_steps(self, video_features: torch.Tensor, video_mask: torch.Tensor, generators) -> torch.Tensor:
+    def _kept_steps(self, video_mask: torch.Tensor, generators) -> torch.Tensor:
         lengths = video_mask.sum(dim=1).tolist()
-        keep = torch.ones_like(video_mask, dtype=video_features.dtype)
+        keep = torch.ones_like(video_mask, dtype=torch.float32)
         for row, (length, generator) in enumerate(zip(lengths, generators, strict=True)):
             lost = generator.random(length) < self.noise_probability
             if not lost.all():  # a clip without any step left would say nothing about itself
                 keep[row, :length] = torch.from_numpy(~lost)
-        return video_features * keep.unsqueeze(-1)
+        return keep
 
 
 def stable_id(text: str) -> int:

@@ -18,6 +18,7 @@ from datasets import Dataset, Image, Video, load_dataset
 from tqdm.auto import tqdm
 
 from .checkpointing import check_finite, naming_torn_weights
+from .kept_clips import InOrder
 from .modeling_mmt import MMTModel
 from .processing_mmt import MMTProcessor
 from .retrieval import embed_texts, embed_videos, ranks_by_language, retrieval_metrics
@@ -37,7 +38,9 @@ class Question:
     Args:
         dataset: folder or Hub name of a dataset with `video_id` and text columns `<kind>_<language>`.
         revision: tag, branch or commit of a Hub dataset.
-        features: folders of feature stores, side by side in a step. Empty: the dataset has `video_features`.
+        features: folders of feature stores, side by side in a step. Empty: the dataset has `video_features`, or
+            `video_column` names its clips.
+        video_column: column of videos, pictures or paths, for a checkpoint with a vision encoder.
         split: of the dataset.
         text_column: kind of text that is searched by.
         languages: that are searched in. Empty: all that the dataset has.
@@ -47,6 +50,7 @@ class Question:
     dataset: str
     revision: str | None = None
     features: Sequence[str] = ()
+    video_column: str | None = None
     split: str = "test"
     text_column: str = "caption"
     languages: Sequence[str] = ()
@@ -63,9 +67,14 @@ class Question:
         if path.is_file():
             data = json.loads(path.read_text(encoding="utf-8"))["data"]
             same = {key: data[key] for key in ("dataset", "revision", "features", "text_column", "languages")}
+            same["video_column"] = data.get("video_column")
             asked = cls(**same, split=data["test_split"] or "validation", exclude_column=data["exclude_column"])
         if (given := changes.get("dataset")) is not None and given != asked.dataset:
             asked = cls(dataset=given)  # the recipe's columns and features are another dataset's
+        if changes.get("features"):
+            asked = replace(asked, video_column=None)
+        elif changes.get("video_column"):
+            asked = replace(asked, features=())
         asked = replace(asked, **{key: value for key, value in changes.items() if value is not None})
         if not asked.dataset:
             raise ValueError(f"dataset is not given, and {path} is not there to say which; name one with --dataset")
@@ -81,7 +90,7 @@ class Corpus:
         rows: the split, pictures and all.
         captions: language -> captions.
         clip_of: language -> the row that each caption belongs to.
-        clips: each row's features `(F_i, D_v)`.
+        clips: each row's features `(F_i, D_v)`, or what a processor reads as its video.
         parts: name -> `(rows,)` bool, True for a clip that is left out; `all` leaves out none.
     """
 
@@ -89,7 +98,7 @@ class Corpus:
     rows: Dataset
     captions: dict[str, list[str]]
     clip_of: dict[str, list[int]]
-    clips: list[Any]
+    clips: Sequence[Any]
     parts: dict[str, np.ndarray]
 
     @property
@@ -144,13 +153,19 @@ class Evaluation:
         }
 
 
-def open_corpus(question: Question, open_features: Callable[[list[str]], Mapping[str, Any]]) -> Corpus:
+def open_corpus(
+    question: Question,
+    open_features: Callable[[list[str]], Mapping[str, Any]],
+    open_videos: Callable[[Dataset, str, str], Mapping[str, Any]] | None = None,
+) -> Corpus:
     """Read what a question names.
 
     Args:
         question: what to read.
         open_features: the folders of feature stores to one mapping from `video_id` to `(F, D_v)`, such as
             `datasets_scripts.features.FeatureStores`; called only if the question names some.
+        open_videos: rows, `video_column` and the dataset's name to one from `video_id` to a video, such as
+            `datasets_scripts.clip_columns.ClipColumn`; called only if the question names a column.
 
     Raises:
         ValueError: a column or language is not there, or there is nothing to search.
@@ -164,7 +179,8 @@ def open_corpus(question: Question, open_features: Callable[[list[str]], Mapping
     for language in question.languages:
         if language not in found:
             raise ValueError(f"{where}: no {kind} in language {language!r}; there are {', '.join(found)}")
-    for column in ("video_id", question.exclude_column, None if question.features else "video_features"):
+    own = None if question.features else question.video_column or "video_features"
+    for column in ("video_id", question.exclude_column, own):
         if column and column not in rows.column_names:
             raise ValueError(f"{where}: no column {column}; found {', '.join(rows.column_names)}")
     captions, clip_of = {}, {}
@@ -174,7 +190,11 @@ def open_corpus(question: Question, open_features: Callable[[list[str]], Mapping
             raise ValueError(f"{where}: column {kind}_{language} is empty; leave language {language!r} out")
     if question.features:
         stores = open_features(list(question.features))
-        clips = [stores[key] for key in rows["video_id"]]
+        clips: Sequence[Any] = [stores[key] for key in rows["video_id"]]
+    elif question.video_column:
+        if open_videos is None:
+            raise ValueError(f"{where}: column {question.video_column} holds videos, and open_videos is not given")
+        clips = InOrder(open_videos(rows, question.video_column, question.dataset), rows["video_id"][:])
     else:
         clips = rows["video_features"][:]
     parts = {"all": np.zeros(len(rows), dtype=bool)}

@@ -41,6 +41,13 @@ def encoder_fingerprint(encoder: torch.nn.Module, tokenizer: Any) -> str:
     return digest.hexdigest()[:32]
 
 
+def weights_fingerprint(module: torch.nn.Module) -> str:
+    """SHA-256 of every weight of a module."""
+    digest = sha256()
+    update_with_weights(digest, [module])
+    return digest.hexdigest()[:32]
+
+
 def architecture(config: Any) -> str:
     """A configuration's values as JSON, without what the environment says."""
     values = config.to_diff_dict()

@@ -183,6 +183,17 @@ def frozen_fingerprint(text_model: Any) -> str:
     return digest.hexdigest()[:32]
 
 
+def frozen_vision_fingerprint(vision_model: Any) -> str:
+    """SHA-256 of what the vision encoders' features depend on and no checkpoint holds: all that does not learn."""
+    digest = sha256(f"{vision_model.learning_layers}".encode())
+    learning = {name for name, parameter in vision_model.named_parameters() if parameter.requires_grad}
+    for name, tensor in sorted(vision_model.state_dict().items()):
+        if name not in learning:
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:32]
+
+
 def _captions(batch: Mapping[str, torch.Tensor], prefix: str) -> list[tuple[int, ...]]:
     mask = batch["paired_attention_mask" if "paired" in prefix else "attention_mask"]
     lengths = mask.sum(dim=1).tolist()

@@ -11,6 +11,7 @@ import torch
 
 TEXT_VIEWS = ("", "noised_", "paired_", "noised_paired_")
 CLIP_VIEWS = ("", "noised_")
+CLIP_INPUTS = ("video_features", "pixel_values")  # pixel_values_1, ... of more vision encoders
 
 
 @dataclass
@@ -60,16 +61,16 @@ def micro_batches(batch: Mapping[str, torch.Tensor], max_tokens: int | None = No
     last one's backward pass exchanges gradients, and must touch every parameter.
 
     Args:
-        batch: token ids `(B, L)` and masks, clips `(B, F, D_v)` and masks, and `positive_ids` `(B, K)`, whose first
-            column names the clip.
+        batch: token ids `(B, L)` and masks, clips as features `(B, F, D_v)` or pixels `(B, F, 3, H, W)` and masks, and
+            `positive_ids` `(B, K)`, whose first column names the clip.
         max_tokens: bound on a chunk's tokens, padding included, and on its clips' steps; a row beyond it stands
             alone. `None`: one chunk.
         at_least: chunks to make, by smaller pieces, as far as there are rows.
     """
-    if "video_features" in batch and "paired_input_ids" in batch:
+    if "video_mask" in batch and "paired_input_ids" in batch:
         pools = [_whole_rows(batch)]
     else:
-        pools = [_captions(batch)] + ([_clips(batch)] if "video_features" in batch else [])
+        pools = [_captions(batch)] + ([_clips(batch)] if "video_mask" in batch else [])
     parts, result = [], MicroBatches([], {}, {})
     for pool in pools:
         pieces = token_budget_batches(pool.lengths, max_tokens, at_least)
@@ -104,15 +105,16 @@ def _captions(batch: Mapping[str, torch.Tensor]) -> _Pool:
 
 
 def _clips(batch: Mapping[str, torch.Tensor]) -> _Pool:
-    views = tuple(view for view in CLIP_VIEWS if f"{view}video_features" in batch)
-    features = torch.cat([batch[f"{view}video_features"] for view in views])
+    names = [name for name in batch if name.startswith(CLIP_INPUTS)]
+    views = tuple(view for view in CLIP_VIEWS if f"{view}{names[0]}" in batch)
     mask = batch["video_mask"].repeat(len(views), 1)
     clip = batch["positive_ids"][:, 0]
     noised = torch.arange(len(clip), device=clip.device)  # each with a noise of its own
     first, inverse = unique_rows(
         _view_numbers(views, clip), torch.cat([noised if view else clip for view in views]).to(clip.device)
     )
-    rows = {"video_features": features[first], "video_mask": mask[first]}
+    rows = {name: torch.cat([batch[f"{view}{name}"] for view in views])[first] for name in names}
+    rows["video_mask"] = mask[first]
     return _Pool(rows, rows["video_mask"].sum(dim=1), inverse, {"video": views})
 
 
@@ -137,7 +139,8 @@ def _cut(rows: Mapping[str, torch.Tensor], piece: torch.Tensor) -> dict[str, tor
     longest = {name: int(value.sum(dim=1).max()) for name, value in taken.items() if name.endswith("mask")}
 
     def mask_of(name: str) -> str:
-        return "video_mask" if "video" in name else "paired_attention_mask" if "paired" in name else "attention_mask"
+        is_clip = "video" in name or "pixel" in name
+        return "video_mask" if is_clip else "paired_attention_mask" if "paired" in name else "attention_mask"
 
     return {name: value[:, : longest[mask_of(name)]] for name, value in taken.items()}
 

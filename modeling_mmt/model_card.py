@@ -87,6 +87,8 @@ def write_card(folder: str | os.PathLike, *, model_id: str | None = None, revisi
             "extractor": ", ".join(store["extractor"] for store in extractors) or "the dataset's own features",
             "revision": ", ".join(str(store["revision"]) for store in extractors),
             "license": told.get("video_license", NOT_STATED),
+            "from_pixels": config.vision_config is not None,
+            "learns": _learning_layers(config),
             "rate": extractors[0]["rate"] if extractors else None,
             "dims": config.video_feature_dims,
             "max_length": config.max_video_length,
@@ -116,6 +118,12 @@ def write_card(folder: str | os.PathLike, *, model_id: str | None = None, revisi
     )
     card.save(folder / "README.md")
     return [folder / "README.md", *_write_eval_results(folder, recipe, figures["all"]["t2v"])]
+
+
+def _learning_layers(config: MMTConfig) -> str:
+    if config.vision_config is None or config.learn_vision_layers == 0:
+        return ""
+    return "all of it" if config.learn_vision_layers is None else f"last {config.learn_vision_layers} layers"
 
 
 def without_local_paths(value: Any) -> Any:

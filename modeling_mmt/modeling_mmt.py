@@ -442,7 +442,8 @@ class MMTVideoModel(MMTTower):
 
 def _take_pixels(kwargs: dict[str, Any]) -> dict[str, Any]:
     """Takes `pixel_values_1`, ... out of `kwargs`, what is left of which goes to the attention functions."""
-    return {name: kwargs.pop(name) for name in list(kwargs) if name.startswith("pixel_values_")}
+    names = [name for name in kwargs if name.startswith(("pixel_values_", "noised_pixel_values"))]
+    return {name: kwargs.pop(name) for name in names}
 
 
 def _default_mask(mask, sequence) -> torch.Tensor:
@@ -604,7 +605,11 @@ class MMTModel(MMTPreTrainedModel):
         for prefix in ("", "noised_"):
             features, pixels = batch.get(f"{prefix}video_features"), batch.get(f"{prefix}pixel_values")
             if features is not None or pixels is not None:
-                states, mask = self.video_model.read(features, batch.get("video_mask"), pixels, batch)
+                more = {
+                    pixels_name(n): batch.get(f"{prefix}{pixels_name(n)}")
+                    for n in range(1, len(self.video_model.vision_experts))
+                }
+                states, mask = self.video_model.read(features, batch.get("video_mask"), pixels, more)
                 projected = self.video_model.pool_and_project(self.video_projection, states, mask, **kwargs)
                 embeds[f"{prefix}video_embeds"] = unit_norm(projected.pooler_output)
                 video = video or (self.video_model.pooling.embed(states), mask)

@@ -473,30 +473,49 @@ def embed_texts(
 
 
 def embed_videos(
-    model: Any, processor: Any, video_features: Sequence[Array], batch_size: int = 64, progress: str | None = None
+    model: Any, processor: Any, videos: Sequence[Any], batch_size: int = 64, progress: str | None = None
 ) -> torch.Tensor:
-    """Unit-norm embeddings of clips, computed shortest first.
+    """Unit-norm embeddings of clips; features are computed shortest first.
 
     Args:
         model: has `get_video_features(**inputs).pooler_output`, `(B, P)` not normalised.
-        processor: `processor(video_features=list_of_clips, return_tensors="pt")` gives the model's inputs, padded.
-        video_features: clips, each `(F_i, D_v)` float.
+        processor: gives the model's inputs, padded, of `processor(video_features=list_of_clips, return_tensors="pt")`
+            where clips are features, else of `processor(videos=list_of_clips, return_tensors="pt")`.
+        videos: clips, each `(F_i, D_v)` float; or, for a model with vision encoders, whatever its processor reads as
+            `videos`: paths, bytes, frames, pictures. They are asked for when it is their turn.
         batch_size: clips at a time.
         progress: label of a progress bar; None shows none.
 
     Returns:
-        `(len(video_features), P)` float32 on the CPU, in the order given.
+        `(len(videos), P)` float32 on the CPU, in the order given.
 
     Raises:
-        ValueError: as `embed_texts`.
+        ValueError: as `embed_texts`; or clips are no features, and the model has no vision encoder.
     """
-    lengths = [len(clip) for clip in video_features]
+    are_features = len(videos) > 0 and _are_features(videos[0])
+    if len(videos) and not are_features and getattr(processor, "feature_extractor", None) is not None:
+        if getattr(processor.feature_extractor, "pixels", None) is None:
+            raise ValueError(
+                f"videos are given as {type(videos[0]).__name__}, but the model has no vision encoder: extract their "
+                "features (extract_features.py), or train from pixels (model.vision_model in a recipe)"
+            )
+    name = "video_features" if are_features else "videos"
+    lengths = [len(clip) for clip in videos] if are_features else [1] * len(videos)
 
     def embed(chosen: Sequence[int]) -> Any:
-        inputs = processor(video_features=[video_features[i] for i in chosen], return_tensors="pt")
+        inputs = processor(**{name: [videos[i] for i in chosen]}, return_tensors="pt")
         return model.get_video_features(**_on_device(inputs, model))
 
-    return _embed("video_features", lengths, batch_size, progress, model, embed)
+    return _embed(name, lengths, batch_size, progress, model, embed)
+
+
+def _are_features(clip: Any) -> bool:
+    """Whether a clip is `(F, D_v)` numbers: an array, or rows of them; an array of frames has more axes."""
+    if hasattr(clip, "ndim"):
+        return clip.ndim < 3
+    while isinstance(clip, list | tuple) and clip:
+        clip = clip[0]
+    return isinstance(clip, int | float | np.number) or getattr(clip, "ndim", 3) < 2
 
 
 def _on_device(inputs: Mapping[str, Any], model: Any) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from safetensors.torch import load_file, save_file
 
 from .checkpointing import file_sha256
 from .exact_search import ExactSearch
+from .kept_clips import InOrder
 from .retrieval import embed_texts, embed_videos
 from .search_engines import SearchEngine
 
@@ -108,7 +109,7 @@ class SearchIndex:
         model: Any,
         processor: Any,
         rows: Dataset,
-        features: Mapping[str, Any],
+        features: Mapping[str, Any] | Sequence[Any],
         *,
         columns: Sequence[str] = (),
         revision: str | None = None,
@@ -120,7 +121,8 @@ class SearchIndex:
             model: an `MMTModel`.
             processor: its processor.
             rows: with a column `video_id`.
-            features: `(F_i, D_v)` array of each `video_id`, such as a `FeatureStore`.
+            features: `(F_i, D_v)` array of each `video_id`, such as a `FeatureStore`; or, for a model with vision
+                encoders, what its processor reads as a video. Or such clips in the order of the rows.
             columns: of `rows` that are kept beside `video_id`, to filter by or show.
             revision: of the model, where it came from the Hub.
             progress: label of a progress bar; None shows none.
@@ -130,9 +132,8 @@ class SearchIndex:
             KeyError: a clip without features.
         """
         clips = rows.select_columns(["video_id", *columns])
-        embeddings = embed_videos(
-            model, processor, [features[video_id] for video_id in clips["video_id"]], progress=progress
-        )
+        in_order = InOrder(features, clips["video_id"][:]) if isinstance(features, Mapping) else features
+        embeddings = embed_videos(model, processor, in_order, progress=progress)
         return cls(embeddings, clips, model_fingerprint(model), model.config._name_or_path, revision)
 
     # -- kept ---------------------------------------------------------------------------------------------------------
@@ -266,10 +267,10 @@ class SearchIndex:
         return self.search(embed_texts(model, processor, texts), top, where)
 
     def search_videos(
-        self, model: Any, processor: Any, features: Sequence[Any], top: int, where: Mapping[str, Any] | None = None
+        self, model: Any, processor: Any, videos: Sequence[Any], top: int, where: Mapping[str, Any] | None = None
     ) -> list[list[Hit]]:
-        """The best clips of each clip or picture, given as `(F_i, D_v)` features; a picture has one step."""
-        return self.search(embed_videos(model, processor, features), top, where)
+        """The best clips of each clip or picture, given as `embed_videos` takes them; a picture has one step."""
+        return self.search(embed_videos(model, processor, videos), top, where)
 
     def search_clips(
         self, video_ids: Sequence[str], top: int, where: Mapping[str, Any] | None = None

@@ -15,6 +15,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 from transformers import SchedulerType
 
+from .augmentation import VideoAugmentation
 from .configuration_mmt import MMTConfig
 
 EVALUATION_ONLY = ("test_split", "languages", "other_text_columns", "exclude_column")  # no stage depends on these
@@ -38,7 +39,10 @@ class DataArguments:
     Args:
         dataset: folder or Hub name of a dataset with `video_id` and text columns `<kind>_<language>`.
         revision: tag, branch or commit of a Hub dataset.
-        features: folders of feature stores, side by side in a step. Empty: the dataset has `video_features`.
+        features: folders of feature stores, side by side in a step. Empty: the dataset has `video_features`, or
+            `video_column` names what to make them from.
+        video_column: column of the clips themselves, for a model that has `vision_model`: `datasets.Video`,
+            `datasets.Image` (film strips where `num_frames` stands beside it), or paths.
         text_column: kind of text that is searched by (validation and test).
         languages: that are searched in.
         other_text_columns: further kinds of text that validation is searched by.
@@ -49,6 +53,7 @@ class DataArguments:
     dataset: str
     revision: str | None = None
     features: list[str] = field(default_factory=list)
+    video_column: str | None = None
     text_column: str = "caption"
     languages: list[str] = field(default_factory=lambda: ["en"])
     other_text_columns: list[str] = field(default_factory=list)
@@ -71,6 +76,11 @@ class ModelArguments:
         text_revision: tag, branch or commit of it.
         text_prefix: put before every caption.
         max_text_length: in tokens.
+        vision_model: the same of a vision encoder, or of several side by side, for training from pixels. Empty: clips
+            come as features.
+        vision_revision: tag, branch or commit of it.
+        image_size: side in pixels of its frames; `null`: its own.
+        num_frames: of a clip, spread evenly; `null`: 8, times the frames of a step.
         standardize_inputs: measure mean and standard deviation of both heads' inputs on the training split.
         config: fields of `MMTConfig`; what is not named keeps the paper's value.
     """
@@ -79,6 +89,10 @@ class ModelArguments:
     text_revision: str | None = None
     text_prefix: str = ""
     max_text_length: int = 64
+    vision_model: list[str] = field(default_factory=list)
+    vision_revision: str | None = None
+    image_size: int | None = None
+    num_frames: int | None = None
     standardize_inputs: bool = False
     config: dict[str, Any] = field(default_factory=dict)
 
@@ -113,6 +127,7 @@ class Source:
         features: its feature stores; with `dataset` only. `absent:512` stands for a stream that its clips lack.
         clip_seconds: `[shortest, longest]`: the rows are long videos with cues, of which a random window of so many
             seconds is drawn, and the cues nearest to it (`datasets_scripts/sampling.py`); `null`: whole clips.
+        augmentation: random changes of the clips' frames (`augmentation.py`), where they come as pixels; `null`: none.
     """
 
     text_column: str = "caption"
@@ -129,6 +144,7 @@ class Source:
     revision: str | None = None
     features: list[str] = field(default_factory=list)
     clip_seconds: list[float] | None = None
+    augmentation: VideoAugmentation | None = None
 
     def __post_init__(self):
         """Check the values."""
@@ -172,6 +188,9 @@ class StageArguments:
         gradient_accumulation_steps: batches an optimizer step; adds no negatives.
         learning_rate: of AdamW.
         text_learning_rate: of the text tower's parameters; `null`: the same.
+        vision_learning_rate: of the vision encoders' parameters; `null`: the same.
+        learn_vision_layers: how many of each vision encoder's last layers learn in this stage, with all that follows
+            them; 0 freezes the encoders, `null` trains all of them.
         weight_decay: of AdamW; biases, norms and scalars are not decayed.
         adam_beta2: of AdamW.
         warmup_ratio: share of steps with a rising learning rate.
@@ -192,6 +211,8 @@ class StageArguments:
     gradient_accumulation_steps: int = 1
     learning_rate: float = 2e-4
     text_learning_rate: float | None = None
+    vision_learning_rate: float | None = None
+    learn_vision_layers: int | None = 0
     weight_decay: float = 0.0
     adam_beta2: float = 0.999
     warmup_ratio: float = 0.0
@@ -239,6 +260,8 @@ class Recipe:
         mixed_precision: `no`, `bf16` or `fp16`.
         cache_frozen_layers: keep the frozen layers' output for each caption (`layer_cache.py`).
         cache_dir: of packaged encoders.
+        clip_memory: GiB of decoded frames, and of what frozen vision encoders make of them, that each process keeps;
+            clips beyond it are decoded each time that they come.
         frozen_states_dir: where the frozen layers' output is kept between runs; `null` for nowhere.
         work_dir: of stages, for resuming and sharing between recipes.
         output_dir: of the final model, processor, card and metrics.
@@ -260,6 +283,7 @@ class Recipe:
     mixed_precision: str = "no"
     cache_frozen_layers: bool = True
     cache_dir: str | None = None
+    clip_memory: float = 4.0
     frozen_states_dir: str | None = "runs/frozen_states"
     work_dir: str = "runs/stages"
     output_dir: str = "runs/model"
@@ -311,6 +335,7 @@ def parse_recipe(argv: Sequence[str], description: str = "") -> tuple[Recipe, di
         namespace = parser.parse_args(argv)
         namespace.pop("recipe", None)
         recipe = build_recipe(namespace)
+        check_clips(recipe)
     except RecipeError as error:
         raise RecipeError(f"{where}: {error}") from None
     except argparse.ArgumentError as error:
@@ -358,6 +383,8 @@ def check_fields(values: Any, kind: Any, where: str = ""):
             check_fields(value, PARTS[name], f"{where}{name}.")
         for number, source in enumerate(value if name == "sources" and isinstance(value, list) else ()):
             check_fields(source, Source, f"{where}sources[{number}].")
+            if source.get("augmentation") is not None:
+                check_fields(source["augmentation"], VideoAugmentation, f"{where}sources[{number}].augmentation.")
 
 
 def near(name: str, known: Iterable[str]) -> str:
@@ -374,9 +401,19 @@ def build_recipe(namespace: Namespace) -> Recipe:
             continue
         if kind is StageArguments:
             sources = enumerate(values[name]["sources"])
-            values[name]["sources"] = [located(Source, f"{name}.sources[{i}]", source) for i, source in sources]
+            values[name]["sources"] = [build_source(f"{name}.sources[{i}]", source) for i, source in sources]
         values[name] = located(kind, name, values[name])
     return Recipe(**values)
+
+
+def build_source(where: str, values: dict[str, Any]) -> Source:
+    """A source; an error says where it is."""
+    if values["augmentation"] is not None:
+        try:
+            values["augmentation"] = VideoAugmentation(**values["augmentation"])
+        except ValueError as error:
+            raise RecipeError(f"{where}.{error}") from None
+    return located(Source, where, values)
 
 
 def plain(value: Any) -> Any:
@@ -412,6 +449,42 @@ def shortened(message: str) -> str:
     given = re.search(r"Given value: (.*)", message)
     reason += f". Got value: {given[1]}" if given and "Expected" in reason and "value" not in reason else ""
     return re.sub(r"<class '(\w+)'>", r"\1", f"{'.'.join(path)}: {reason}" if path else reason)
+
+
+def check_clips(recipe: Recipe):
+    """Refuse a recipe whose clips come in two ways, or from pixels that nothing reads.
+
+    Raises:
+        RecipeError: names the fields.
+    """
+    data, model = recipe.data, recipe.model
+    for name in ("vision_config", "learn_vision_layers"):
+        if name in model.config:
+            raise RecipeError(
+                f"model.config has {name!r}, which model.vision_model and a stage's learn_vision_layers say"
+            )
+    if data.video_column and data.features:
+        raise RecipeError(
+            f"data.features is {data.features} and data.video_column {data.video_column!r}: clips come as features or "
+            "as pixels; leave one out"
+        )
+    if bool(data.video_column) != bool(model.vision_model):
+        raise RecipeError(
+            f"data.video_column is {data.video_column!r} and model.vision_model {model.vision_model}: training from "
+            "pixels needs both, training from features neither"
+        )
+    for name in ("pretraining", "finetuning"):
+        stage = getattr(recipe, name)
+        for number, source in enumerate(stage.sources if stage else ()):
+            where = f"{name}.sources[{number}]"
+            if source.augmentation is not None and not data.video_column:
+                raise RecipeError(f"{where}.augmentation changes pixels, but clips come as features; set it to null")
+            if data.video_column and (source.features or source.clip_seconds):
+                raise RecipeError(f"{where} has features or clip_seconds, but data.video_column says to read pixels")
+        if stage and stage.learn_vision_layers != 0 and not model.vision_model:
+            raise RecipeError(
+                f"{name}.learn_vision_layers is {stage.learn_vision_layers}, but model.vision_model is empty"
+            )
 
 
 def stages(

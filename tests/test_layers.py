@@ -3,7 +3,7 @@
     layer 5   train.py  extract_features.py  mmt.py  recipes/  examples/  benchmarks/  metrics/
               __init__  cli  report                                                                 __init__
     layer 4   hub  trainer  mteb_encoder  onnx_export  report_measures  report_sections             mteb_retrieval
-                                                                                       emoji_motion  extraction_clips
+                                                                         emoji_motion  extraction_clips  clip_columns
     layer 3   data_collator  large_batch  micro_batches  layer_cache  sharding  significance
               search  model_card  evaluation  report_page  feature_extraction                       emoji9  msrvtt  ...
     layer 2   modeling_mmt  processing_mmt  streaming_loss  checkpointing  packaged_encoders
@@ -11,7 +11,7 @@
               report_figures                                                                        corpus  sampling
     layer 1   pooling_mmt  vision_encoders_mmt  video_decoding_mmt  exact_search                    features  sources
     layer 0   configuration_mmt  loss_mmt  video_streams_mmt  image_processing_mmt  efficientnet_lite_mmt
-              pipeline_mmt  published_results  fingerprints
+              pipeline_mmt  published_results  fingerprints  augmentation  kept_clips
               `-------------------------------- modeling_mmt/ --------------------------------'     `datasets_scripts/'
 
 Imports point down only; programs of layer 5 may call each other, and they alone use both packages. A new module gets
@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PICTURE = {
     "modeling_mmt": {
         0: "configuration_mmt loss_mmt video_streams_mmt image_processing_mmt efficientnet_lite_mmt pipeline_mmt "
-        "published_results video_backbones fingerprints",
+        "published_results video_backbones fingerprints augmentation kept_clips",
         1: "pooling_mmt vision_encoders_mmt video_decoding_mmt exact_search",
         2: "modeling_mmt processing_mmt streaming_loss checkpointing packaged_encoders retrieval training_arguments "
         "snapshots search_engines diagnostics report_figures",
@@ -44,7 +44,7 @@ PICTURE = {
         1: "features sources worker_pool",
         2: "corpus sampling convert_features video_lists",
         3: "extraction emoji9 multi_howto100m msrvtt vatex multi30k storybook8 own_clips translate language_report",
-        4: "mteb_retrieval emoji_motion extraction_clips",
+        4: "mteb_retrieval emoji_motion extraction_clips clip_columns",
         5: "__init__",
     },
 }
