@@ -30,7 +30,7 @@ INSTALL_REQUIRES = [
 EXTRAS_REQUIRE = {
     # timm's own requirement is a torchvision built for the same torch: see CONTRIBUTING.
     "vision": ["timm>=1.0.23"],
-    # PyAV's wheel brings FFmpeg. torchcodec, which must fit torch and needs FFmpeg's libraries, serves where PyAV is not.
+    # PyAV's wheel brings FFmpeg. torchcodec, which must fit torch and needs FFmpeg's libraries, serves without it.
     "video": ["av>=18.1"],
     # What the builders of datasets_scripts/ need beyond the rest: a streaming parser, and people's HDF5 features.
     "data": ["h5py>=3.11", "ijson>=3.3"],
