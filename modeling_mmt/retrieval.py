@@ -499,6 +499,33 @@ def embed_videos(
     return _embed("video_features", lengths, batch_size, progress, model, embed)
 
 
+def embed_images(
+    model: Any, processor: Any, images: Sequence[Any], batch_size: int = 64, progress: str | None = None
+) -> torch.Tensor:
+    """Unit-norm embeddings of pictures, each a clip of one step.
+
+    Args:
+        model: as `embed_videos`'.
+        processor: `processor(images=list_of_pictures, return_tensors="pt")` gives the model's inputs.
+        images: what the processor reads: of a model with vision encoders paths, bytes or Pillow pictures, else one
+            feature vector `(D_v,)` a picture.
+        batch_size: pictures at a time.
+        progress: label of a progress bar; None shows none.
+
+    Returns:
+        `(len(images), P)` float32 on the CPU, in the order given.
+
+    Raises:
+        ValueError: as `embed_texts`, or a picture that cannot be read.
+    """
+
+    def embed(chosen: Sequence[int]) -> Any:
+        inputs = processor(images=[images[i] for i in chosen], return_tensors="pt")
+        return model.get_video_features(**_on_device(inputs, model))
+
+    return _embed("images", [1] * len(images), batch_size, progress, model, embed)
+
+
 def _on_device(inputs: Mapping[str, Any], model: Any) -> dict[str, Any]:
     return {name: value.to(model.device) for name, value in inputs.items()}
 
