@@ -30,7 +30,7 @@ INSTALL_REQUIRES = [
 EXTRAS_REQUIRE = {
     # timm's own requirement is a torchvision built for the same torch: see CONTRIBUTING.
     "vision": ["timm>=1.0.23"],
-    # PyAV's wheel brings FFmpeg. torchcodec, which must fit torch and needs FFmpeg's libraries, serves without it.
+    # PyAV's wheel brings FFmpeg. torchcodec must fit torch and needs FFmpeg's libraries: it serves where PyAV is not.
     "video": ["av>=18.1"],
     # What the builders of datasets_scripts/ need beyond the rest: a streaming parser, and people's HDF5 features.
     "data": ["h5py>=3.11", "ijson>=3.3"],
@@ -69,8 +69,9 @@ setup(
     license_files=["LICENSE"],
     keywords="video retrieval, multilingual, cross-lingual transfer, contrastive learning, transformers",
     packages=["modeling_mmt", "datasets_scripts"],
+    py_modules=["mmt"],
     package_data={"modeling_mmt": ["model_card.md", "*.jinja"], "datasets_scripts": ["emoji9/**"]},
-    entry_points={"console_scripts": ["mmt = modeling_mmt.cli:main"]},
+    entry_points={"console_scripts": ["mmt = mmt:main"]},
     python_requires=">=3.11,<3.13",  # the versions that the suite ran on
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,

@@ -40,7 +40,7 @@ class StepEncoder:
     ):
         self.model, self.device = model.eval().requires_grad_(False).to(device), torch.device(device)
         if settings.frames_per_step is None:
-            self.model.to(memory_format=torch.channels_last)  # as convolutions like it
+            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as convolutions like it
         self.settings, self.prepare, self.revision = settings, StepPreparation(settings), revision
         self.image_size, self.frames_per_step = settings.height, settings.frames_per_step or 1
 
