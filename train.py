@@ -182,7 +182,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 def build(recipe: Recipe, features: FeatureStores | None) -> tuple[MMTModel, MMTProcessor]:
     """The model that a recipe starts from, and its processor."""
     told = recipe.model
-    text_model, hub = resolve_encoder(told.text_model, recipe.cache_dir), {"revision": told.text_revision}
+    text_model = resolve_encoder(told.text_model, recipe.cache_dir)
+    hub: dict[str, Any] = {"revision": told.text_revision}
     texts: dict[str, Any] = {"text_prefix": told.text_prefix, "max_text_length": told.max_text_length}
     if not told.vision_model:
         dims: dict[str, Any] = {"video_feature_dims": features.dims} if features else {}
@@ -192,7 +193,7 @@ def build(recipe: Recipe, features: FeatureStores | None) -> tuple[MMTModel, MMT
         extractor = MMTVideoFeatureExtractor(model.config.video_feature_dim, model.config.max_video_length)
         return model, MMTProcessor(extractor, AutoTokenizer.from_pretrained(text_model, **hub), **texts)
     vision_models = [resolve_encoder(name, recipe.cache_dir) for name in told.vision_model]
-    hub["vision_revision"] = told.vision_revision
+    hub |= {"vision_revision": told.vision_revision}
     with naming_torn_weights(text_model, "download or save the encoders again"):
         model = MMTModel.from_encoders(text_model, vision_models, **hub, **told.config)
     check_finite(model.state_dict(), ", ".join([text_model, *vision_models]), "choose other encoders, or mend these")
@@ -202,7 +203,7 @@ def build(recipe: Recipe, features: FeatureStores | None) -> tuple[MMTModel, MMT
         **hub,
         image_size=told.image_size,
         max_video_length=model.config.max_video_length,
-        sampling=told.num_frames and FrameSampling(told.num_frames),
+        sampling=FrameSampling(told.num_frames) if told.num_frames else None,
         **texts,
     )
     return model, processor

@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> Trainer:
     if push and trainer.is_world_process_zero():
         trainer.init_hf_repo(arguments.hub_token)
         trainer.create_model_card()
-        publish(arguments.output_dir, trainer.hub_model_id, revision=arguments.hub_revision or "main")
+        publish(arguments.output_dir, str(trainer.hub_model_id), revision=arguments.hub_revision or "main")
     trainer.accelerator.end_training()  # no process leaves while another still writes
     return trainer
 
