@@ -16,14 +16,13 @@ from datasets import Dataset
 from huggingface_hub import HfApi
 from local_hub import LocalHub, point_clients_at
 from safetensors.torch import load_file, save_file
-from test_readme import code_blocks
+from test_readme import HUB, code_blocks
 
 import mmt
 from modeling_mmt import hub as publishing
 
 ROOT = Path(__file__).resolve().parents[1]
 CAPTIONS = ["red dog runs", "heim"]
-README_HUB = [block for block in code_blocks("python") if "org/name" in block or "load_pinned_dataset" in block]
 PUBLISH = next(line for block in code_blocks("sh") for line in block.splitlines() if line.startswith("mmt publish"))
 
 LOAD = """
@@ -158,7 +157,7 @@ def test_with_the_package_no_remote_code_is_asked_for_or_run(published):
 
 
 def test_the_readme_s_blocks_load_the_model_and_the_data_by_their_pins(published):
-    assert len(README_HUB) == 2
+    assert len(HUB) == 2
     tail = """
 import json, torch
 from safetensors.torch import load_file, save_file
@@ -167,6 +166,6 @@ with torch.no_grad():
 save_file({key: output[key].contiguous() for key in ("text_embeds", "video_embeds")}, "readme.safetensors")
 print(json.dumps({"v1.0": ["readme.safetensors"], "rows": test.num_rows}))
 """
-    found = run(published, "\n".join(README_HUB) + tail, path=ROOT)
+    found = run(published, "\n".join(HUB) + tail, path=ROOT)
     check(published, found, ["v1.0"])
     assert found["rows"] == 3
