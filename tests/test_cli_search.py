@@ -72,7 +72,7 @@ def test_the_table_is_for_people(checkpoint, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["", "--top", "2"], "caption 1 is empty"),
+        (["", "--top", "2"], "query 1 is empty"),
         (["a" * 2**20], "at most 10,000"),
         (["dog", "--top", "99"], "99"),
         (["dog", "--top", "0"], "0"),
