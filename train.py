@@ -193,14 +193,21 @@ def build(recipe: Recipe, features: FeatureStores | None) -> tuple[MMTModel, MMT
         extractor = MMTVideoFeatureExtractor(model.config.video_feature_dim, model.config.max_video_length)
         return model, MMTProcessor(extractor, AutoTokenizer.from_pretrained(text_model, **hub), **texts)
     vision_models = [resolve_encoder(name, recipe.cache_dir) for name in told.vision_model]
-    hub |= {"vision_revision": told.vision_revision}
+    vision = {"vision_revision": told.vision_revision}
     with naming_torn_weights(text_model, "download or save the encoders again"):
-        model = MMTModel.from_encoders(text_model, vision_models, **hub, **told.config)
+        with torch.random.fork_rng():
+            model = MMTModel.from_encoders(text_model, vision_models, **hub, **vision, **told.config)
+        # The heads start as those of a model of features do: building a vision encoder draws random numbers too.
+        heads = MMTModel.from_text_encoder(
+            text_model, **hub, video_feature_dims=model.config.video_feature_dims, **told.config
+        )
+    model.load_state_dict({**model.state_dict(), **heads.state_dict()})
     check_finite(model.state_dict(), ", ".join([text_model, *vision_models]), "choose other encoders, or mend these")
     processor = MMTProcessor.from_encoders(
         text_model,
         vision_models,
         **hub,
+        **vision,
         image_size=told.image_size,
         max_video_length=model.config.max_video_length,
         sampling=FrameSampling(told.num_frames) if told.num_frames else None,

@@ -2,7 +2,9 @@
 
     python examples/search.py --model runs/demo/mmp_en "con mèo"
     python examples/search.py "a cyclist" "ein Radfahrer" "骑自行车的人" --output search.webp
+    python examples/search.py --model runs/pixels --videos my_videos "mbwa"
 
+The last one searches a folder of videos (mp4, GIF, WebP, ...) with a checkpoint that was trained from pixels. It
 prints each query's best clips and writes one picture, a row a query. A `.png` is still; a `.gif` or `.webp` plays the
 clips. `search` and `draw` are meant to be imported: they know the columns of `datasets_scripts`, not this corpus.
 """
@@ -22,8 +24,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 from datasets_scripts.emoji9 import frames_of
 from datasets_scripts.features import FeatureStore
+from datasets_scripts.video_lists import find_videos
 from modeling_mmt.evaluation import open_checkpoint
 from modeling_mmt.search import Hit, SearchIndex
+from modeling_mmt.video_decoding_mmt import FrameSampling, read_clip
 
 # Pixels of the picture
 CELL = 128  # side of a clip
@@ -47,7 +51,7 @@ def search(
         processor: its processor.
         queries: in any language.
         rows: clips to search, with a column `video_id`.
-        features: `(F_i, D_v)` array of each `video_id`, such as a `FeatureStore`.
+        features: `(F_i, D_v)` array of each `video_id`, such as a `FeatureStore`; or a video, for a model from pixels.
         top: clips a query.
 
     Returns:
@@ -59,7 +63,9 @@ def search(
     return SearchIndex.build(model, processor, rows, features).search_texts(model, processor, queries, top)
 
 
-def result_table(query: str, hits: Sequence[Hit], rows: Dataset, name_column: str) -> str:
+def result_table(
+    query: str, hits: Sequence[Hit], rows: Dataset | Mapping[int, Mapping[str, Any]], name_column: str
+) -> str:
     """What is printed for a query: rank, cosine, emoji (where the corpus has them) and name of each clip."""
     lines = [query, f"  rank  cosine  {name_column}"]
     for rank, hit in enumerate(hits, start=1):
@@ -78,7 +84,7 @@ def picture_size(num_titles: int, top: int, cell: int = CELL) -> tuple[int, int]
 def draw(
     titles: Sequence[str],
     found: Sequence[Sequence[Hit]],
-    rows: Dataset,
+    rows: Dataset | Mapping[int, Mapping[str, Any]],
     name_column: str,
     right: Sequence[int] | None = None,
     cell: int = CELL,
@@ -145,6 +151,46 @@ def check_ending(path: Path):
     """Refuse a file name that `save` cannot write."""
     if path.suffix not in (".png", ".gif", ".webp"):
         raise ValueError(f"output {path} ends in {path.suffix!r}; choose .png, or .gif or .webp for one that moves")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# a folder of videos
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def search_folder(
+    model: Any, processor: Any, queries: Sequence[str], folder: str, top: int
+) -> tuple[list[list[Hit]], dict[int, dict[str, Any]]]:
+    """As `search`, in a folder or list of videos; and the rows that were found, as `draw` takes them, by number.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no video, one cannot be read, or the model has no vision encoder.
+    """
+    if processor.feature_extractor.pixels is None:
+        raise ValueError(
+            f"--videos {folder}: the checkpoint has no vision encoder, it was trained on features. Train one from "
+            "pixels (model.vision_model in a recipe, such as recipes/emoji9/pixels_frozen.yaml), or extract features "
+            f"by the extractor that its card names (`extract_features.py --videos {folder}`) and search with "
+            "--features"
+        )
+    videos = find_videos(folder)
+    rows = Dataset.from_dict({"video_id": [video.video_id for video in videos]})
+    found = search(model, processor, queries, rows, {video.video_id: video.source for video in videos}, top)
+    shown = {}
+    for row in {hit.row for hits in found for hit in hits}:
+        strip, number = film_strip(videos[row].source)
+        shown[row] = {"video_id": videos[row].video_id, "frames": strip, "num_frames": number}
+    return found, shown
+
+
+def film_strip(source: Any, num_frames: int = 8, side: int = CELL) -> tuple[Image.Image, int]:
+    """A video as `frames_of` takes it: frames side by side, each fitted into a white square; and how many."""
+    frames = read_clip(source, FrameSampling(num_frames), max_side=side).frames.permute(0, 2, 3, 1).numpy()
+    strip = Image.new("RGB", (len(frames) * side, side), "white")
+    for number, frame in enumerate(frames):
+        picture = Image.fromarray(frame)
+        strip.paste(picture, (number * side + (side - picture.width) // 2, (side - picture.height) // 2))
+    return strip, len(frames)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -234,13 +280,6 @@ def open_inputs(arguments: argparse.Namespace, columns: Sequence[str]) -> tuple[
         FileNotFoundError: no checkpoint, dataset, feature store or font is there.
         ValueError: the dataset lacks a column.
     """
-    if arguments.revision is None and not (Path(arguments.model) / "config.json").is_file():
-        raise FileNotFoundError(
-            f"no checkpoint in {arguments.model}: `make demo` makes runs/demo/mmp_en; or give another folder as "
-            "--model, or a Hub name with --revision"
-        )
-    if arguments.font and not Path(arguments.font).is_file():
-        raise FileNotFoundError(f"no font file {arguments.font}")
     if not Path(arguments.features).is_dir():
         raise FileNotFoundError(
             f"no feature store in {arguments.features}: `make demo` makes emoji9's, extract_features.py any other"
@@ -250,8 +289,24 @@ def open_inputs(arguments: argparse.Namespace, columns: Sequence[str]) -> tuple[
     for column in ("video_id", "frames", "num_frames", *columns):
         if column not in rows.column_names:
             raise ValueError(f"{arguments.dataset}: no column {column}; found {', '.join(rows.column_names)}")
-    model, processor = open_checkpoint(arguments.model, arguments.revision)
-    return model, processor, rows, features
+    return (*open_model(arguments), rows, features)
+
+
+def open_model(arguments: argparse.Namespace) -> tuple[Any, Any]:
+    """Model and processor that the options name.
+
+    Raises:
+        FileNotFoundError: no checkpoint or font is there.
+        CheckpointError: its weights are torn, or not finite.
+    """
+    if arguments.revision is None and not (Path(arguments.model) / "config.json").is_file():
+        raise FileNotFoundError(
+            f"no checkpoint in {arguments.model}: `make demo` makes runs/demo/mmp_en; or give another folder as "
+            "--model, or a Hub name with --revision"
+        )
+    if arguments.font and not Path(arguments.font).is_file():
+        raise FileNotFoundError(f"no font file {arguments.font}")
+    return open_checkpoint(arguments.model, arguments.revision)
 
 
 def main(argv: Sequence[str] | None = None) -> list[list[Hit]]:
@@ -259,15 +314,23 @@ def main(argv: Sequence[str] | None = None) -> list[list[Hit]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("queries", nargs="+", metavar="QUERY", help="text in any language")
     add_inputs(parser)
+    parser.add_argument("--videos", metavar="FOLDER", help="folder or list of videos to search in place of a dataset")
     parser.add_argument("--name_column", default="name_en", help="what a clip is called in the output (%(default)s)")
     parser.add_argument("--top", type=int, default=8, help="clips a query (%(default)s)")
     parser.add_argument("--output", type=Path, default=Path("search.png"), help=".png, .gif or .webp (%(default)s)")
     arguments = parser.parse_args(argv)
     try:
         check_ending(arguments.output)
-        model, processor, rows, features = open_inputs(arguments, [arguments.name_column])
-        processor(text=arguments.queries)  # names a bad query by its place; `embed_texts` sorts them
-        found = search(model, processor, arguments.queries, rows, features, arguments.top)
+        rows: Any
+        if arguments.videos is not None:
+            model, processor = open_model(arguments)
+            processor(text=arguments.queries)
+            arguments.name_column = "video_id"
+            found, rows = search_folder(model, processor, arguments.queries, arguments.videos, arguments.top)
+        else:
+            model, processor, rows, features = open_inputs(arguments, [arguments.name_column])
+            processor(text=arguments.queries)  # names a bad query by its place; `embed_texts` sorts them
+            found = search(model, processor, arguments.queries, rows, features, arguments.top)
     except (FileNotFoundError, KeyError, ValueError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
     for query, hits in zip(arguments.queries, found, strict=True):

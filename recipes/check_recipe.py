@@ -48,6 +48,7 @@ class RecipeCheck:
         """Everything that the recipe names."""
         data = self.recipe.data
         self.text_model()
+        self.vision_models()
         kinds = (data.text_column, *data.other_text_columns)
         columns = [f"{kind}_{language}" for kind in kinds for language in data.languages]
         others = [data.exclude_column] if data.exclude_column else []
@@ -84,6 +85,19 @@ class RecipeCheck:
                 "set model.config.text_output_layer"
             )
         self.found.append(f"text model {model.text_model}: {config.model_type}, {config.num_hidden_layers} layers")
+
+    def vision_models(self) -> None:
+        """Whether their configurations are there."""
+        for name in self.recipe.model.vision_model:
+            if name in PACKAGED_ENCODERS:
+                self.found.append(f"vision model {name}: packaged, pip fetches it on first use")
+                continue
+            try:
+                config = AutoConfig.from_pretrained(name, revision=self.recipe.model.vision_revision)
+            except OSError as error:
+                self.problem(f"vision model {name} cannot be had: {str(error).splitlines()[0]}", name)
+            else:
+                self.found.append(f"vision model {name}: {config.model_type}")
 
     def split(self, name: str, revision: str | None, split: str, columns: Sequence[str]) -> Dataset | None:
         """A split with these columns, or None and a problem."""
@@ -138,7 +152,12 @@ class RecipeCheck:
 
     def coverage(self, rows: Dataset | None, names: Sequence[str], features: FeatureStores | None, where: str) -> None:
         """Whether every clip has features."""
+        column = self.recipe.data.video_column
         if rows is None:
+            return
+        if column is not None:
+            if column not in rows.column_names:
+                self.problem(f"{where}: no column {column} to read clips from; it has {', '.join(rows.column_names)}")
             return
         if not names and "video_features" not in rows.column_names:
             self.problem(f"{where}: neither feature stores in the recipe nor a column video_features")
