@@ -22,9 +22,9 @@ from video_files import write_video
 import train
 from datasets_scripts.clip_columns import ClipColumn
 from datasets_scripts.features import write_feature_store
+from mmt import main as mmt
 from modeling_mmt import EfficientNetLiteConfig, EfficientNetLiteModel, MMTModel, MMTProcessor
 from modeling_mmt.augmentation import VideoAugmentation
-from modeling_mmt.cli import main as mmt
 from modeling_mmt.data_collator import ClipDataset, MMTDataCollator
 from modeling_mmt.kept_clips import InOrder, KeptClips, Room
 from modeling_mmt.retrieval import embed_videos
