@@ -96,8 +96,9 @@ $(SPACE)/.installed: setup.py constraints.txt examples/space/requirements.txt | 
 	@touch $@
 
 test-system: $(SPACE)/.installed demo  ## the Space in Chromium, torchcodec beside PyAV; apt installs what is missing
-	@command -v chromium >/dev/null && fc-list :lang=zh | grep -q . || \
-	  { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends chromium fontconfig fonts-noto-cjk; }
+	@command -v chromium >/dev/null && fc-list :lang=zh | grep -q . && fc-list | grep -qi emoji || \
+	  { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
+	    chromium fontconfig fonts-noto-cjk fonts-noto-color-emoji; }
 	$(SPACE)/bin/python -m pytest -q -m system $(ARGS) tests/test_space_system.py
 	@command -v ffmpeg >/dev/null || { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends ffmpeg; }
 	$(PY) -m venv --system-site-packages $(VENV)-torchcodec
