@@ -72,7 +72,7 @@ setup(
     py_modules=["mmt"],
     package_data={"modeling_mmt": ["model_card.md", "*.jinja"], "datasets_scripts": ["emoji9/**"]},
     entry_points={"console_scripts": ["mmt = mmt:main"]},
-    python_requires=">=3.11,<3.13",  # the versions that the suite ran on
+    python_requires=">=3.11,<3.14",  # the versions that the suite ran on
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,
     classifiers=[
@@ -83,6 +83,7 @@ setup(
         "Programming Language :: Python :: 3",
         "Programming Language :: Python :: 3.11",
         "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],
 )

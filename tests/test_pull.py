@@ -156,6 +156,44 @@ def test_with_the_package_no_remote_code_is_asked_for_or_run(published):
     assert all(module.startswith("modeling_mmt.") for module in found["v1.0"][1:])
 
 
+PLUG_IN = """
+import json, sys
+sys.modules["modeling_mmt"] = None
+import torch
+from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer
+from transformers import pipeline
+
+clips = {name: clip.numpy() for name, clip in load_file("clips.safetensors").items()}
+found = {}
+for number, revision in enumerate(["v1.0", "main"]):
+    pin = {"revision": revision, "trust_remote_code": True, "device": "cpu"}
+    encoder = SentenceTransformer("org/name", **pin)
+    search = pipeline("text-to-video-retrieval", model="org/name", **pin)
+    embeds = {
+        "text_embeds": encoder.encode(["red dog runs", "heim"], convert_to_tensor=True),
+        "video_embeds": encoder.encode([{"video": clip} for clip in clips.values()], convert_to_tensor=True),
+    }
+    index = search.index(clips)
+    searched = search(["red dog runs", "heim"], top_k=2, index=index)
+    scores = embeds["text_embeds"] @ index.embeds.T
+    torch.testing.assert_close(index.embeds, embeds["video_embeds"])
+    for hits, line in zip(searched, scores.tolist(), strict=True):
+        scored = {hit["id"]: hit["score"] for hit in hits}
+        assert all(abs(scored[name] - score) < 1e-5 for name, score in zip(clips, line, strict=True))
+    save_file(embeds, f"plugged-{number}.safetensors")
+    found[revision] = f"plugged-{number}.safetensors"
+print(json.dumps(found))
+"""
+
+
+def test_sentence_transformers_and_the_pipeline_load_each_revision(published):
+    pytest.importorskip("sentence_transformers", reason="an optional peer: extra `plugins`")
+    for revision, name in run(published, PLUG_IN).items():
+        for key, value in load_file(published[1] / name).items():
+            torch.testing.assert_close(value, published[2][revision][key], rtol=0, atol=1e-6)
+
+
 def test_the_readme_s_blocks_load_the_model_and_the_data_by_their_pins(published):
     assert len(HUB) == 2
     tail = """
