@@ -74,7 +74,8 @@ def _moved(frames: torch.Tensor, zoom: float, shift: Sequence[float]) -> torch.T
     if not (zoom or any(shift)):
         return frames
     size = 1 / (1 + zoom)
-    matrix = torch.tensor([[size, 0.0, -2 * size * shift[0]], [0.0, size, -2 * size * shift[1]]])
+    rows = [[size, 0.0, -2 * size * shift[0]], [0.0, size, -2 * size * shift[1]]]
+    matrix = torch.tensor(rows, dtype=torch.float32)
     grid = F.affine_grid(matrix.expand(len(frames), -1, -1), list(frames.shape), align_corners=False)
     return F.grid_sample(frames, grid, mode="bilinear", padding_mode="border", align_corners=False)
 

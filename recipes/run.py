@@ -3,6 +3,7 @@
     python recipes/run.py table                   # pre-training x fine-tuning on emoji9, 3 seeds
     python recipes/run.py table --quick           # the same path, one seed, the rows of the demo's length
     python recipes/run.py ablations               # one switch at a time, on validation
+    python recipes/run.py pixels                  # from pixels: a learning encoder, frames, resolution, augmentation
 
 A row is one `train.py` run of a recipe and a seed. A run whose figures are there is not repeated, so an interrupted
 table goes on where it was; rows that share a pre-training share its stage. Test figures are computed, never looked at:
@@ -78,6 +79,13 @@ QUICK = {  # what `--quick` changes, so that one seed of every row takes minutes
     "*.keyword_pool_size": 2,
     "*.noise_pool_size": 1,
 }
+PIXELS = {  # recipe -> the one difference to the first
+    "pixels_frozen": "encoder frozen, 2 frames, 128 px",
+    "pixels_last_stage": "the encoder's last stage learns",
+    "pixels_more_frames": "8 frames",
+    "pixels_higher_resolution": "224 px",
+    "pixels_augmented": "clips augmented",
+}
 ABLATED = "mmp_en"
 TP_HEADS = {  # the paper's heads, narrow enough for 1,152 clips
     "model.config.num_hidden_layers": 2,
@@ -123,42 +131,45 @@ ABLATIONS: dict[str, dict[str, Any]] = {  # name -> the one difference to `mmp_e
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Run what is missing, then write `results/emoji9/`; returns what was written."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("table", "ablations"))
+    parser.add_argument("what", choices=("table", "ablations", "pixels"))
     parser.add_argument("--quick", action="store_true", help="one seed, short stages, results beside the runs")
-    parser.add_argument("--seeds", type=int, nargs="+", help="default: 0 1 2, or 0 with --quick and for ablations")
+    parser.add_argument("--seeds", type=int, nargs="+", help="default: 0 1 2 for the table, else 0")
     parser.add_argument("--rows", nargs="+", help="only these; default: all")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time; they share the cores")
     parser.add_argument("--work_dir", type=Path, default=Path("runs"))
     parser.add_argument("--output_dir", type=Path, help="default: results/emoji9, or WORK_DIR/quick with --quick")
     arguments = parser.parse_args(argv)
     quick, work_dir = arguments.quick, arguments.work_dir
-    names = list(arguments.rows or (ROWS if arguments.what == "table" else ABLATIONS))
-    seeds = arguments.seeds or ([0] if quick or arguments.what == "ablations" else [0, 1, 2])
+    names = list(arguments.rows or {"table": ROWS, "ablations": ABLATIONS, "pixels": PIXELS}[arguments.what])
+    seeds = arguments.seeds or ([0] if quick or arguments.what != "table" else [0, 1, 2])
     runs = {}
     for name in names:
         changes = ABLATIONS[name] if arguments.what == "ablations" else {}
         recipe = changed(
-            read_recipe(name if arguments.what == "table" else ABLATED), changes | (QUICK if quick else {})
+            read_recipe(ABLATED if arguments.what == "ablations" else name), changes | (QUICK if quick else {})
         )
         for seed in seeds:
             folder = work_dir / f"{arguments.what}{'-quick' if quick else ''}" / slug(name) / f"seed{seed}"
             runs[name, seed] = Run(recipe, seed, folder, work_dir)
+            if arguments.what == "pixels":  # one kind of text, in one language
+                runs[name, seed].options = ()
     environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // arguments.jobs))}
     with ThreadPoolExecutor(arguments.jobs) as pool:
         for number, (name, seed) in enumerate(runs):
             pool.submit(runs[name, seed].start, environment, f"[{number + 1}/{len(runs)}] {name}, seed {seed}")
     output_dir = arguments.output_dir or (work_dir / "quick" if quick else Path("results") / "emoji9")
     output_dir.mkdir(parents=True, exist_ok=True)
-    gather = gather_table if arguments.what == "table" else gather_ablations
+    gather = {"table": gather_table, "ablations": gather_ablations, "pixels": gather_pixels}[arguments.what]
     results = provenance(seeds) | gather({key: run.read() for key, run in runs.items()}, names, seeds)
-    path = output_dir / ("results.json" if arguments.what == "table" else "ablations.json")
+    path = output_dir / {"table": "results.json"}.get(arguments.what, f"{arguments.what}.json")
     path.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     if arguments.what == "table":
         tables.main([str(path)])
         print(tables.metric_table([row for row in results["rows"] if row["split"] == "test"]))
     else:
-        (output_dir / "ablations.md").write_text(ablation_table(results), encoding="utf-8")
-        print(ablation_table(results))
+        text = ablation_table(results) if arguments.what == "ablations" else pixel_table(results)
+        path.with_suffix(".md").write_text(text, encoding="utf-8")
+        print(text)
     return results
 
 
@@ -315,6 +326,48 @@ def ablation_table(results: Mapping[str, Any]) -> str:
         cells = " | ".join(f"{figure:.1f}" for figure in figures)
         lines.append(f"| {row['name']} | {cells} | {np.mean(row['seconds']):.0f} |")
     return "\n".join([*lines, "", f"Validation, seeds {results['seeds']}; {results['machine']}.", ""])
+
+
+def gather_pixels(
+    found: Mapping[tuple[str, int], Mapping[str, Any]], names: Sequence[str], seeds: Sequence[int]
+) -> dict[str, Any]:
+    """`pixels.json`'s rows: English names on validation, each row beside the first."""
+    ranks = {
+        name: np.array([found[name, seed]["ranks"]["validation"]["all"]["t2v"]["en"] for seed in seeds])
+        for name in names
+    }  # (seeds, clips) each
+    rows = []
+    for name in names:
+        rows.append(
+            {
+                "recipe": name,
+                "difference": PIXELS[name],
+                **{f"R@{k}": float(100 * (ranks[name] <= k).mean()) for k in (1, 10)},
+                "MRR": float(100 * (1 / ranks[name]).mean()),
+                "MRR beside the first": paired_test(100 / ranks[name], 100 / ranks[names[0]]),
+                "curve": [found[name, seed]["metrics"]["finetuning"]["curve"] for seed in seeds],
+                "seconds": [training_seconds(found[name, seed]["metrics"]) for seed in seeds],
+                "commit": ", ".join(sorted({found[name, seed]["done"]["commit"] for seed in seeds})),
+            }
+        )
+    return {"split": "validation", "n_queries": int(ranks[names[0]].shape[1]), "rows": rows}
+
+
+def pixel_table(results: Mapping[str, Any]) -> str:
+    """Markdown of `pixels.json`."""
+    lines = [
+        "| from pixels | R@1 | R@10 | MRR | MRR, less the first row's | p | training seconds |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in results["rows"]:
+        test = row["MRR beside the first"]
+        low, high = test["ci95"]
+        cells = " | ".join(f"{row[metric]:.1f}" for metric in ("R@1", "R@10", "MRR"))
+        beside = f"{test['difference']:+.1f} [{low:+.1f}, {high:+.1f}] | {test['p']:.2f}"
+        beside = "- | -" if row is results["rows"][0] else beside
+        lines.append(f"| {row['difference']} | {cells} | {beside} | {np.mean(row['seconds']):.0f} |")
+    told = f"English names, {results['n_queries']} validation clips, seeds {results['seeds']}; {results['machine']}."
+    return "\n".join([*lines, "", told, ""])
 
 
 def read_recipe(name: str) -> dict[str, Any]:

@@ -20,7 +20,9 @@ sys.path.insert(0, str(ROOT / "recipes"))
 import run as table  # noqa: E402
 import tables  # noqa: E402
 
-RECIPES = sorted((ROOT / "recipes" / "emoji9").glob("*.yaml"))
+ALL = sorted((ROOT / "recipes" / "emoji9").glob("*.yaml"))
+RECIPES = [path for path in ALL if not path.stem.startswith("pixels_")]
+PIXELS = [path for path in ALL if path not in RECIPES]
 # Rows are compared at their best: what suits a row may differ, but neither its clips nor its architecture.
 MAY_DIFFER = {"text_input_dropout_prob", "video_input_dropout_prob", "logit_scale_init_value"}
 ABLATIONS = {name: changes for name, changes in table.ABLATIONS.items() if changes}

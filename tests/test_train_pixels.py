@@ -30,6 +30,7 @@ from modeling_mmt.kept_clips import InOrder, KeptClips, Room
 from modeling_mmt.retrieval import embed_videos
 from modeling_mmt.search import SearchIndex
 from modeling_mmt.training_arguments import parse_recipe
+from modeling_mmt.video_decoding_mmt import FrameSampling, read_clip
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "examples"))
@@ -304,7 +305,7 @@ def test_columns_of_videos_pictures_film_strips_and_paths(tmp_path):
     rows = rows.rename_column("clip", "frames")
     assert [np.array_equal(a, b) for a, b in zip(ClipColumn(rows, "frames")["a"], frames, strict=True)] == [True] * 3
     picture = ClipColumn(rows.remove_columns("num_frames"), "frames")["a"]
-    assert train.read_clip_shape(picture) == (1, 3, 12, 36) if hasattr(train, "read_clip_shape") else picture
+    assert read_clip(picture, FrameSampling(2)).frames.shape == (1, 3, 12, 36)
     paths = datasets.Dataset.from_dict({"video_id": ["a"], "clip": ["strip.png"]})
     assert ClipColumn(paths, "clip", tmp_path)["a"] == str(tmp_path / "strip.png")
     with pytest.raises(ValueError, match="no column film to read clips from; found video_id, clip"):
