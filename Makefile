@@ -64,13 +64,13 @@ test-real: $(STAMP)  ## the builders on the real files: make test-real DATA=<fol
 # the oldest is only to be had so; it runs on a CPU all the same.
 test-floors:  ## the suite with every requirement of setup.py at its floor
 	python3.11 -m venv .venv-floors
-	python3.11 tests/floors.py test,report,train > .venv-floors/constraints.txt
-	.venv-floors/bin/python -m pip install -c .venv-floors/constraints.txt -e ".[test,report,train]"
+	python3.11 tests/floors.py test,report,train,data,search > .venv-floors/constraints.txt
+	.venv-floors/bin/python -m pip install -c .venv-floors/constraints.txt -e ".[test,report,train,data,search]"
 	.venv-floors/bin/python $(SUITE)
 
 test-newest:  ## the suite with the newest versions that pip finds
 	python3.11 -m venv .venv-newest
-	.venv-newest/bin/python -m pip install --upgrade --upgrade-strategy eager -e ".[test,report,train]"
+	.venv-newest/bin/python -m pip install --upgrade --upgrade-strategy eager -e ".[test,report,train,data,search,plugins]"
 	.venv-newest/bin/python $(SUITE)
 
 V ?= 3.12

@@ -284,7 +284,8 @@ def load_split(name: str, revision: str | None, split: str, columns: Sequence[st
     rows = read_split(name, revision, split)
     for column in ("video_id", *columns):
         if column not in rows.column_names:
-            raise ValueError(f"{name} ({split}): no column {column}; found {', '.join(rows.column_names)}")
+            remedy = "; or name feature stores, or a video_column" if column == "video_features" else ""
+            raise ValueError(f"{name} ({split}): no column {column}; found {', '.join(rows.column_names)}{remedy}")
     media = [name for name, feature in rows.features.items() if isinstance(feature, (Image, Video))]
     return rows.remove_columns(media)
 
