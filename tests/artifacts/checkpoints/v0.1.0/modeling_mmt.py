@@ -617,10 +617,8 @@ class MMTModel(MMTPreTrainedModel):
         for prefix in ("", "noised_"):
             features, pixels = batch.get(f"{prefix}video_features"), batch.get(f"{prefix}pixel_values")
             if features is not None or pixels is not None:
-                more = {
-                    pixels_name(n): batch.get(f"{prefix}{pixels_name(n)}")
-                    for n in range(1, len(self.video_model.vision_experts))
-                }
+                experts = range(1, len(self.video_model.vision_experts))
+                more = {pixels_name(number): batch.get(f"{prefix}{pixels_name(number)}") for number in experts}
                 states, mask = self.video_model.read(features, batch.get("video_mask"), pixels, more)
                 projected = self.video_model.pool_and_project(self.video_projection, states, mask, **kwargs)
                 embeds[f"{prefix}video_embeds"] = unit_norm(projected.pooler_output)
