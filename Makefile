@@ -46,8 +46,11 @@ check: $(STAMP)  ## lint, format, types, layers; changes nothing
 	$(PY) -m pytest -q tests/test_layers.py
 
 # One thread a worker: a file's tests stay in one process, and the cores are the workers'.
+SUITE = -m pytest -q -n 2 --dist loadfile $(ARGS)
+test test-floors test-newest test-python: export OMP_NUM_THREADS := 1
+
 test: $(STAMP)  ## everything not marked slow, two files at a time
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 --dist loadfile $(ARGS)
+	$(PY) $(SUITE)
 
 test-slow: $(STAMP)  ## the slow tests only
 	$(PY) -m pytest -q -m slow $(ARGS)
@@ -61,20 +64,20 @@ test-real: $(STAMP)  ## the builders on the real files: make test-real DATA=<fol
 # the oldest is only to be had so; it runs on a CPU all the same.
 test-floors:  ## the suite with every requirement of setup.py at its floor
 	python3.11 -m venv .venv-floors
-	python3.11 tests/floors.py test,report,train > .venv-floors/constraints.txt
-	.venv-floors/bin/python -m pip install -c .venv-floors/constraints.txt -e ".[test,report,train]"
-	.venv-floors/bin/python -m pytest -q $(ARGS)
+	python3.11 tests/floors.py test,report,train,data,search > .venv-floors/constraints.txt
+	.venv-floors/bin/python -m pip install -c .venv-floors/constraints.txt -e ".[test,report,train,data,search]"
+	.venv-floors/bin/python $(SUITE)
 
 test-newest:  ## the suite with the newest versions that pip finds
 	python3.11 -m venv .venv-newest
-	.venv-newest/bin/python -m pip install --upgrade --upgrade-strategy eager -e ".[test,report,train]"
-	.venv-newest/bin/python -m pytest -q $(ARGS)
+	.venv-newest/bin/python -m pip install --upgrade --upgrade-strategy eager -e ".[test,report,train,data,search,plugins]"
+	.venv-newest/bin/python $(SUITE)
 
 V ?= 3.12
 test-python:  ## the suite on another Python, extras and all: make test-python V=3.13
 	python$(V) -m venv .venv-$(V)
 	.venv-$(V)/bin/python -m pip install -c constraints.txt -e ".[test,report,train,data,search,plugins]"
-	.venv-$(V)/bin/python -m pytest -q -rs $(ARGS)
+	.venv-$(V)/bin/python $(SUITE) -rs
 
 $(STAMP)-family: $(STAMP)
 	$(PY) -m pip install -c constraints.txt -e ".[family]"
@@ -93,8 +96,9 @@ $(SPACE)/.installed: setup.py constraints.txt examples/space/requirements.txt | 
 	@touch $@
 
 test-system: $(SPACE)/.installed demo  ## the Space in Chromium, torchcodec beside PyAV; apt installs what is missing
-	@command -v chromium >/dev/null && fc-list :lang=zh | grep -q . || \
-	  { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends chromium fontconfig fonts-noto-cjk; }
+	@command -v chromium >/dev/null && fc-list :lang=zh | grep -q . && fc-list | grep -qi emoji || \
+	  { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
+	    chromium fontconfig fonts-noto-cjk fonts-noto-color-emoji; }
 	$(SPACE)/bin/python -m pytest -q -m system $(ARGS) tests/test_space_system.py
 	@command -v ffmpeg >/dev/null || { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends ffmpeg; }
 	$(PY) -m venv --system-site-packages $(VENV)-torchcodec

@@ -30,16 +30,17 @@ INSTALL_REQUIRES = [
 EXTRAS_REQUIRE = {
     # timm's own requirement is a torchvision built for the same torch: see CONTRIBUTING.
     "vision": ["timm>=1.0.23"],
-    # PyAV's wheel brings FFmpeg. torchcodec, which must fit torch and needs FFmpeg's libraries, is used if it loads.
-    "video": ["av>=18.1"],
+    # PyAV's wheel brings FFmpeg; 17.0.0 and older crash the process on files of the tests. torchcodec, which must fit
+    # torch and needs FFmpeg's libraries, serves where PyAV is not.
+    "video": ["av>=17.1"],
     # What the builders of datasets_scripts/ need beyond the rest: a streaming parser, and people's HDF5 features.
     "data": ["h5py>=3.11", "ijson>=3.3"],
-    "tensorboard": ["tensorboard>=2.18"],
+    "train": ["tensorboard>=2.18"],
     "report": ["matplotlib>=3.9"],
     # Beyond the exact search: any FAISS index; a server or cluster.
     "search": ["faiss-cpu>=1.9", "qdrant-client>=1.13"],
     "fonts": ["pylopdf-fonts-zh-cn>=0.1.1"],  # Noto Sans SC (OFL), for Chinese in the pictures of examples/
-    "test": ["av>=18.1", "hypothesis>=6.100", "pytest>=8.3", "pytest-xdist>=3.8"],
+    "test": ["av>=17.1", "hypothesis>=6.100", "pytest>=8.3", "pytest-xdist>=3.8"],
     "dev": ["mypy>=1.14", "pre-commit>=4.0", "pre-commit-hooks>=5.0", "ruff>=0.9", "types-PyYAML", "types-tqdm"],
     # Other libraries that load a checkpoint: sentence-transformers, MTEB, ONNX Runtime, PEFT for LoRA.
     # Their floors are the releases of constraints.txt: nothing older was tested.
@@ -54,9 +55,8 @@ EXTRAS_REQUIRE = {
     # What transformers' own test suite imports: `make test-family`.
     "family": ["parameterized>=0.9"],
     # The peers that benchmarks/ times beside ours. open_clip is not here: it needs torchvision, as timm does.
-    "bench": ["av>=18.1", "faiss-cpu>=1.9", "sentence-transformers>=6.2", "usearch>=2.16", "webdataset>=1.0"],
+    "bench": ["av>=17.1", "faiss-cpu>=1.9", "sentence-transformers>=6.2", "usearch>=2.16", "webdataset>=1.0"],
 }
-EXTRAS_REQUIRE["train"] = EXTRAS_REQUIRE["tensorboard"]
 
 setup(
     name="modeling_mmt",
@@ -69,9 +69,10 @@ setup(
     license_files=["LICENSE"],
     keywords="video retrieval, multilingual, cross-lingual transfer, contrastive learning, transformers",
     packages=["modeling_mmt", "datasets_scripts"],
+    py_modules=["mmt"],
     package_data={"modeling_mmt": ["model_card.md", "*.jinja"], "datasets_scripts": ["emoji9/**"]},
-    entry_points={"console_scripts": ["mmt = modeling_mmt.cli:main"]},
-    python_requires=">=3.11,<3.13",  # the versions that the suite ran on
+    entry_points={"console_scripts": ["mmt = mmt:main"]},
+    python_requires=">=3.11,<3.14",  # the versions that the suite ran on
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,
     classifiers=[
@@ -82,6 +83,7 @@ setup(
         "Programming Language :: Python :: 3",
         "Programming Language :: Python :: 3.11",
         "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],
 )

@@ -6,20 +6,22 @@ What is missing for it:    python train.py recipes/paper/xlmr_mmp_en.yaml --dry_
 Any value of the recipe:   python train.py recipes/emoji9/mmp_en.yaml --seed 1 --pretraining.learning_rate 3e-4
 
 A recipe names the data, the model and one or two stages. A stage that is finished is not run again, and one that was
-interrupted goes on from its last checkpoint; both are found in `work_dir` by what the stage is made of.
+interrupted goes on from its last checkpoint; both are found in `work_dir` by what the stage is made of: the recipe's
+values, and the content of every row, feature and encoder weight that it reads.
 """
 
 import json
 import logging
 import math
 import os
+import platform
 import signal
 import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +33,7 @@ from accelerate.utils import set_seed
 from datasets import Dataset
 from filelock import FileLock
 from huggingface_hub import HfApi
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -42,15 +44,19 @@ from datasets_scripts.features import FeatureStores
 from datasets_scripts.sampling import SampledClips, WindowSampler
 from modeling_mmt import MMTModel, MMTProcessor, MMTVideoFeatureExtractor
 from modeling_mmt.checkpointing import (
+    check_finite,
     last_checkpoint,
     load_checkpoint,
+    load_tensors,
     load_trainable_state,
+    naming_torn_weights,
     prune_checkpoints,
     save_checkpoint,
     trainable_state,
 )
 from modeling_mmt.data_collator import ClipDataset, EpochBatchSampler, MMTDataCollator
-from modeling_mmt.evaluation import flat_captions, load_split, read_split
+from modeling_mmt.evaluation import blank_texts, flat_captions, load_split, read_split, search_problems
+from modeling_mmt.fingerprints import encoder_fingerprint, rows_fingerprint, weights_fingerprint
 from modeling_mmt.hub import publish
 from modeling_mmt.kept_clips import InOrder, KeptClips, Room
 from modeling_mmt.large_batch import gather_embeddings, gather_ids, two_pass_backward
@@ -71,9 +77,11 @@ from modeling_mmt.training_arguments import (
     HUB_OPTIONS,
     DataArguments,
     Recipe,
+    RecipeError,
     Source,
     StageArguments,
     columns_of,
+    near,
     parse_recipe,
     stages,
 )
@@ -112,15 +120,15 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     data = recipe.data
     columns = [f"{kind}_{lang}" for kind in (data.text_column, *data.other_text_columns) for lang in data.languages]
     columns += [data.exclude_column] if data.exclude_column else []
-    names = [name for name in ("train", "validation", data.test_split) if name]
-    splits = {name: load_split(data.dataset, data.revision, name, columns) for name in names}
+    columns += [] if data.features or data.video_column else ["video_features"]
+    reads = {name: list(columns) for name in ("train", "validation", data.test_split) if name}
+    trained = [stage for stage in (recipe.pretraining, recipe.finetuning) if stage]
+    own = [source for stage in trained for source in stage.sources if source.dataset is None]
+    reads["train"] += [column for source in own for column in columns_of(source)]
+    reads["train"] += [f"{data.text_column}_en"] if recipe.model.standardize_inputs else []
+    reads["validation"] += [f"{data.text_column}_en"] if any(stage.evaluations for stage in trained) else []
+    splits = {name: load_split(data.dataset, data.revision, name, read) for name, read in reads.items()}
     features = FeatureStores(data.features) if data.features else None
-    for name in names if features is None and data.video_column is None else ():
-        if "video_features" not in splits[name].column_names:
-            raise ValueError(
-                f"{data.dataset} ({name}): data.features is empty, data.video_column is null, and there is no column "
-                "video_features; set one of the two"
-            )
 
     # 4. Model and processor
     model, processor = build(recipe, features)
@@ -129,11 +137,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
     # 5. Train
     run = Run(recipe, accelerator, model, processor, cache, splits, features)
+    run.check()
+    to_train = list(stages(recipe, run.contents))
     if recipe.model.standardize_inputs:
         run.standardize_inputs()
     metrics: dict[str, Any] = {"seed": recipe.seed, "world_size": accelerator.num_processes}
     Path(recipe.work_dir).mkdir(parents=True, exist_ok=True)
-    for name, stage, folder, identity in stages(recipe, features.fingerprints if features else ()):
+    for name, stage, folder, identity in to_train:
         with FileLock(f"{folder}.lock") if accelerator.is_main_process else nullcontext():  # rows may share a stage
             accelerator.wait_for_everyone()  # all see the same: a stage that another run has just finished, or none
             metrics[name] = run.train(name, stage, folder, identity)
@@ -172,22 +182,27 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 def build(recipe: Recipe, features: FeatureStores | None) -> tuple[MMTModel, MMTProcessor]:
     """The model that a recipe starts from, and its processor."""
     told = recipe.model
-    text_model, hub = resolve_encoder(told.text_model, recipe.cache_dir), {"revision": told.text_revision}
+    text_model = resolve_encoder(told.text_model, recipe.cache_dir)
+    hub: dict[str, Any] = {"revision": told.text_revision}
     texts: dict[str, Any] = {"text_prefix": told.text_prefix, "max_text_length": told.max_text_length}
     if not told.vision_model:
         dims: dict[str, Any] = {"video_feature_dims": features.dims} if features else {}
-        model = MMTModel.from_text_encoder(text_model, **hub, **dims, **told.config)
+        with naming_torn_weights(text_model, "download or save the text encoder again"):
+            model = MMTModel.from_text_encoder(text_model, **hub, **dims, **told.config)
+        check_finite(model.text_model.encoder.state_dict(), text_model, "choose another text_model, or mend this one")
         extractor = MMTVideoFeatureExtractor(model.config.video_feature_dim, model.config.max_video_length)
         return model, MMTProcessor(extractor, AutoTokenizer.from_pretrained(text_model, **hub), **texts)
     vision_models = [resolve_encoder(name, recipe.cache_dir) for name in told.vision_model]
     vision = {"vision_revision": told.vision_revision}
-    with torch.random.fork_rng():
-        model = MMTModel.from_encoders(text_model, vision_models, **hub, **vision, **told.config)
-    # The heads start as those of a model of features do: building a vision encoder draws random numbers too.
-    heads = MMTModel.from_text_encoder(
-        text_model, **hub, video_feature_dims=model.config.video_feature_dims, **told.config
-    )
+    with naming_torn_weights(text_model, "download or save the encoders again"):
+        with torch.random.fork_rng():
+            model = MMTModel.from_encoders(text_model, vision_models, **hub, **vision, **told.config)
+        # The heads start as those of a model of features do: building a vision encoder draws random numbers too.
+        heads = MMTModel.from_text_encoder(
+            text_model, **hub, video_feature_dims=model.config.video_feature_dims, **told.config
+        )
     model.load_state_dict({**model.state_dict(), **heads.state_dict()})
+    check_finite(model.state_dict(), ", ".join([text_model, *vision_models]), "choose other encoders, or mend these")
     processor = MMTProcessor.from_encoders(
         text_model,
         vision_models,
@@ -195,7 +210,7 @@ def build(recipe: Recipe, features: FeatureStores | None) -> tuple[MMTModel, MMT
         **vision,
         image_size=told.image_size,
         max_video_length=model.config.max_video_length,
-        sampling=told.num_frames and FrameSampling(told.num_frames),
+        sampling=FrameSampling(told.num_frames) if told.num_frames else None,
         **texts,
     )
     return model, processor
@@ -211,7 +226,54 @@ class Run:
     processor: MMTProcessor
     cache: FrozenTextCache | None
     splits: Mapping[str, Dataset]
-    features: Mapping[str, Any] | None
+    features: FeatureStores | None
+    opened: dict[Any, tuple[Dataset, FeatureStores | None]] = field(default_factory=dict)  # sources' own rows
+
+    def check(self):
+        """Refuse, before anything is trained, what would fail or mean nothing hours later.
+
+        Raises:
+            RecipeError: names the dataset and column, or the stage's field.
+        """
+        data, parameters = self.recipe.data, [name for name, _ in self.model.named_parameters()]
+        for split, rows in self.splits.items():
+            kinds = {"train": [], "validation": [data.text_column, *data.other_text_columns]}
+            for kind in kinds.get(split, [data.text_column]):
+                for problem in search_problems(rows, kind, data.languages, data.exclude_column):
+                    raise RecipeError(f"{data.dataset} ({split}): {problem}")
+        for name in ("pretraining", "finetuning"):
+            stage = getattr(self.recipe, name)
+            for prefix in stage.freeze if stage else ():
+                if not any(parameter.startswith(prefix) for parameter in parameters):
+                    known = {parameter.split(".")[0] for parameter in parameters}
+                    hint = near(prefix, known)
+                    raise RecipeError(f"{name}.freeze: no parameter's name begins with {prefix!r}; {hint}")
+            for source in stage.sources if stage else ():
+                rows, _ = self.open_source(source)
+                for column in columns_of(source) if source.clip_seconds is None else ():
+                    for problem in blank_texts(rows, column):
+                        raise RecipeError(f"{source.dataset or data.dataset} (train): {problem}")
+
+    def contents(self, stage: StageArguments) -> dict[str, Any]:
+        """Hashes of all that a stage reads: the text encoder, every source's rows and features, and validation's."""
+        english = [f"{self.recipe.data.text_column}_en"]
+        found: dict[str, Any] = {
+            "encoder": encoder_fingerprint(self.model.text_model.encoder, self.processor.tokenizer)
+        }
+        if (vision := self.model.video_model.vision_model) is not None:
+            found["vision"] = weights_fingerprint(vision)
+        for number, source in enumerate(stage.sources):
+            rows, features = self.open_source(source)
+            clips = self.source_clips(self.recipe.data if source.dataset is None else source, "train")
+            found[f"sources[{number}]"] = content(rows, columns_of(source), features, clips, source.with_video)
+        for name, split, read in (
+            ("validation", "validation", stage.evaluations),
+            ("standardize_inputs", "train", self.recipe.model.standardize_inputs),
+        ):
+            if read:
+                clips = self.source_clips(self.recipe.data, split)
+                found[name] = content(self.splits[split], english, self.features, clips)
+        return found
 
     def __post_init__(self):
         """What is kept of clips that come as pixels."""
@@ -230,7 +292,8 @@ class Run:
         model.requires_grad_(True)
         model.freeze()
         if (folder / "result.json").is_file():
-            load_trainable_state(model, load_file(folder / "result.safetensors"), source=str(folder))
+            weights = load_tensors(folder / "result.safetensors", f"delete {folder}, and {name} is run again")
+            load_trainable_state(model, weights, source=str(folder))
             return json.loads((folder / "result.json").read_text())
         start = {key: value.clone() for key, value in trainable_state(model).items()}
         idle = [] if any(source.with_video for source in stage.sources) else ["video_"]  # or data parallelism waits
@@ -313,12 +376,12 @@ class Run:
             if step in evaluate_at:
                 self.gather_weights(learner)
                 score = self.english_score()
-                progress["curve"].append({"step": step, "loss": losses["loss"].item(), "validation": score})
-                if progress["best"] is None or score > progress["best"]["validation"]:
+                progress["curve"].append({"step": step, "loss": losses["loss"].item(), "validation_mrr": score})
+                if progress["best"] is None or score > progress["best"]["validation_mrr"]:
                     progress["best"] = progress["curve"][-1]
                     if accelerator.is_main_process:
                         save_tensors(folder / "best.safetensors", trainable_state(model))
-                bar.set_postfix(validation=f"{score:.1f}", best=f"{progress['best']['validation']:.1f}")
+                bar.set_postfix(validation_mrr=f"{score:.1f}", best=f"{progress['best']['validation_mrr']:.1f}")
             told_to_stop = self.is_told_to_stop()
             if step % stage.save_steps == 0 or told_to_stop:
                 progress["seconds"] = time.monotonic() - started
@@ -344,11 +407,12 @@ class Run:
         model.eval()
         accelerator.wait_for_everyone()  # the best weights may be on their way to the disk
         if stage.evaluations:
-            load_trainable_state(model, load_file(folder / "best.safetensors"), source=str(folder))
+            load_trainable_state(model, load_tensors(folder / "best.safetensors"), source=str(folder))
         for key, parameter in model.named_parameters():
             if parameter.requires_grad and stage.average_with_start:
                 parameter.data.lerp_(start[key].to(parameter.device), stage.average_with_start)
-        result = {**progress, "steps": step, "seconds": time.monotonic() - started}
+        seconds = time.monotonic() - started
+        result = {**progress, "steps": step, "seconds": seconds, "machine": machine(accelerator)}
         model.requires_grad_(True)
         model.freeze()
         if accelerator.is_main_process:
@@ -377,12 +441,21 @@ class Run:
                 means.append(masked_mean(states, mask))
             model.set_input_statistics(tower, torch.cat(means))
 
-    def training_clips(self, source: Source, stage: StageArguments) -> ClipDataset | SampledClips:
-        """The rows that a source draws from, with their clips' features, or frames if those are learned from."""
-        rows, features = self.splits["train"], self.features
-        if source.dataset is not None:
-            rows = load_split(source.dataset, source.revision, "train", columns_of(source))
+    def open_source(self, source: Source) -> tuple[Dataset, FeatureStores | None]:
+        """The rows that a source draws from, and its clips' features where these are not among the rows."""
+        if source.dataset is None:
+            return self.splits["train"], self.features
+        key = (source.dataset, source.revision, source.with_video, *columns_of(source), *source.features)
+        if key not in self.opened:
             features = FeatureStores(source.features) if source.features else None
+            inside = [] if features or self.recipe.data.video_column or not source.with_video else ["video_features"]
+            rows = load_split(source.dataset, source.revision, "train", [*columns_of(source), *inside])
+            self.opened[key] = rows, features
+        return self.opened[key]
+
+    def training_clips(self, source: Source, stage: StageArguments) -> ClipDataset | SampledClips:
+        """The clips that a source draws: features, or frames if those are learned from."""
+        rows, features = self.open_source(source)
         column = self.recipe.data.video_column
         if column is not None and source.with_video:
             data = self.recipe.data if source.dataset is None else source
@@ -400,12 +473,19 @@ class Run:
         )
         return SampledClips(rows, features, window)
 
+    def source_clips(self, data: DataArguments | Source, split: str) -> ClipColumn | None:
+        """A split's clips where they come as pixels, not decoded yet."""
+        column = self.recipe.data.video_column
+        if column is None:
+            return None
+        return ClipColumn(read_split(str(data.dataset), data.revision, split), column, str(data.dataset))
+
     def frames(self, data: DataArguments | Source, split: str, candidates: int = 1) -> KeptClips:
         """A split's clips as `MMTVideoFeatureExtractor.read` gives them, decoded once while there is room."""
         key = (str(data.dataset), split, candidates)
         if key not in self.decoded:
-            rows = read_split(str(data.dataset), data.revision, split)
-            sources = ClipColumn(rows, str(self.recipe.data.video_column), str(data.dataset))
+            sources = self.source_clips(data, split)
+            assert sources is not None
             read = self.processor.feature_extractor.read
             self.decoded[key] = KeptClips(list(sources), lambda name: read(sources[name], candidates), self.room)
         return self.decoded[key]
@@ -601,6 +681,33 @@ class Embedder(torch.nn.Module):
         return found
 
 
+def machine(accelerator: Accelerator) -> str:
+    """What a stage was trained on, for the card."""
+    cores = f"{os.cpu_count()} CPU cores ({platform.machine()})"
+    if accelerator.device.type == "cpu":
+        return cores
+    kind = accelerator.device.type
+    name = torch.cuda.get_device_name(accelerator.device) if kind == "cuda" else f"{kind} device"
+    return f"{accelerator.num_processes} x {name}, {cores}"
+
+
+def content(
+    rows: Dataset,
+    columns: Sequence[str],
+    features: FeatureStores | None,
+    clips: ClipColumn | None,
+    with_video: bool = True,
+) -> list[str]:
+    """Hashes of what is read of a split: columns, and the clips: of stores, the rows' own features, or pixels."""
+    if not with_video:
+        return [rows_fingerprint(rows, ["video_id", *columns])]
+    if clips is not None:
+        return [rows_fingerprint(rows, ["video_id", *columns]), clips.fingerprint()]
+    if features is not None:
+        return [rows_fingerprint(rows, ["video_id", *columns]), *features.fingerprints]
+    return [rows_fingerprint(rows, ["video_id", *columns, "video_features"])]
+
+
 def collator(processor: MMTProcessor, source: Source) -> MMTDataCollator:
     """The collator of a source: its fields are the source's."""
     not_its = ("weight", "dataset", "revision", "features", "clip_seconds")
@@ -665,4 +772,8 @@ def write_json(path: Path, value: Any):
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: STOP.set())
-    sys.exit(1 if main().get("problems") else 0)
+    try:
+        sys.exit(1 if main().get("problems") else 0)
+    except RecipeError as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -30,8 +30,8 @@ from datasets_scripts.extraction import Extraction, encode_clips, run  # noqa: E
 from datasets_scripts.features import FeatureStore  # noqa: E402
 from datasets_scripts.video_lists import Video, find_videos  # noqa: E402
 from datasets_scripts.worker_pool import WorkerPool  # noqa: E402
-from extract_features import StepEncoder, VideoReader  # noqa: E402
 from modeling_mmt import EfficientNetLiteConfig  # noqa: E402
+from modeling_mmt.feature_extraction import StepEncoder, VideoReader  # noqa: E402
 from modeling_mmt.image_processing_mmt import PixelSettings  # noqa: E402
 from modeling_mmt.video_decoding_mmt import FrameSampling  # noqa: E402
 from modeling_mmt.vision_encoders_mmt import MMTVisionEncoder  # noqa: E402

@@ -6,7 +6,8 @@
 In one process, taking turns (ours, peers, limits, ours, ...), the median of the repeats, and the processor seconds
 beside it, which other jobs on the machine disturb less:
 
-- ours: `modeling_mmt.exact_search.ExactSearch`, as it chooses by itself, and with each screen;
+- ours: `modeling_mmt.exact_search.ExactSearch`, as it chooses by itself, and with each screen; for many queries it
+  chooses the last but one of these, torch's product and top-k, a block of rows at a time, settled in float64;
 - FAISS: `faiss.knn` by inner product, which is what `IndexFlatIP.search` calls, without its copy of the corpus;
 - usearch: `search(..., exact=True)`, float32, and int8 without scoring again, whose recall is printed;
 - sentence-transformers: `semantic_search` with `dot_score`, so that it need not normalise the corpus every time;

@@ -5,7 +5,7 @@
 
 In one process, interleaved (ours, sorts, ours, sorts, ...), the median of the repeats:
 
-- ours: `modeling_mmt.retrieval.evaluate_retrieval`;
+- ours: `modeling_mmt.retrieval.ranks_by_language`, and `retrieval_metrics` of each language and direction;
 - argsort: the usual implementation, written here from its description: the whole similarity matrix, `torch.argsort` of
   every row, then the place of the correct item (text to video), and of the best-placed caption (video to text);
 - value sort: the other usual one: `numpy.sort` of every row, then the place where the correct item's score stands;
@@ -36,7 +36,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from modeling_mmt.retrieval import evaluate_retrieval, ranks_by_language  # noqa: E402
+from modeling_mmt.retrieval import ranks_by_language, retrieval_metrics  # noqa: E402
 
 WIDTH = 512
 
@@ -52,6 +52,12 @@ def corpus(num_texts: int, num_videos: int, languages: int) -> tuple[dict[str, n
         for i in range(languages)
     }
     return texts, videos, clip_of_text
+
+
+def our_metrics(texts: dict[str, np.ndarray], videos: np.ndarray, clip_of_text: np.ndarray) -> object:
+    """Every figure of every language, both ways."""
+    found = ranks_by_language(texts, videos, clip_of_text)
+    return {way: {key: retrieval_metrics(ranks) for key, ranks in of.items()} for way, of in found.items()}
 
 
 def first_places(order: torch.Tensor, correct: Callable[[torch.Tensor], torch.Tensor]) -> np.ndarray:
@@ -141,7 +147,7 @@ def memory_of(kind: str, num_texts: int, num_videos: int) -> None:
     """Prints how far one run raises this process's peak above what a small run needs."""
     small = corpus(64, 32, 1)
     texts, videos, clip_of_text = corpus(num_texts, num_videos, 1)
-    run: Callable[..., object] = evaluate_retrieval if kind == "ours" else lambda *data: run_sort(kind, *data)
+    run: Callable[..., object] = our_metrics if kind == "ours" else lambda *data: run_sort(kind, *data)
     run(*small)  # libraries, threads
     reset = Path("/proc/self/clear_refs")
     if reset.exists():
@@ -187,7 +193,7 @@ def main(argv: list[str] | None = None) -> int:
     wrong = errors(*data)
 
     runs: dict[str, Callable[[], object]] = {
-        "ours": lambda: evaluate_retrieval(*data),
+        "ours": lambda: our_metrics(*data),
         "argsort": lambda: run_sort("argsort", *data),
         "value sort": lambda: run_sort("value sort", *data),
         "limit": lambda: run_limit(data[0], data[1]),

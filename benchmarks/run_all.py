@@ -17,6 +17,7 @@ FOLDER = Path(__file__).resolve().parent
 WITH_OPEN_CLIP = ("b1_infonce", "b2_sigmoid", "b3_gradient_ratio", "b4_training_step")
 BENCHMARKS = (
     *WITH_OPEN_CLIP,
+    "compiled_step",
     "b5_search",
     "b7_features",
     "b8_decoding",

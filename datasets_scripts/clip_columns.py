@@ -1,6 +1,7 @@
 """The clips of a dataset as its column holds them, for those who read pixels and not features."""
 
 from collections.abc import Iterator, Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,20 @@ class ClipColumn(Mapping[str, Any]):
             strip = source if source["bytes"] else Image.open(source["path"])
             return frames_of({**row, "frames": strip})
         return source if isinstance(source, Mapping) else str(self.folder / source)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the clips: the bytes that rows hold; of files that they name, the paths, sizes and times."""
+        digest = sha256()
+        for row in self.rows:
+            source = row[self.column]
+            if isinstance(source, Mapping) and source["bytes"]:
+                digest.update(sha256(source["bytes"]).digest())
+                continue
+            path = self.folder / (source["path"] if isinstance(source, Mapping) else source or "")
+            for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+                told = file.stat() if file.exists() else None
+                digest.update(f"{file} {told and (told.st_size, told.st_mtime_ns)}\n".encode())
+        return digest.hexdigest()[:32]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._row_of)

@@ -5,8 +5,10 @@
 
 The dataset has `video_id`, captions `<text_column>_<language>`, and clips in a column `video_features` or in a feature
 store. `--lora` trains low-rank updates of the text encoder's attention in place of its upper layers, and merges them
-into the saved weights, which load as any checkpoint does. All of TrainingArguments' options are taken, `--push_to_hub
---hub_model_id org/name` too; load what was pushed by its revision.
+into the saved weights, which load as any checkpoint does. All of TrainingArguments' options are taken.
+
+`--push_to_hub --hub_model_id org/name` publishes the result in one commit when it is done; load it by its revision.
+`Trainer.push_to_hub` is not used: it uploads `training_args.bin`, a pickle, which stays in `output_dir`.
 """
 
 from dataclasses import dataclass, field
@@ -18,6 +20,7 @@ from transformers import AutoModel, AutoProcessor, HfArgumentParser, Trainer, Tr
 import modeling_mmt  # noqa: F401  registers the model with AutoModel
 from datasets_scripts.features import FeatureStore
 from modeling_mmt.data_collator import ClipDataset, MMTDataCollator
+from modeling_mmt.hub import publish
 from modeling_mmt.trainer import MMTTrainer
 
 
@@ -44,6 +47,7 @@ def main(argv: list[str] | None = None) -> Trainer:
     ours, arguments = HfArgumentParser([Finetuning, TrainingArguments]).parse_args_into_dataclasses(argv)  # type: ignore[list-item]
     arguments.remove_unused_columns = False  # the collator reads the rows' own columns
     arguments.label_names = []
+    push, arguments.push_to_hub = arguments.push_to_hub, False  # by `publish` below, which sends no pickle
     set_seed(arguments.seed)
     hub = {"revision": ours.revision} if ours.revision else {}
     model, processor = AutoModel.from_pretrained(ours.model, **hub), AutoProcessor.from_pretrained(ours.model, **hub)
@@ -70,8 +74,10 @@ def main(argv: list[str] | None = None) -> Trainer:
     if ours.lora:
         trainer.model = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
     trainer.save_model()
-    if arguments.push_to_hub:
-        trainer.push_to_hub()
+    if push and trainer.is_world_process_zero():
+        trainer.init_hf_repo(arguments.hub_token)
+        trainer.create_model_card()
+        publish(arguments.output_dir, str(trainer.hub_model_id), revision=arguments.hub_revision or "main")
     trainer.accelerator.end_training()  # no process leaves while another still writes
     return trainer
 

@@ -1,7 +1,7 @@
 """Type a query in any language, look at the clips that a checkpoint finds.
 
     python examples/search.py --model runs/demo/mmp_en "con mèo"
-    python examples/search.py "a woman dancing" "eine tanzende Frau" "跳舞的女人" --output search.webp
+    python examples/search.py "a cyclist" "ein Radfahrer" "骑自行车的人" --output search.webp
     python examples/search.py --model runs/pixels --videos my_videos "mbwa"
 
 The last one searches a folder of videos (mp4, GIF, WebP, ...) with a checkpoint that was trained from pixels. It
@@ -21,12 +21,11 @@ from datasets import Dataset, load_dataset
 from matplotlib import font_manager
 from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont
-from transformers import AutoModel, AutoProcessor
 
-import modeling_mmt  # noqa: F401  registers the model with AutoModel
 from datasets_scripts.emoji9 import frames_of
 from datasets_scripts.features import FeatureStore
 from datasets_scripts.video_lists import find_videos
+from modeling_mmt.evaluation import open_checkpoint
 from modeling_mmt.search import Hit, SearchIndex
 from modeling_mmt.video_decoding_mmt import FrameSampling, read_clip
 
@@ -298,6 +297,7 @@ def open_model(arguments: argparse.Namespace) -> tuple[Any, Any]:
 
     Raises:
         FileNotFoundError: no checkpoint or font is there.
+        CheckpointError: its weights are torn, or not finite.
     """
     if arguments.revision is None and not (Path(arguments.model) / "config.json").is_file():
         raise FileNotFoundError(
@@ -306,10 +306,7 @@ def open_model(arguments: argparse.Namespace) -> tuple[Any, Any]:
         )
     if arguments.font and not Path(arguments.font).is_file():
         raise FileNotFoundError(f"no font file {arguments.font}")
-    revision = {"revision": arguments.revision} if arguments.revision else {}
-    model = AutoModel.from_pretrained(arguments.model, **revision).eval()
-    processor = AutoProcessor.from_pretrained(arguments.model, **revision)
-    return model, processor
+    return open_checkpoint(arguments.model, arguments.revision)
 
 
 def main(argv: Sequence[str] | None = None) -> list[list[Hit]]:

@@ -11,12 +11,14 @@ Accelerate's `save_state` pickles optimizer and random states, hence this module
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -66,6 +68,52 @@ def load_trainable_state(model: torch.nn.Module, state: Mapping[str, torch.Tenso
                     f"{source}: {name} is {tuple(state[name].shape)}, the model's is {tuple(parameter.shape)}"
                 )
             parameter.copy_(_as(state[name], parameter))
+
+
+def load_tensors(path: str | os.PathLike, remedy: str = "delete the folder") -> dict[str, torch.Tensor]:
+    """A safetensors file's tensors.
+
+    Raises:
+        CheckpointError: it is torn, or a tensor is not finite; the message ends with the `remedy`.
+    """
+    with naming_torn_weights(path, remedy):
+        tensors = load_file(path)
+    check_finite(tensors, path, remedy)
+    return tensors
+
+
+@contextmanager
+def naming_torn_weights(source: str | os.PathLike, remedy: str) -> Iterator[None]:
+    """Let safetensors' errors name the file: `source`, or the first torn one in it where it is a folder.
+
+    Raises:
+        CheckpointError: in place of what safetensors raised.
+    """
+    try:
+        yield
+    except SafetensorError as error:
+        path = Path(source)
+        torn = next((file for file in sorted(path.glob("*.safetensors")) if not _has_header(file)), path)
+        raise CheckpointError(f"{torn}: torn ({error}); {remedy}") from error
+
+
+def _has_header(path: Path) -> bool:
+    try:
+        with safe_open(path, framework="pt"):
+            return True
+    except SafetensorError:
+        return False
+
+
+def check_finite(tensors: Mapping[str, torch.Tensor], source: str | os.PathLike, remedy: str):
+    """Refuse weights that would make every score NaN.
+
+    Raises:
+        CheckpointError: a tensor holds NaN or infinity; names `source`, the tensor and the `remedy`.
+    """
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise CheckpointError(f"{source}: {name} holds NaN or infinity; {remedy}")
 
 
 def save_checkpoint(
@@ -153,7 +201,7 @@ def load_checkpoint(
             f"{path}: saved with {key} = {saved.get(key)!r}, this run has {wanted.get(key)!r}; "
             "resume with the same settings, or choose another output folder"
         )
-    load_trainable_state(model, load_file(path / "trainable.safetensors"), source=str(path))
+    load_trainable_state(model, load_tensors(path / "trainable.safetensors"), source=str(path))
     joined = _join_optimizer(load_file(path / "optimizer.safetensors"), state["optimizer"])
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for index, values in joined["state"].items():

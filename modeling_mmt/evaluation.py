@@ -5,7 +5,8 @@
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from datasets import Dataset, Image, Video, load_dataset
 from tqdm.auto import tqdm
 
+from .checkpointing import check_finite, naming_torn_weights
 from .kept_clips import InOrder
 from .modeling_mmt import MMTModel
 from .processing_mmt import MMTProcessor
@@ -219,9 +221,13 @@ def open_checkpoint(source: str, revision: str | None = None) -> tuple[MMTModel,
 
     Raises:
         FileNotFoundError: as `check_checkpoint`.
+        CheckpointError: a file of weights is torn, or a weight is not finite; names it.
     """
     check_checkpoint(source)
-    model = MMTModel.from_pretrained(source, revision=revision or "main").eval()
+    remedy = "download or save the checkpoint again"
+    with naming_torn_weights(source, remedy):
+        model = MMTModel.from_pretrained(source, revision=revision or "main").eval()
+    check_finite(model.state_dict(), source, remedy)
     return model, MMTProcessor.from_pretrained(source, revision=revision or "main")
 
 
@@ -278,9 +284,52 @@ def load_split(name: str, revision: str | None, split: str, columns: Sequence[st
     rows = read_split(name, revision, split)
     for column in ("video_id", *columns):
         if column not in rows.column_names:
-            raise ValueError(f"{name} ({split}): no column {column}; found {', '.join(rows.column_names)}")
+            remedy = "; or name feature stores, or a video_column" if column == "video_features" else ""
+            raise ValueError(f"{name} ({split}): no column {column}; found {', '.join(rows.column_names)}{remedy}")
     media = [name for name, feature in rows.features.items() if isinstance(feature, (Image, Video))]
     return rows.remove_columns(media)
+
+
+def search_problems(
+    rows: Dataset, kind: str, languages: Sequence[str], exclude_column: str | None = None
+) -> Iterator[str]:
+    """What makes a split unfit to be searched by a kind of text; each a sentence that says what to do.
+
+    Args:
+        rows: of the split; columns that are not there are somebody else's to miss.
+        kind: the columns are `<kind>_<language>`.
+        languages: that are searched in.
+        exclude_column: boolean, of clips that a second set of figures leaves out.
+    """
+    times = Counter(rows["video_id"])
+    video_id, most = max(times.items(), key=lambda item: item[1], default=("", 1))
+    if most > 1:
+        yield f"video_id {video_id!r} stands in {most} rows; give a clip one row, and all its texts there as a list"
+    excluded = np.zeros(len(rows), dtype=bool)
+    if exclude_column in rows.column_names:
+        excluded = np.array(rows[exclude_column], dtype=bool)
+    if len(rows) and excluded.all():
+        yield f"{exclude_column} holds for every clip, which leaves none; set data.exclude_column to null"
+        excluded[:] = False  # said once
+    for language in languages:
+        column = f"{kind}_{language}"
+        if column not in rows.column_names:
+            continue
+        clip_of, captions = flat_captions(rows[column])
+        if not captions:
+            yield f"{column} is empty; take {language} out of data.languages, or fill it"
+        elif excluded[clip_of].all():
+            yield f"{column} is empty but for clips that {exclude_column} leaves out; take {language} out, or fill it"
+        yield from blank_texts(rows, column)
+
+
+def blank_texts(rows: Dataset, column: str) -> Iterator[str]:
+    """Says how many texts of a column hold nothing but white space; no text at all is fine: null, or an empty list."""
+    clip_of, captions = flat_captions(rows[column])
+    blank = [clip for clip, caption in zip(clip_of, captions, strict=True) if not caption.strip()]
+    if blank:
+        clip = rows[blank[0]]["video_id"]
+        yield f"{len(blank):,} texts of {column} are blank, the first of clip {clip!r}; fill them, or leave them out"
 
 
 def flat_captions(column: Iterable[str | Sequence[str] | None]) -> tuple[list[int], list[str]]:

@@ -22,6 +22,10 @@ products are summed in int32 without error (`P < 133,000`) and then scaled, whic
 largest lower bound among distinct rows (we take at most one of a group). Then k rows score at least `t`, so the k-th
 best score is at least `t`, and a row whose upper bound is below `t` is no result, nor tied with one. All others are
 scored again in float64. A coarse screen costs survivors, never a result; `last_survivors` counts them.
+
+**Many queries** spend their time in the products, so float32 serves: torch's product and top-k, a block of rows at a
+time, give the `k + SPARE` largest `z`. With one `e` for all rows, those that reach the k-th `z - 2 e` are the
+survivors, and all of them are there if the last of the list does not reach it; a query with more ties is screened.
 """
 
 from __future__ import annotations
@@ -35,13 +39,17 @@ import torch
 GROUP = 64  # rows that share a scale and a bound
 SCREENS = ("float32", "float16", "bfloat16", "int8")
 # Chosen by measurement (benchmarks/b5_search.py): below this many rows a float32 pass is over before it matters;
-# above, int8 for a few queries, whose cost is reading the corpus, bfloat16 for many, whose cost is the products.
+# above, int8 for a few queries, whose cost is reading the corpus, float32 for many, whose cost is the products.
 SMALL_CORPUS = 16_384
 MANY_QUERIES = 128
 SCORES_AT_ONCE = 1 << 21  # of a block of rows with all queries
+PRODUCTS_AT_ONCE = 1 << 25  # likewise, of many queries: 128 MiB
+QUERIES_AT_ONCE = 1024  # of many
+SPARE = 16  # rows beyond k that many queries keep
 PAIRS_AT_ONCE = 1 << 14  # settled together: each two float64 rows
 
 _UNIT_ROUNDOFF = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8, "int8": 2.0**-24}
+UNIT_TOLERANCE = 1e-3  # how far a norm may be from 1
 _SLACK = 1.001  # for the float32 rounding of the norms and of the bounds themselves
 
 
@@ -59,8 +67,8 @@ class ExactSearch:
     """Top-k of a corpus of unit vectors.
 
     Args:
-        embeddings: `(N, P)` float32 on the CPU, finite, of unit norm (up to 1e-3). It may be memory-mapped: a search
-            then reads the survivors alone, and the screen stays in memory.
+        embeddings: `(N, P)` float32 on the CPU, finite, of unit norm (up to `UNIT_TOLERANCE`). If it is
+            memory-mapped, a search reads the survivors alone, and the screen stays in memory; many queries read all.
         screen: one of `SCREENS`, or `"auto"`, the fastest for the corpus' size and the number of queries. Screens are
             made when first needed: int8 takes a quarter of the corpus' memory, float16 and bfloat16 half, float32
             nothing. The results are the same.
@@ -129,12 +137,38 @@ class ExactSearch:
             return self.screen
         if len(self) < SMALL_CORPUS:
             return "float32"
-        return "int8" if num_queries < MANY_QUERIES else "bfloat16"
+        return "int8" if num_queries < MANY_QUERIES else "float32"
 
     def _search(
         self, queries: torch.Tensor, top: int, allowed: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         kind = self.choose_screen(len(queries))
+        if kind == "float32" and len(queries) >= MANY_QUERIES:
+            parts = [self._search_products(part, top, allowed) for part in queries.split(QUERIES_AT_ONCE)]
+            self.last_survivors = sum(survivors for _, _, survivors in parts)
+            return torch.cat([scores for scores, _, _ in parts]), torch.cat([rows for _, rows, _ in parts])
+        return self._search_screen(queries, top, allowed, kind)
+
+    def _search_products(
+        self, queries: torch.Tensor, top: int, allowed: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, int]:
+        """Scores, rows and the number of survivors by torch's product and top-k."""
+        largest, rows = _largest_products(queries, self.embeddings, top + SPARE, allowed)
+        threshold = largest[:, top - 1].double() - 2 * _product_error(queries.shape[1])
+        keep = largest >= threshold[:, None]
+        query, place = keep.nonzero(as_tuple=True)
+        scores, found = self._settle(queries, query, rows[query, place], top)
+        survivors = self.last_survivors
+        if largest.shape[1] < len(self):
+            left = keep[:, -1].nonzero()[:, 0]  # whose list may have ended too early
+            if len(left):
+                scores[left], found[left] = self._search_screen(queries[left], top, allowed, "float32")
+                survivors += self.last_survivors
+        return scores, found, survivors
+
+    def _search_screen(
+        self, queries: torch.Tensor, top: int, allowed: torch.Tensor | None, kind: str
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         if kind not in self._screens:
             self._screens[kind] = _make_screen(self.embeddings, kind)
         survivors: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
@@ -166,6 +200,43 @@ class ExactSearch:
         first = torch.searchsorted(query[order], torch.arange(len(queries)))
         chosen = order[first[:, None] + torch.arange(top)]
         return scores[chosen], row[chosen]
+
+
+def _sum_loss(width: int) -> float:
+    """`g` of the module: what a float32 sum of so many products can lose, of the product of the norms."""
+    return width * 2.0**-24 / (1 - width * 2.0**-24)
+
+
+def _product_error(width: int) -> float:
+    """How far the float32 product of two unit vectors may be from the true one."""
+    return _sum_loss(width) * (1 + UNIT_TOLERANCE) ** 2 * _SLACK + 2.0**-24
+
+
+def _largest_products(
+    queries: torch.Tensor, embeddings: torch.Tensor, count: int, allowed: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The `count` largest float32 products of each query, largest first, and their rows: no other row has a larger."""
+    size = max(GROUP, PRODUCTS_AT_ONCE // len(queries) // GROUP * GROUP)
+    best, rows = torch.empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.int64)
+    memory = torch.empty(len(queries) * min(size, len(embeddings)))
+    for start in range(0, len(embeddings), size):
+        block = embeddings[start : start + size]
+        scores = memory[: len(queries) * len(block)].view(len(queries), len(block))
+        torch.mm(queries, block.T, out=scores)
+        if allowed is not None:
+            scores.masked_fill_(~allowed[start : start + size], -torch.inf)
+        place = torch.arange(len(block)).expand_as(scores)
+        if len(block) % GROUP == 0 and len(block) > GROUP * count:  # the largest are in the groups of largest maxima
+            grouped = scores.unflatten(1, (-1, GROUP))
+            group = grouped.amax(dim=2).topk(count, dim=1, sorted=False).indices
+            scores = grouped.gather(1, group[:, :, None].expand(-1, -1, GROUP)).flatten(1)
+            place = (group[:, :, None] * GROUP + torch.arange(GROUP)).flatten(1)
+        here = scores.topk(min(count, scores.shape[1]), dim=1, sorted=False)
+        best = torch.cat([best, here.values], dim=1)
+        rows = torch.cat([rows, place.gather(1, here.indices) + start], dim=1)
+        best, order = best.topk(min(count, best.shape[1]), dim=1)
+        rows = rows.gather(1, order)
+    return best, rows
 
 
 @dataclass
@@ -206,7 +277,7 @@ def _blocks(
     while group > 1 and min(size, num_rows) < 32 * top * group:
         group //= 2  # enough groups that k of them are few
     # what the computation itself can lose, of |y| |w|
-    sum_loss = width * 2.0**-24 / (1 - width * 2.0**-24)
+    sum_loss = _sum_loss(width)
     loss = {"float32": sum_loss, "int8": 3 * 2.0**-24}.get(kind, sum_loss + _UNIT_ROUNDOFF[kind]) + width * 2.0**-53
     values, scale = _quantize(queries, kind, queries.abs().amax(dim=1, keepdim=True))
     exact = values.double() * scale
@@ -276,8 +347,8 @@ def check_unit_rows(name: str, vectors: torch.Tensor) -> None:
         if not norms.isfinite().all():
             row = start + int((~norms.isfinite()).int().argmax())
             raise ValueError(f"{name} row {row} holds a NaN or an infinity; find where the model or its input broke")
-        if ((norms - 1).abs() > 1e-3).any():
-            row = int(((norms - 1).abs() > 1e-3).int().argmax())
+        if ((norms - 1).abs() > UNIT_TOLERANCE).any():
+            row = int(((norms - 1).abs() > UNIT_TOLERANCE).int().argmax())
             raise ValueError(
                 f"{name} row {start + row} has norm {norms[row]:.4g}; divide by it first: search is by cosine"
             )

@@ -5,7 +5,6 @@ learning layer never change. They are computed once, held in memory within a sta
 the frozen weights' fingerprint, so that a later run, or another row of a table, starts with them.
 """
 
-import json
 import logging
 import os
 from collections.abc import Mapping, MutableMapping
@@ -16,6 +15,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+
+from .fingerprints import architecture, update_with_weights
 
 logger = logging.getLogger(__name__)
 
@@ -176,15 +177,9 @@ class CachedProcessor:
 def frozen_fingerprint(text_model: Any) -> str:
     """SHA-256 of everything that the frozen states depend on: the encoder's configuration, layers and weights."""
     config = text_model.config
-    architecture = config.text_config.to_diff_dict()
-    for key in ("transformers_version", "dtype"):  # said by the environment; each tensor's dtype counts below
-        architecture.pop(key, None)
-    digest = sha256(json.dumps(architecture, sort_keys=True, default=str).encode())
+    digest = sha256(architecture(config.text_config).encode())
     digest.update(f"{config.freeze_text_layers} {config.freeze_text_embeddings}".encode())
-    for module in text_model.frozen_modules():
-        for name, tensor in sorted(module.state_dict().items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    update_with_weights(digest, text_model.frozen_modules())
     return digest.hexdigest()[:32]
 
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import platform
 import re
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -110,7 +109,7 @@ def write_card(folder: str | os.PathLike, *, model_id: str | None = None, revisi
             "seed": recipe["seed"],
             "steps": sum(metrics[name]["steps"] for name in stages),
             "seconds": sum(metrics[name]["seconds"] for name in stages),
-            "machine": f"{os.cpu_count()} CPU cores ({platform.machine()})",
+            "machine": " and ".join(dict.fromkeys(metrics[name].get("machine", NOT_STATED) for name in stages)),
             "recipe": "recipe.json",
         },
         results_command=f"python train.py recipe.json --seed {recipe['seed']}",

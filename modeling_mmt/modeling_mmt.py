@@ -4,6 +4,7 @@ Paper: arXiv 2103.08849 (NAACL 2021), section 3. Letters in shapes: B batch, L t
 step, H width of the TP heads, P width of the joint space.
 """
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -31,6 +32,7 @@ from .pooling_mmt import (
 )
 from .vision_encoders_mmt import MMTVisionEncoder, MMTVisionModel, pixels_name
 
+NAMED_PIXELS = 8  # vision encoders of a model that sentence-transformers loads
 RESUMABLE_ENCODERS = ("bert", "roberta", "xlm-roberta", "camembert")
 
 
@@ -446,6 +448,15 @@ def _take_pixels(kwargs: dict[str, Any]) -> dict[str, Any]:
     return {name: kwargs.pop(name) for name in names}
 
 
+def _names_pixels(method: Callable) -> Callable:
+    """Puts `pixel_values_1`, ... into a signature: sentence-transformers gives a method only what that names."""
+    signature = inspect.signature(method)
+    *named, kwargs = signature.parameters.values()
+    more = [named[-1].replace(name=pixels_name(number)) for number in range(1, NAMED_PIXELS)]
+    method.__signature__ = signature.replace(parameters=[*named, *more, kwargs])  # type: ignore[attr-defined]
+    return method
+
+
 def _default_mask(mask, sequence) -> torch.Tensor:
     if mask is None:
         return torch.ones(sequence.shape[:2], dtype=torch.long, device=sequence.device)
@@ -575,6 +586,7 @@ class MMTModel(MMTPreTrainedModel):
         states = self.text_model.encode(input_ids, mask, text_states, **kwargs)
         return self.text_model.pool_and_project(self.text_projection, states, mask, **kwargs)
 
+    @_names_pixels
     @can_return_tuple
     def get_video_features(self, video_features=None, video_mask=None, pixel_values=None, **kwargs):
         """Clips in; the projected, un-normalised embedding `(B, P)` in `pooler_output`.

@@ -21,8 +21,9 @@ from datasets import Dataset, Image
 from PIL import Image as Pictures
 
 from datasets_scripts.emoji9 import frames_of
+from mmt import add_report_options
 
-from .cli import add_report_options, is_watched, open_question, report_command, run
+from .cli import is_watched, open_question, report_command, run
 from .evaluation import RECIPE, check_checkpoint, evaluate, open_checkpoint
 from .report_measures import measure
 from .report_sections import Reporter
@@ -34,7 +35,7 @@ def write_report(arguments: argparse.Namespace) -> tuple[dict[str, Any], Path]:
     """Measure, and write the three files.
 
     Args:
-        arguments: of `cli.add_report_options`.
+        arguments: of `mmt.add_report_options`.
 
     Returns:
         The numbers of `report.json`, and the path of the HTML file.
@@ -113,7 +114,7 @@ def command_of(arguments: argparse.Namespace) -> list[str]:
     """The command that these arguments came from."""
     words = ["mmt", "report", arguments.checkpoint]
     for key, value in vars(arguments).items():
-        if key in ("checkpoint", "command", "do", "json", "traceback") or not value:
+        if key in ("checkpoint", "command", "json", "traceback") or not value:
             continue
         words += [f"--{key}", *(map(str, value) if isinstance(value, list) else [str(value)])]
     return words
@@ -140,8 +141,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder of a checkpoint, or its name on the Hub")
     parser.add_argument("--traceback", action="store_true", help="show where bad input was found")
     add_report_options(parser)
-    parser.set_defaults(do=report_command)
-    return run(parser.parse_args(argv), parser.prog)
+    return run(report_command, parser.parse_args(argv), parser.prog)
 
 
 if __name__ == "__main__":

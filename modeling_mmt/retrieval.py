@@ -403,43 +403,6 @@ def ranks_by_language(
     return result
 
 
-def evaluate_retrieval(
-    text_embeds: Mapping[str, Array],
-    video_embeds: Array,
-    targets: Targets | Mapping[str, Targets] = None,
-    exclude: Array = None,
-    block_size: int = 2048,
-) -> dict[str, dict[str, Any]]:
-    """The multilingual table of one model: every metric, both directions, each language, and the averages.
-
-    Args: as `ranks_by_language`.
-
-    Returns:
-        `{"t2v": {"R@1": {"en": 28.4, ..., "avg": 17.1, "avg_non_en": 15.6}, "R@5": ..., "R@10", "MedR", "MeanR",
-        "MRR"}, "v2t": {...}, "n_queries": {"t2v": {"en": 300, ...}, "v2t": {...}}}`.
-    """
-    found = ranks_by_language(text_embeds, video_embeds, targets, exclude, block_size)
-    result: dict[str, dict[str, Any]] = {}
-    for direction, by_language in found.items():
-        metrics = {language: retrieval_metrics(_answered(values)) for language, values in by_language.items()}
-        result[direction] = {
-            name: {
-                key: float(value)
-                for key, value in average_over_languages({lang: m[name] for lang, m in metrics.items()}).items()
-            }
-            for name in METRICS
-        }
-    result["n_queries"] = {
-        direction: {language: len(_answered(values)) for language, values in by_language.items()}
-        for direction, by_language in found.items()
-    }
-    return result
-
-
-def _answered(ranks: np.ndarray) -> np.ndarray:
-    return ranks[~np.isnan(ranks)]
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # embedding a corpus
 # ---------------------------------------------------------------------------------------------------------------------
@@ -516,6 +479,33 @@ def _are_features(clip: Any) -> bool:
     while isinstance(clip, list | tuple) and clip:
         clip = clip[0]
     return isinstance(clip, int | float | np.number) or getattr(clip, "ndim", 3) < 2
+
+
+def embed_images(
+    model: Any, processor: Any, images: Sequence[Any], batch_size: int = 64, progress: str | None = None
+) -> torch.Tensor:
+    """Unit-norm embeddings of pictures, each a clip of one step.
+
+    Args:
+        model: as `embed_videos`'.
+        processor: `processor(images=list_of_pictures, return_tensors="pt")` gives the model's inputs.
+        images: what the processor reads: of a model with vision encoders paths, bytes or Pillow pictures, else one
+            feature vector `(D_v,)` a picture.
+        batch_size: pictures at a time.
+        progress: label of a progress bar; None shows none.
+
+    Returns:
+        `(len(images), P)` float32 on the CPU, in the order given.
+
+    Raises:
+        ValueError: as `embed_texts`, or a picture that cannot be read.
+    """
+
+    def embed(chosen: Sequence[int]) -> Any:
+        inputs = processor(images=[images[i] for i in chosen], return_tensors="pt")
+        return model.get_video_features(**_on_device(inputs, model))
+
+    return _embed("images", [1] * len(images), batch_size, progress, model, embed)
 
 
 def _on_device(inputs: Mapping[str, Any], model: Any) -> dict[str, Any]:

@@ -35,7 +35,7 @@ from safetensors.torch import load_file, save_file
 from .checkpointing import file_sha256
 from .exact_search import ExactSearch
 from .kept_clips import InOrder
-from .retrieval import embed_texts, embed_videos
+from .retrieval import embed_images, embed_texts, embed_videos
 from .search_engines import SearchEngine
 
 FORMAT = 1
@@ -271,6 +271,21 @@ class SearchIndex:
     ) -> list[list[Hit]]:
         """The best clips of each clip or picture, given as `embed_videos` takes them; a picture has one step."""
         return self.search(embed_videos(model, processor, videos), top, where)
+
+    def search_images(
+        self, model: Any, processor: Any, images: Sequence[Any], top: int, where: Mapping[str, Any] | None = None
+    ) -> list[list[Hit]]:
+        """The best clips of each picture, given as a path, bytes or a Pillow picture.
+
+        Raises:
+            ValueError: the model has no vision encoder, or a picture cannot be read.
+        """
+        if model.config.vision_config is None:
+            raise ValueError(
+                "the model has no vision encoder to look at pictures with: give their features to search_videos, or "
+                "take a model of MMTModel.from_encoders"
+            )
+        return self.search(embed_images(model, processor, images), top, where)
 
     def search_clips(
         self, video_ids: Sequence[str], top: int, where: Mapping[str, Any] | None = None

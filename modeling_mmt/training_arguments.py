@@ -1,20 +1,35 @@
 """What a recipe may say: the data, the model, one or two stages; and how a command line or YAML file becomes that."""
 
 import argparse
+import difflib
 import json
-from collections.abc import Iterator, Sequence
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser
+import yaml
+from jsonargparse import ArgumentParser, Namespace
+from transformers import SchedulerType
 
 from .augmentation import VideoAugmentation
 from .configuration_mmt import MMTConfig
 
 EVALUATION_ONLY = ("test_split", "languages", "other_text_columns", "exclude_column")  # no stage depends on these
 HUB_OPTIONS = ("push_to_hub", "hub_revision", "hub_tag")  # where a run goes, not what it is
+
+
+class RecipeError(ValueError):
+    """A recipe, or one of its values, cannot be run; the message is one line that names file, field and remedy."""
+
+
+def require(values: Any, name: str, holds: bool, allowed: str):
+    """Raise `RecipeError` for a field of a dataclass whose value is not allowed."""
+    if not holds:
+        raise RecipeError(f"{name} is {getattr(values, name)!r}; allowed: {allowed}")
 
 
 @dataclass
@@ -45,6 +60,12 @@ class DataArguments:
     exclude_column: str | None = None
     test_split: str | None = "test"
 
+    def __post_init__(self):
+        """Check the values."""
+        require(self, "dataset", bool(self.dataset), "a folder or a name on the Hub")
+        require(self, "languages", bool(self.languages), "one language or more, such as [en]")
+        require(self, "text_column", bool(self.text_column), "a kind of text, the columns being <kind>_<language>")
+
 
 @dataclass
 class ModelArguments:
@@ -74,6 +95,16 @@ class ModelArguments:
     num_frames: int | None = None
     standardize_inputs: bool = False
     config: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self):
+        """Check the values, and the names of `MMTConfig`'s fields; their values are checked where one is built."""
+        require(self, "text_model", bool(self.text_model), "a folder, a name on the Hub or a packaged encoder")
+        require(self, "max_text_length", self.max_text_length >= 1, "1 or more")
+        require(self, "config", isinstance(self.config, dict), "fields of MMTConfig with values; {} for none")
+        known = {known.name for known in fields(MMTConfig)}
+        for name in self.config:
+            if name not in known:
+                raise RecipeError(f"config.{name} is no field of MMTConfig; {near(name, known)}")
 
 
 @dataclass
@@ -114,6 +145,25 @@ class Source:
     features: list[str] = field(default_factory=list)
     clip_seconds: list[float] | None = None
     augmentation: VideoAugmentation | None = None
+
+    def __post_init__(self):
+        """Check the values."""
+        require(self, "text_column", bool(self.text_column), "a kind of text, the columns being <kind>_<language>")
+        require(self, "languages", bool(self.languages), "one language or more, such as [en]")
+        require(self, "languages_per_clip", self.languages_per_clip in (1, 2), "1, or 2 for pairs")
+        enough = len(set(self.languages)) >= self.languages_per_clip
+        require(self, "languages", enough, "two different ones or more, where languages_per_clip is 2")
+        require(self, "max_keywords", self.max_keywords is None or self.max_keywords >= 1, "null, or 1 or more")
+        require(self, "keyword_pool_size", self.keyword_pool_size >= 0, "0 or more")
+        require(self, "noise_probability", 0 <= self.noise_probability <= 1, "0 to 1")
+        require(self, "noise_pool_size", self.noise_pool_size >= 0, "0 or more")
+        require(self, "weight", 0 <= self.weight < math.inf, "0 or more, and finite")
+        for name in ("revision", "features"):
+            has_own = self.dataset is not None or not getattr(self, name)
+            require(self, name, has_own, "only beside the source's own `dataset`; else data's are read")
+        seconds = self.clip_seconds
+        rising = seconds is None or (len(seconds) == 2 and 0 < seconds[0] <= seconds[1] < math.inf)
+        require(self, "clip_seconds", rising, "null, or [shortest, longest] with 0 < shortest <= longest")
 
     @property
     def draws_from_pools(self) -> bool:
@@ -173,6 +223,25 @@ class StageArguments:
     evaluations: int = 10
     save_steps: int = 500
 
+    def __post_init__(self):
+        """Check the values."""
+        require(self, "sources", bool(self.sources), "one source or more")
+        for name in ("num_train_epochs", "train_batch_size", "gradient_accumulation_steps", "save_steps"):
+            require(self, name, getattr(self, name) >= 1, "1 or more")
+        tokens, memory, rate = self.micro_batch_tokens, self.activation_memory, self.text_learning_rate
+        require(self, "micro_batch_tokens", tokens is None or tokens >= 1, "null, or 1 or more")
+        require(self, "activation_memory", memory is None or 0 <= memory < math.inf, "null, or 0 GiB or more")
+        require(self, "text_learning_rate", rate is None or 0 <= rate < math.inf, "null, or 0 or more, and finite")
+        for name in ("learning_rate", "weight_decay", "max_grad_norm"):
+            require(self, name, 0 <= getattr(self, name) < math.inf, "0 or more, and finite")
+        require(self, "adam_beta2", 0 <= self.adam_beta2 < 1, "at least 0 and below 1")
+        for name in ("warmup_ratio", "average_with_start"):
+            require(self, name, 0 <= getattr(self, name) <= 1, "0 to 1")
+        schedules = [kind.value for kind in SchedulerType]
+        require(self, "lr_scheduler_type", self.lr_scheduler_type in schedules, f"one of {', '.join(schedules)}")
+        require(self, "evaluations", self.evaluations >= 0, "0 or more")
+        require(self, "freeze", all(self.freeze), "prefixes of parameter names, such as text_model.")
+
 
 @dataclass
 class Recipe:
@@ -224,50 +293,183 @@ class Recipe:
     hub_revision: str = "main"
     hub_tag: str | None = None
 
+    def __post_init__(self):
+        """Check the values, and how the parts fit."""
+        if self.finetuning is None and self.pretraining is None:
+            raise RecipeError("finetuning and pretraining are both null; give one stage, or two")
+        require(self, "seed", 0 <= self.seed < 2**32, f"0 to {2**32 - 1}")
+        require(self, "mixed_precision", self.mixed_precision in ("no", "bf16", "fp16"), "no, bf16 or fp16")
+        require(self, "log_steps", self.log_steps >= 1, "1 or more")
+        if self.data.features and "video_feature_dims" in self.model.config:
+            raise RecipeError(
+                f"model.config.video_feature_dims is {self.model.config['video_feature_dims']!r}, and data.features "
+                "says the streams' widths already; leave it out"
+            )
+
 
 def columns_of(source: Source) -> list[str]:
-    """The columns that a source reads: a text for each language, and the cues' seconds where it draws windows."""
+    """The columns that a source reads: texts of each language, and the cues' seconds where it draws windows."""
     kinds = [source.text_column, *(["start", "end"] if source.clip_seconds is not None else [])]
+    kinds += [source.exclude_text_column] if source.exclude_text_column else []
     return [f"{kind}_{language}" for kind in kinds for language in source.languages]
 
 
 def parse_recipe(argv: Sequence[str], description: str = "") -> tuple[Recipe, dict[str, Any]]:
-    """A recipe's path and options to the recipe, and to its plain values; `description` heads the help."""
-    parser = ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """A recipe's path and options to the recipe, and to its plain values; `description` heads the help.
+
+    Raises:
+        RecipeError: a name is not known, or a value not allowed.
+    """
+    parser = ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, exit_on_error=False
+    )
     parser.add_argument("--recipe", action="config", help="YAML or JSON with any of these values")
     parser.add_class_arguments(Recipe, skip={"dry_run"})
     parser.add_argument("--dry_run", action="store_true", help="check the data against the recipe, and train nothing")
     argv = list(argv)
     if argv and not argv[0].startswith("-"):
         argv.insert(0, "--recipe")
-    namespace = parser.parse_args(argv)
-    namespace.pop("recipe", None)
-    recipe = Recipe(**{key: value for key, value in parser.instantiate(namespace).items()})
-    if unknown := sorted(recipe.model.config.keys() - {known.name for known in fields(MMTConfig)}):
-        raise ValueError(f"model.config has {unknown[0]!r}, which is no field of MMTConfig; see configuration_mmt.py")
-    check_clips(recipe)
+    where = argv[1] if argv[:1] == ["--recipe"] else "the command line"
+    try:
+        check_names(argv)
+        namespace = parser.parse_args(argv)
+        namespace.pop("recipe", None)
+        recipe = build_recipe(namespace)
+        check_clips(recipe)
+    except RecipeError as error:
+        raise RecipeError(f"{where}: {error}") from None
+    except argparse.ArgumentError as error:
+        raise RecipeError(f"{where}: {shortened(str(error))}") from None
     return recipe, asdict(recipe)
+
+
+# The parts of a recipe whose names are known; `config`, `card` and `comes_from` hold names of their own.
+PARTS = {"data": DataArguments, "model": ModelArguments, "pretraining": StageArguments, "finetuning": StageArguments}
+
+
+def check_names(argv: Sequence[str]):
+    """Refuse a field, in the recipe's file or among the options, that no part of a recipe has.
+
+    Raises:
+        RecipeError: says where, and what is nearest to it.
+    """
+    if argv[:1] == ["--recipe"] and len(argv) > 1:
+        try:
+            values = yaml.safe_load(Path(argv[1]).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise RecipeError(f"{error.strerror}; give a recipe's path, such as recipes/emoji9/mmp_en.yaml") from None
+        except yaml.YAMLError as error:
+            raise RecipeError(f"not YAML: {' '.join(str(error).split())}") from None
+        check_fields(values, Recipe)
+    for option in argv:
+        kind: Any = Recipe
+        where = "--"
+        for part in option[2:].partition("=")[0].rstrip("+").split(".") if option.startswith("--") else ():
+            if kind is None or part in ("help", "print_config", "recipe"):
+                break
+            check_fields({part: None}, kind, where)
+            kind, where = PARTS.get(part), f"{where}{part}."
+
+
+def check_fields(values: Any, kind: Any, where: str = ""):
+    """Refuse a name that a part of a recipe has not."""
+    if not isinstance(values, Mapping):
+        raise RecipeError(f"{where.rstrip('.') or 'it'} is {values!r:.60}; give fields with values")
+    known = [known.name for known in fields(kind)]
+    for name, value in values.items():
+        if name not in known:
+            raise RecipeError(f"{where}{name} is no field of {kind.__name__}; {near(str(name), known)}")
+        if name in PARTS and value is not None:
+            check_fields(value, PARTS[name], f"{where}{name}.")
+        for number, source in enumerate(value if name == "sources" and isinstance(value, list) else ()):
+            check_fields(source, Source, f"{where}sources[{number}].")
+            if source.get("augmentation") is not None:
+                check_fields(source["augmentation"], VideoAugmentation, f"{where}sources[{number}].augmentation.")
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """What may be meant by a name that is not known."""
+    found = difflib.get_close_matches(name, list(known), n=2)
+    return f"did you mean {' or '.join(found)}?" if found else f"known are {', '.join(sorted(known))}"
+
+
+def build_recipe(namespace: Namespace) -> Recipe:
+    """What the parser read, as a recipe; an error names the part that it is in."""
+    values = plain(namespace)
+    for name, kind in PARTS.items():
+        if values[name] is None:
+            continue
+        if kind is StageArguments:
+            sources = enumerate(values[name]["sources"])
+            values[name]["sources"] = [build_source(f"{name}.sources[{i}]", source) for i, source in sources]
+        values[name] = located(kind, name, values[name])
+    return Recipe(**values)
+
+
+def build_source(where: str, values: dict[str, Any]) -> Source:
+    """A source; an error says where it is."""
+    if values["augmentation"] is not None:
+        try:
+            values["augmentation"] = VideoAugmentation(**values["augmentation"])
+        except ValueError as error:
+            raise RecipeError(f"{where}.{error}") from None
+    return located(Source, where, values)
+
+
+def plain(value: Any) -> Any:
+    """The parser's namespaces as dicts; it wraps each dataclass of a list in its class's path."""
+    if isinstance(value, Namespace):
+        value = vars(value)
+    if isinstance(value, Mapping):
+        return (
+            plain(value["init_args"]) if "class_path" in value else {key: plain(item) for key, item in value.items()}
+        )
+    return [plain(item) for item in value] if isinstance(value, list) else value
+
+
+def located(kind: Any, where: str, values: Mapping[str, Any]) -> Any:
+    """A part of a recipe; its errors say where it is."""
+    try:
+        return kind(**values)
+    except RecipeError as error:
+        raise RecipeError(f"{where}.{error}") from None
+
+
+def shortened(message: str) -> str:
+    """The parser's tree of what did not fit, as the path to the field and the first reason."""
+    path, reason = [], ""
+    for line in (line.strip().removeprefix("- ") for line in message.splitlines()):
+        if key := re.fullmatch(r'Parser key "(.+?)":(.*)', line):
+            path.append(key[1])
+            reason = key[2].strip()
+        elif not line.startswith(("Does not validate", "Subtypes:", "Errors:", "Problem with")):
+            reason = line
+        if reason:
+            break
+    given = re.search(r"Given value: (.*)", message)
+    reason += f". Got value: {given[1]}" if given and "Expected" in reason and "value" not in reason else ""
+    return re.sub(r"<class '(\w+)'>", r"\1", f"{'.'.join(path)}: {reason}" if path else reason)
 
 
 def check_clips(recipe: Recipe):
     """Refuse a recipe whose clips come in two ways, or from pixels that nothing reads.
 
     Raises:
-        ValueError: names the fields.
+        RecipeError: names the fields.
     """
     data, model = recipe.data, recipe.model
     for name in ("vision_config", "learn_vision_layers"):
         if name in model.config:
-            raise ValueError(
+            raise RecipeError(
                 f"model.config has {name!r}, which model.vision_model and a stage's learn_vision_layers say"
             )
     if data.video_column and data.features:
-        raise ValueError(
+        raise RecipeError(
             f"data.features is {data.features} and data.video_column {data.video_column!r}: clips come as features or "
             "as pixels; leave one out"
         )
     if bool(data.video_column) != bool(model.vision_model):
-        raise ValueError(
+        raise RecipeError(
             f"data.video_column is {data.video_column!r} and model.vision_model {model.vision_model}: training from "
             "pixels needs both, training from features neither"
         )
@@ -276,19 +478,21 @@ def check_clips(recipe: Recipe):
         for number, source in enumerate(stage.sources if stage else ()):
             where = f"{name}.sources[{number}]"
             if source.augmentation is not None and not data.video_column:
-                raise ValueError(f"{where}.augmentation changes pixels, but clips come as features; set it to null")
+                raise RecipeError(f"{where}.augmentation changes pixels, but clips come as features; set it to null")
             if data.video_column and (source.features or source.clip_seconds):
-                raise ValueError(f"{where} has features or clip_seconds, but data.video_column says to read pixels")
+                raise RecipeError(f"{where} has features or clip_seconds, but data.video_column says to read pixels")
         if stage and stage.learn_vision_layers != 0 and not model.vision_model:
-            raise ValueError(
+            raise RecipeError(
                 f"{name}.learn_vision_layers is {stage.learn_vision_layers}, but model.vision_model is empty"
             )
 
 
-def stages(recipe: Recipe, contents: Sequence[str] = ()) -> Iterator[tuple[str, StageArguments, Path, dict[str, Any]]]:
+def stages(
+    recipe: Recipe, contents: Callable[[StageArguments], Any]
+) -> Iterator[tuple[str, StageArguments, Path, dict[str, Any]]]:
     """Each stage with its folder, named by a hash of all that its result depends on, and with those values.
 
-    `contents` are hashes of what the recipe only gives paths of, such as feature stores.
+    `contents` of a stage are hashes of what the recipe only gives names of: rows, feature stores, the text encoder.
     """
     before = None
     for name in ("pretraining", "finetuning"):
@@ -299,7 +503,7 @@ def stages(recipe: Recipe, contents: Sequence[str] = ()) -> Iterator[tuple[str, 
             "data": {key: value for key, value in asdict(recipe.data).items() if key not in EVALUATION_ONLY},
             "model": asdict(recipe.model),
             "stage": {key: value for key, value in asdict(stage).items() if key != "save_steps"},
-            "contents": list(contents),
+            "contents": contents(stage),
             "seed": recipe.seed,
             "mixed_precision": recipe.mixed_precision,
             "before": before,

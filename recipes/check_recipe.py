@@ -16,6 +16,7 @@ from transformers import AutoConfig
 
 from datasets_scripts.features import FeatureStoreError, FeatureStores
 from modeling_mmt import MMTConfig
+from modeling_mmt.evaluation import blank_texts, search_problems
 from modeling_mmt.packaged_encoders import PACKAGED_ENCODERS
 from modeling_mmt.training_arguments import Recipe, Source, StageArguments, columns_of
 
@@ -57,7 +58,9 @@ class RecipeCheck:
                 rows = self.split(data.dataset, data.revision, split, [*columns, *others])
                 self.coverage(rows, data.features, features, f"{data.dataset} ({split})")
                 if rows is not None and split != "train":
-                    self.searched(rows, data.text_column, f"{data.dataset} ({split})")
+                    for kind in kinds if split == "validation" else kinds[:1]:
+                        for problem in search_problems(rows, kind, data.languages, data.exclude_column):
+                            self.problem(f"{data.dataset} ({split}): {problem}")
         for name in ("pretraining", "finetuning"):
             stage = getattr(self.recipe, name)
             for number, source in enumerate(stage.sources if stage else ()):
@@ -167,13 +170,6 @@ class RecipeCheck:
                     str(store.folder),
                 )
 
-    def searched(self, rows: Dataset, kind: str, where: str) -> None:
-        """Whether every language that is searched in has captions."""
-        for language in self.recipe.data.languages:
-            column = f"{kind}_{language}"
-            if column in rows.column_names and not any(rows[column]):
-                self.problem(f"{where}: {column} is empty; take {language} out of data.languages, or fill it")
-
     def source(self, where: str, stage: StageArguments, source: Source, features: FeatureStores | None) -> None:
         """Whether a stage has something to learn from: columns, captions, features of the model's width."""
         data = self.recipe.data
@@ -203,6 +199,9 @@ class RecipeCheck:
                 f"{where}: {too_few:,} of {len(rows):,} clips of {name} have {source.text_column} in fewer than "
                 f"{source.languages_per_clip} of {', '.join(source.languages)}: drop or fill them"
             )
+        for column in texts.column_names if source.clip_seconds is None else ():
+            for problem in blank_texts(rows, column):
+                self.problem(f"{where}: {name} (train): {problem}")
         if len(rows) < stage.train_batch_size:
             self.problem(
                 f"{where}: {len(rows):,} clips, the batch is {stage.train_batch_size}: lower train_batch_size"

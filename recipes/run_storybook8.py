@@ -38,6 +38,7 @@ ROWS = {
 }
 COMPARISONS = (("mmp_en", "none_en"), ("mmp_en", "mp_en"), ("mp_en", "none_en"), ("mmp_all", "none_all"))
 METRICS = ("R@1", "R@10", "MRR")
+SHOWN = ("R@1", "R@10")
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -69,11 +70,14 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         stories = stories_of_queries(data, split)
         results["splits"][split] = {
             "stories": len({story for of in stories.values() for story in of}),
+            "pages": len(load_split(data["dataset"], None, split, ["story"])),
             "queries": {language: len(of) for language, of in stories.items()},
         }
         results["rows"] += [row(name, split, found, stories, arguments.seeds) for name in ROWS]
         if split == "test":
-            results["comparisons"] = [comparison(a, b, found, stories, arguments.seeds) for a, b in COMPARISONS]
+            results["comparisons"] = [
+                comparison(metric, a, b, found, stories, arguments.seeds) for metric in SHOWN for a, b in COMPARISONS
+            ]
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
     text = json.dumps(results, indent=1, ensure_ascii=False) + "\n"
     (arguments.output_dir / "results.json").write_text(text, encoding="utf-8")
@@ -140,19 +144,20 @@ def row(
 
 
 def comparison(
+    metric: str,
     a: str,
     b: str,
     found: Mapping[tuple[str, int], Mapping[str, Any]],
     stories: Mapping[str, np.ndarray],
     seeds: Sequence[int],
 ) -> dict[str, Any]:
-    """Is row `a` better than row `b` on the non-English R@1 of test? Paired over stories and seeds."""
+    """Is row `a` better than row `b` on the non-English metric of test? Paired over stories and seeds."""
     foreign = [column for column, language in enumerate(stories) if language != "en"]
     values = [
-        np.stack([by_story(ranks(found[name, seed], "test"), stories, "R@1")[:, foreign] for seed in seeds])
+        np.stack([by_story(ranks(found[name, seed], "test"), stories, metric)[:, foreign] for seed in seeds])
         for name in (a, b)
     ]
-    names = {"a": "/".join(ROWS[a]), "b": "/".join(ROWS[b]), "scope": "R@1, non-English"}
+    names = {"a": "/".join(ROWS[a]), "b": "/".join(ROWS[b]), "metric": metric, "scope": "non-English"}
     return names | paired_test(values[0], values[1])
 
 
@@ -166,28 +171,31 @@ def markdown(results: Mapping[str, Any]) -> str:
     rows = [row for row in results["rows"] if row["split"] == "test"]
     columns = list(rows[0]["t2v"]["R@1"])
     size = results["splits"]["test"]
+    pages = size["pages"]
     lines = [
         "# storybook8: sentences of picture books to their page's picture",
         "",
-        f"Test, text to image, R@1 in %, mean of seeds {results['seeds']}; {size['stories']} stories; queries: "
+        f"Test, text to image, in %, mean of seeds {results['seeds']}; {pages} pages of {size['stories']} stories; "
+        f"chance is {100 / pages:.1f} for R@1, {1000 / pages:.1f} for R@10; queries: "
         + ", ".join(f"{language} {count}" for language, count in size["queries"].items())
-        + ". `python recipes/run_storybook8.py --data_dir DATA`; intervals are over stories.",
-        "",
-        "| pre-training / fine-tuning | " + " | ".join(columns) + " |",
-        "|---" * (1 + len(columns)) + "|",
+        + ". `make table-storybook8 DATA=<folder with storybook8/>`; intervals are over stories.",
     ]
-    for one in rows:
-        cells = []
-        for key in columns:
-            cell = one["t2v"]["R@1"][key]
-            low, high = cell["ci95"]
-            cells.append(f"{cell['mean']:.1f}" + (f" [{low:.1f}, {high:.1f}]" if key.startswith("avg") else ""))
-        lines.append(f"| {one['pretraining']} / {one['finetuning']} | " + " | ".join(cells) + " |")
-    lines += ["", "| | difference, non-English R@1 | 95 % | p |", "|---|---|---|---|"]
+    for metric in SHOWN:
+        lines += ["", f"| {metric}: pre-training / fine-tuning | " + " | ".join(columns) + " |"]
+        lines += ["|---" * (1 + len(columns)) + "|"]
+        for one in rows:
+            cells = []
+            for key in columns:
+                cell = one["t2v"][metric][key]
+                low, high = cell["ci95"]
+                cells.append(f"{cell['mean']:.1f}" + (f" [{low:.1f}, {high:.1f}]" if key.startswith("avg") else ""))
+            lines.append(f"| {one['pretraining']} / {one['finetuning']} | " + " | ".join(cells) + " |")
+    lines += ["", "| non-English | | difference | 95 % | p |", "|---|---|---|---|---|"]
     for one in results["comparisons"]:
         low, high = one["ci95"]
         lines.append(
-            f"| {one['a']} - {one['b']} | {one['difference']:+.1f} | [{low:.1f}, {high:.1f}] | {one['p']:.4f} |"
+            f"| {one['metric']} | {one['a']} - {one['b']} | {one['difference']:+.1f} | [{low:.1f}, {high:.1f}] "
+            f"| {one['p']:.4f} |"
         )
     return "\n".join([*lines, "", f"{results['machine']}.", ""])
 

@@ -25,6 +25,7 @@ from typing import Any
 
 import av
 import numpy as np
+import torch
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,8 +34,8 @@ from run import commit, provenance  # noqa: E402
 
 from datasets_scripts import emoji_motion  # noqa: E402
 from datasets_scripts.features import FeatureStore, FeatureStores, FeatureStoreWriter  # noqa: E402
-from extract_features import FrameEncoder  # noqa: E402
 from modeling_mmt.evaluation import Question, open_checkpoint, open_corpus  # noqa: E402
+from modeling_mmt.feature_extraction import StepEncoder, load_encoder  # noqa: E402
 from modeling_mmt.layer_cache import CachedProcessor, FrozenTextCache  # noqa: E402
 from modeling_mmt.retrieval import embed_texts, embed_videos  # noqa: E402
 from modeling_mmt.significance import bootstrap_interval  # noqa: E402
@@ -58,7 +59,7 @@ def decoded_frames(path: str | Path, num_samples: int = NUM_SAMPLES) -> list[Ima
 
 
 def encoded_clips(
-    files: Iterable[Path], encoder: FrameEncoder, batch_size: int = 16
+    files: Iterable[Path], encoder: StepEncoder, batch_size: int = 16
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Each file's name and features `(NUM_SAMPLES, D_v)`; equal pictures are encoded once and have equal features."""
     known: dict[bytes, np.ndarray] = {}
@@ -68,7 +69,8 @@ def encoded_clips(
         new = [place for place, key in enumerate(keys) if key not in known and keys.index(key) == place]
         for start in range(0, len(new), batch_size):
             places = new[start : start + batch_size]
-            features = encoder.encode(encoder.prepare([frames[place] for place in places]))
+            pixels = torch.from_numpy(np.stack([np.asarray(frames[place]) for place in places])).permute(0, 3, 1, 2)
+            features = encoder.encode(encoder.prepare(pixels).numpy())
             known |= {keys[place]: row for place, row in zip(places, features, strict=True)}
         yield path.stem, np.stack([known[key] for key in keys])
         if len(known) > 50_000:  # twins are neighbours: what is old does not come again
@@ -77,7 +79,7 @@ def encoded_clips(
 
 def extract(folder: Path = CLIPS, output_dir: Path = FEATURES) -> FeatureStore:
     """Features of every clip, by its id; `folder` as `emoji_motion.build` writes it."""
-    encoder = FrameEncoder(ENCODER, emoji_motion.SIZE)
+    encoder = load_encoder(ENCODER, emoji_motion.SIZE, crop=False)
     source = {"dataset": "emoji_motion", "num_samples": NUM_SAMPLES}
     with FeatureStoreWriter(
         output_dir, extractor=ENCODER, revision=encoder.revision, source=source, clips_per_shard=256, resume=True

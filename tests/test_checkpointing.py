@@ -24,7 +24,7 @@ from modeling_mmt.checkpointing import (
 )
 
 IDENTITY = {"recipe": {"learning_rate": 1e-2, "languages": ("en", "de")}, "seed": 0, "world_size": 1}
-PROGRESS = {"best": {"validation": 12.5}, "curve": [0.1 + 0.2, 1e-17], "seconds": 3.25}
+PROGRESS = {"best": {"validation_mrr": 12.5}, "curve": [0.1 + 0.2, 1e-17], "seconds": 3.25}
 
 
 class Run:

@@ -14,6 +14,8 @@ from make_checkpoint import CHECKPOINTS, current_version, inputs
 from safetensors.torch import load_file, save_file
 
 from modeling_mmt import MMTConfig, MMTModel, MMTProcessor
+from modeling_mmt.checkpointing import CheckpointError
+from modeling_mmt.evaluation import open_checkpoint
 
 RELEASES = sorted(path.name for path in CHECKPOINTS.iterdir())
 
@@ -57,6 +59,18 @@ def test_a_missing_weight_is_an_error_and_never_a_random_one(folder, name):
         MMTModel.from_pretrained(folder)
     _, info = MMTModel.from_pretrained(folder, output_loading_info=True)  # who asks is told
     assert len(info["missing_keys"]) == 1
+
+
+def test_damaged_weights_are_refused_by_file_and_tensor(folder):
+    path = folder / "model.safetensors"
+    rewrite(folder, lambda weights: weights["text_projection.output.weight"].view(-1)[3:4].fill_(torch.inf))
+    with pytest.raises(
+        CheckpointError, match=f"{folder}: text_projection.output.weight holds NaN or infinity; .*again"
+    ):
+        open_checkpoint(str(folder))
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(CheckpointError, match=f"{path}: torn .*download or save the checkpoint again"):
+        open_checkpoint(str(folder))
 
 
 def test_a_weight_of_another_shape_is_an_error(folder):

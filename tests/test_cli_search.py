@@ -1,9 +1,11 @@
 """`mmt search` on an untrained checkpoint: its results are those of the index, kept and read again."""
 
 import json
+import subprocess
+import sys
 
 import pytest
-from test_cli import build_checkpoint, call
+from test_cli import ROOT, build_checkpoint, call
 
 from datasets_scripts.features import FeatureStores
 from modeling_mmt.evaluation import Question, evaluate, open_checkpoint, open_corpus
@@ -35,6 +37,25 @@ def test_search_finds_the_clips_of_a_naive_computation_with_and_without_an_index
     assert all(hit["name"] == names[hit["video_id"]] for result in told for hit in result["hits"])
 
 
+def test_search_imports_what_it_needs(checkpoint):
+    script = "import sys, mmt; mmt.main(); print(*sys.modules)"
+    words = ["search", str(checkpoint), "red dog"]
+    done = subprocess.run([sys.executable, "-c", script, *words], cwd=ROOT, capture_output=True, text=True, check=True)
+    imported = set(done.stdout.splitlines()[-1].split())
+    assert "modeling_mmt.search" in imported
+    assert not imported & {
+        f"modeling_mmt.{name}" for name in ("hub", "model_card", "report", "report_figures", "trainer")
+    }
+    assert not imported & {
+        "matplotlib",
+        "faiss",
+        "qdrant_client",
+        "evaluate",
+        "jsonargparse",
+        "sentence_transformers",
+    }
+
+
 def test_filters_leave_only_clips_of_which_they_hold(checkpoint, capsys):
     code, out, _ = call(capsys, "search", checkpoint, "red dog", "--top", "12", "--where", "is_flag=true", "--json")
     found = [hit["video_id"] for hit in json.loads(out)[0]["hits"]]
@@ -51,7 +72,7 @@ def test_the_table_is_for_people(checkpoint, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["", "--top", "2"], "caption 1 is empty"),
+        (["", "--top", "2"], "query 1 is empty"),
         (["a" * 2**20], "at most 10,000"),
         (["dog", "--top", "99"], "99"),
         (["dog", "--top", "0"], "0"),

@@ -70,6 +70,19 @@ def test_the_encoder_is_cut_at_the_output_layer(make_config):
         ("intermediate_size", -4),
         ("max_video_length", 0),
         ("projection_dim", 0),
+        ("projection_hidden_dim", 0),
+        ("projection_hidden_dim", -4),
+        ("layer_norm_eps", -1.0),
+        ("layer_norm_eps", 0.0),
+        ("layer_norm_eps", math.nan),
+        ("initializer_range", -0.1),
+        ("initializer_range", math.inf),
+        ("logit_scale_init_value", math.nan),
+        ("logit_scale_init_value", math.inf),
+        ("logit_scale_init_value", 100),
+        ("logit_bias_init_value", -math.inf),
+        ("inter_weight", math.nan),
+        ("intra_weight", math.inf),
         ("hidden_dropout_prob", 1.0),
         ("attention_probs_dropout_prob", -0.1),
         ("projection_dropout_prob", 1.5),
@@ -88,6 +101,14 @@ def test_a_bad_value_names_its_field_and_itself(make_config, field, value):
     with pytest.raises((ValueError, StrictDataclassError), match=field) as error:
         make_config(**{field: value})
     assert str(value) in str(error.value)
+
+
+def test_objectives_that_all_weigh_nothing_are_refused_and_any_one_alone_is_not(make_config):
+    weights = dict.fromkeys(("inter_weight", "intra_weight", "cross_weight"), 0.0)
+    with pytest.raises(ValueError, match="inter_weight is 0.0; allowed: above 0, where the others are 0"):
+        make_config(**weights)
+    for name in weights:
+        assert getattr(make_config(**weights | {name: 0.5}), name) == 0.5
 
 
 def test_a_nested_configuration_without_a_model_type_is_refused(make_config):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from modeling_mmt import exact_search
@@ -124,13 +124,85 @@ def test_a_screen_of_few_bits_settles_few_rows():
         assert 4 * 10 <= search.last_survivors <= 4 * most, screen
 
 
-def test_auto_takes_int8_for_few_queries_and_bfloat16_for_many():
+def test_auto_takes_int8_for_few_queries_and_float32_products_for_many():
     small, large = ExactSearch(unit(100, 4)), ExactSearch(unit(exact_search.SMALL_CORPUS, 4))
     assert [small.choose_screen(1), large.choose_screen(1), large.choose_screen(1024)] == [
         "float32",
         "int8",
-        "bfloat16",
+        "float32",
     ]
+
+
+# Many queries, by torch's product and top-k
+
+
+@pytest.fixture
+def many(monkeypatch):
+    """So that a few queries are many, in slices of 7, and 2,112 rows a block."""
+    monkeypatch.setattr(exact_search, "MANY_QUERIES", 2)
+    monkeypatch.setattr(exact_search, "QUERIES_AT_ONCE", 7)
+    monkeypatch.setattr(exact_search, "PRODUCTS_AT_ONCE", 7 * 2112)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    num_rows=st.integers(1, 300),
+    num_queries=st.integers(2, 9),
+    width=st.integers(1, 40),
+    share=st.sampled_from([None, 0.5]),
+    data=st.data(),
+    decimals=st.sampled_from([None, 0]),  # 0: many ties, more than a list holds
+)
+def test_many_queries_find_the_rows_of_a_float64_search(many, num_rows, num_queries, width, share, data, decimals):
+    corpus, queries = unit(num_rows, width, decimals=decimals), unit(num_queries, width, seed=1, decimals=decimals)
+    allowed = None if share is None else torch.rand(num_rows, generator=torch.Generator().manual_seed(3)) < share
+    if allowed is not None:
+        allowed[0] = True
+    top = data.draw(st.integers(1, num_rows))
+    rows = ExactSearch(corpus).search(queries, top, allowed)[1]
+    assert rows.tolist() == naive(corpus, queries, top, None if allowed is None else allowed.tolist()).tolist()
+
+
+@pytest.mark.parametrize("share", [None, 0.5])
+@pytest.mark.parametrize("num_rows", [2112, 5000])
+def test_blocks_groups_and_slices_do_not_change_what_many_queries_find(many, num_rows, share):
+    corpus, queries = unit(num_rows, 24), unit(9, 24, seed=1)
+    allowed = None if share is None else torch.rand(num_rows, generator=torch.Generator().manual_seed(3)) < share
+    search = ExactSearch(corpus)
+    scores, rows = search.search(queries, 10, allowed)
+    assert rows.tolist() == naive(corpus, queries, 10, None if allowed is None else allowed.tolist()).tolist()
+    assert search.last_survivors < 9 * 12 and not search._screens  # settled from the lists alone
+
+
+def test_more_ties_than_a_list_holds_are_screened(many):
+    corpus = unit(400, 8)
+    corpus[100:200] = corpus[100]
+    queries = torch.cat([corpus[100:101], unit(3, 8, seed=1)])
+    search = ExactSearch(corpus, "float32")
+    assert search.search(queries, 5)[1].tolist() == naive(corpus, queries, 5).tolist()
+    assert search._screens
+
+
+@pytest.mark.parametrize("width", [3, 64, 512])
+def test_no_product_lies_outside_its_bound(width):
+    corpus, queries = unit(2000, width) * 1.0009, unit(20, width, seed=1)
+    corpus[0] = queries[0]  # sums of equal signs lose the most
+    wrong = (queries.double() @ corpus.double().T - queries @ corpus.T).abs().max()
+    assert 1e-3 < wrong / exact_search._product_error(width) <= 1
+
+
+def test_many_queries_hold_a_bounded_block_of_products(monkeypatch):
+    monkeypatch.setattr(exact_search, "PRODUCTS_AT_ONCE", 1 << 16)
+    sizes = []
+    product = torch.mm
+
+    def measured(*args, out):
+        sizes.append(out.numel())
+        return product(*args, out=out)
+
+    monkeypatch.setattr(torch, "mm", measured)
+    ExactSearch(unit(20_000, 4)).search(unit(3000, 4, seed=1), 5)
+    assert len(sizes) > 3 * 300 and max(sizes) <= 1 << 16
 
 
 def test_a_corpus_of_one_is_found():

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,13 +18,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import ResNetConfig, ResNetModel, ViTConfig, ViTModel
+from transformers import ResNetConfig, ResNetModel
 
-import extract_features
 from datasets_scripts.extraction import encode_clips
 from datasets_scripts.features import FeatureStore
 from datasets_scripts.video_lists import Video
-from extract_features import FrameEncoder, FramePreparation, main
+from extract_features import main
+from modeling_mmt import feature_extraction
+from modeling_mmt.feature_extraction import StepEncoder, StepPreparation, VideoReader, load_encoder
 from modeling_mmt.image_processing_mmt import PixelSettings
 from modeling_mmt.video_backbones import VideoBackbone
 from modeling_mmt.video_decoding_mmt import FrameSampling, read_clip
@@ -90,10 +92,9 @@ def test_a_frames_features_are_the_pooled_output_of_its_normalised_pixels(clips_
 
 
 def test_the_batch_size_changes_no_feature(clips_folder, encoder_folder):
-    encoder = FrameEncoder(str(encoder_folder), SIZE)
-    prepare = FramePreparation(SIZE)
-    frames = {n: [Image.new("RGB", (40, 40), (n, 9 * step, 50)) for step in range(n)] for n in (3, 1, 7, 2)}
-    clips = [(f"c{n}", prepare(clip)) for n, clip in frames.items()]
+    encoder = load_encoder(str(encoder_folder), SIZE)
+    generator = np.random.default_rng(0)
+    clips = [(f"c{n}", generator.integers(0, 256, (n, 3, SIZE, SIZE), dtype=np.uint8)) for n in (3, 1, 7, 2)]
     alone = dict(encode_clips(clips, encoder.encode, 1))
     for batch_size in (2, 5, 100):
         together = list(encode_clips(clips, encoder.encode, batch_size))
@@ -113,7 +114,7 @@ def test_a_finished_store_is_kept_and_another_setting_is_refused(clips_folder, e
 
 
 def test_an_interrupted_run_encodes_only_what_is_missing(clips_folder, encoder_folder, tmp_path, monkeypatch):
-    whole = FrameEncoder.encode
+    whole = StepEncoder.encode
     calls = []
 
     def stops(self, pixels):
@@ -122,7 +123,7 @@ def test_an_interrupted_run_encodes_only_what_is_missing(clips_folder, encoder_f
             raise KeyboardInterrupt
         return whole(self, pixels)
 
-    monkeypatch.setattr(FrameEncoder, "encode", stops)
+    monkeypatch.setattr(StepEncoder, "encode", stops)
     command = arguments(clips_folder, encoder_folder, tmp_path / "store", "--batch_size", 1, "--shard_size", 2)
     with pytest.raises(KeyboardInterrupt):
         main(command)
@@ -130,7 +131,7 @@ def test_an_interrupted_run_encodes_only_what_is_missing(clips_folder, encoder_f
     num_calls = len(calls)
     store = main(command)
     assert len(store) == 6 and len(calls) - num_calls == 19 - 13  # clips 0 to 3, of 13 frames, were stored
-    monkeypatch.setattr(FrameEncoder, "encode", whole)
+    monkeypatch.setattr(StepEncoder, "encode", whole)
     fresh = main(arguments(clips_folder, encoder_folder, tmp_path / "fresh", "--batch_size", 1))
     assert all(np.array_equal(store[video_id], fresh[video_id]) for video_id in fresh)
 
@@ -141,25 +142,29 @@ def test_limit_takes_the_first_clips_of_each_split(clips_folder, encoder_folder,
     assert set(FeatureStore(tmp_path / "store")) == set(store)
 
 
-def test_an_encoder_without_pooled_output_is_averaged_over_positions(tmp_path):
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    model = ViTModel(ViTConfig(**sizes, image_size=SIZE, patch_size=16), add_pooling_layer=False).eval()
-    model.save_pretrained(tmp_path)
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(STATISTICS))
-    encoder = FrameEncoder(str(tmp_path), SIZE)
-    encoder.model.pooler = None
-    frame = Image.new("RGB", (SIZE, SIZE), (200, 100, 0))
-    pixels = FramePreparation(SIZE)([frame])
-    pixel_values = (torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - encoder.mean) / encoder.std
+@pytest.mark.parametrize("size", [SIZE, 24])
+def test_a_film_strips_frames_are_resized_whole(clips_folder, encoder_folder, tmp_path, size):
+    """An encoder that crops to the middle sees all of a drawing."""
+    for file in encoder_folder.iterdir():
+        shutil.copy(file, tmp_path)
+    cropping = {"size": {"shortest_edge": 2 * SIZE}, "crop_size": {"height": SIZE, "width": SIZE}}
+    (tmp_path / "preprocessor_config.json").write_text(
+        json.dumps(OWN_PREPARATION | cropping | {"do_center_crop": True})
+    )
+    store = main(arguments(clips_folder, tmp_path, tmp_path / "store", "--image_size", size))
+    strip = Image.open(io.BytesIO(clip_row(2, 3)["frames"]["bytes"]))
+    frames = [strip.crop((step * SIZE, 0, step * SIZE + SIZE, SIZE)).resize((size, size), 3) for step in range(3)]
+    mean, std = (np.array(STATISTICS[key]) for key in ("image_mean", "image_std"))
+    pixels = (np.stack([np.asarray(frame) for frame in frames]) / 255 - mean) / std
     with torch.no_grad():
-        expected = model(pixel_values).last_hidden_state.mean(1)
-    assert np.allclose(encoder.encode(pixels), expected.numpy(), atol=1e-5)
+        expected = MMTVisionEncoder.from_pretrained(encoder_folder)(torch.tensor(pixels).permute(0, 3, 1, 2).float())
+    assert np.allclose(store["clip2"], expected.numpy(), atol=5e-3)
 
 
 def test_an_encoder_that_does_not_say_its_statistics_is_refused(tmp_path):
     ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1])).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="image_mean and image_std"):
-        FrameEncoder(str(tmp_path), SIZE)
+        load_encoder(str(tmp_path), SIZE)
 
 
 def test_bad_flags_and_absent_columns_are_refused(clips_folder, encoder_folder, tmp_path, capsys):
@@ -248,13 +253,13 @@ def test_long_videos_are_decoded_in_pieces_with_the_same_frames(videos_folder, e
         spans.append((how["start"], how["end"]))
         return whole(source, sampling, **how)
 
-    monkeypatch.setattr(extract_features, "read_clip", counted)
-    monkeypatch.setattr(extract_features, "FRAMES_PER_PIECE", 4)
+    monkeypatch.setattr(feature_extraction, "read_clip", counted)
+    monkeypatch.setattr(feature_extraction, "FRAMES_PER_PIECE", 4)
     # of 12 frames at 10 a second; at 20 a second each is shown at two times, also over the bounds of pieces
     for rate, start, num_spans in [(10.0, 0.0, 3), (7.0, 0.0, 2), (4.0, 0.3, 1), (20.0, 0.0, 6), (15.0, 0.2, 4)]:
         spans.clear()
         sampling = FrameSampling(num_frames=None, frames_per_second=rate)
-        reader = extract_features.VideoReader(extract_features.StepPreparation(settings), sampling)
+        reader = VideoReader(StepPreparation(settings), sampling)
         path = str(videos_folder / "part1/clip3.mp4")
         found = reader(Video("a", path, start))
         assert len(spans) == 1 + num_spans
@@ -313,7 +318,7 @@ def test_a_published_networks_steps_are_runs_of_frames(videos_folder, tmp_path, 
             return pixel_values.mean(dim=(2, 3, 4)) * 0.25 * 255 + 127.5
 
     (tmp_path / "weights.pth").write_bytes(b"here")
-    monkeypatch.setattr(extract_features, "load_backbone", lambda name: Steps())
+    monkeypatch.setattr(feature_extraction, "load_backbone", lambda name: Steps())
     command = video_arguments(videos_folder, tmp_path / "weights.pth", tmp_path / "store", "--num_workers", 0)
     at = command.index("--image_size")
     del command[at : at + 2]
@@ -327,7 +332,7 @@ def test_a_published_networks_steps_are_runs_of_frames(videos_folder, tmp_path, 
 
 def test_a_reader_can_be_sent_to_a_worker(videos_folder):
     settings = PixelSettings(SIZE, SIZE, SIZE, (0.0,) * 3, (1.0,) * 3)
-    reader = extract_features.VideoReader(extract_features.StepPreparation(settings), FrameSampling(num_frames=3))
+    reader = VideoReader(StepPreparation(settings), FrameSampling(num_frames=3))
     sent = ForkingPickler.loads(ForkingPickler.dumps(reader))
     video = Video("a", str(videos_folder / "part0" / "clip2.mp4"))
     assert np.array_equal(sent(video), reader(video)) and sent(video).shape == (3, 3, SIZE, SIZE)

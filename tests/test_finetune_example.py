@@ -105,6 +105,10 @@ def test_what_is_pushed_comes_back_bit_for_bit_by_its_revision_in_a_process_with
     trainer = finetune_with_trainer.main(arguments(corpus, start, tmp_path / "out", 16, *more))
     api = HfApi()
     pushed = api.model_info("org/mine").sha
+    there = set(api.list_repo_files("org/mine"))
+    assert (tmp_path / "out" / "training_args.bin").is_file() and len(api.list_repo_commits("org/mine")) == 2
+    assert {"README.md", "config.json", "model.safetensors", "modeling_mmt.py", "tokenizer.json"} <= there
+    assert {Path(name).suffix for name in there} <= {".json", ".md", ".py", ".safetensors", ""}, there  # no pickle
     api.create_tag("org/mine", tag="v1.0")
     api.upload_file(path_or_fileobj=start / "model.safetensors", path_in_repo="model.safetensors", repo_id="org/mine")
     expected = {}

@@ -1,18 +1,17 @@
 """Who may import whom.
 
-    layer 5   train.py  extract_features.py  recipes/  examples/  benchmarks/  metrics/  and both packages' __init__
-              cli  report
+    layer 5   train.py  extract_features.py  mmt.py  recipes/  examples/  benchmarks/  metrics/
+              __init__  cli  report                                                                 __init__
     layer 4   hub  trainer  mteb_encoder  onnx_export  report_measures  report_sections             mteb_retrieval
-                                                                                                    emoji_motion
-                                                                                                    clip_columns
+                                                                         emoji_motion  extraction_clips  clip_columns
     layer 3   data_collator  large_batch  micro_batches  layer_cache  sharding  significance
-              search  model_card  evaluation  report_page                                           emoji9  msrvtt  ...
+              search  model_card  evaluation  report_page  feature_extraction                       emoji9  msrvtt  ...
     layer 2   modeling_mmt  processing_mmt  streaming_loss  checkpointing  packaged_encoders
               retrieval  training_arguments  snapshots  search_engines  diagnostics
               report_figures                                                                        corpus  sampling
-    layer 1   pooling_mmt  vision_encoders_mmt  exact_search                                        features  sources
-    layer 0   configuration_mmt  loss_mmt  video_decoding_mmt  image_processing_mmt  efficientnet_lite_mmt
-              pipeline_mmt  published_results  augmentation  kept_clips
+    layer 1   pooling_mmt  vision_encoders_mmt  video_decoding_mmt  exact_search                    features  sources
+    layer 0   configuration_mmt  loss_mmt  video_streams_mmt  image_processing_mmt  efficientnet_lite_mmt
+              pipeline_mmt  published_results  fingerprints  augmentation  kept_clips
               `-------------------------------- modeling_mmt/ --------------------------------'     `datasets_scripts/'
 
 Imports point down only; programs of layer 5 may call each other, and they alone use both packages. A new module gets
@@ -31,13 +30,13 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PICTURE = {
     "modeling_mmt": {
-        0: "configuration_mmt loss_mmt video_decoding_mmt image_processing_mmt efficientnet_lite_mmt pipeline_mmt "
-        "published_results video_backbones augmentation kept_clips",
-        1: "pooling_mmt vision_encoders_mmt exact_search",
+        0: "configuration_mmt loss_mmt video_streams_mmt image_processing_mmt efficientnet_lite_mmt pipeline_mmt "
+        "published_results video_backbones fingerprints augmentation kept_clips",
+        1: "pooling_mmt vision_encoders_mmt video_decoding_mmt exact_search",
         2: "modeling_mmt processing_mmt streaming_loss checkpointing packaged_encoders retrieval training_arguments "
         "snapshots search_engines diagnostics report_figures",
         3: "data_collator large_batch micro_batches layer_cache sharding significance search model_card evaluation "
-        "report_page",
+        "report_page feature_extraction",
         4: "hub trainer mteb_encoder onnx_export report_measures report_sections",
         5: "__init__ cli report",
     },
@@ -45,7 +44,7 @@ PICTURE = {
         1: "features sources worker_pool",
         2: "corpus sampling convert_features video_lists",
         3: "extraction emoji9 multi_howto100m msrvtt vatex multi30k storybook8 own_clips translate language_report",
-        4: "mteb_retrieval emoji_motion clip_columns",
+        4: "mteb_retrieval emoji_motion extraction_clips clip_columns",
         5: "__init__",
     },
 }
@@ -58,7 +57,7 @@ LAYERS = {
     for layer, names in rows.items()
     for name in names.split()
 }
-SCRIPTS = {"setup", "train", "extract_features"}  # beside the packages, layer 5
+SCRIPTS = {"setup", "train", "extract_features", "mmt"}  # beside the packages, layer 5
 SCRIPT_FOLDERS = {"recipes", "examples", "benchmarks", "metrics"}  # all layer 5
 NOT_OURS = {"tests", "build", "dist", "runs", "cache", "features", "shared"}
 # `strict`, which makes a config a checked dataclass, lives in a package that transformers always brings.
@@ -187,7 +186,7 @@ def test_a_forbidden_import_is_named(path, source, words):
         ("train.py", "from datasets_scripts import emoji9\nfrom modeling_mmt import MMTModel"),
         ("recipes/demo.py", "from train import main"),
         ("modeling_mmt/modeling_mmt.py", "import torch\nfrom .loss_mmt import (\n    nce_loss,\n)"),
-        ("modeling_mmt/video_decoding_mmt.py", "try:\n    import av\nexcept ImportError:\n    av = None"),
+        ("modeling_mmt/video_streams_mmt.py", "try:\n    import av\nexcept ImportError:\n    av = None"),
         ("modeling_mmt/cli.py", "from datasets_scripts.features import FeatureStores\nfrom .hub import publish"),
         ("metrics/retrieval/retrieval.py", "import evaluate\nfrom modeling_mmt.retrieval import ranks"),
     ],

@@ -15,7 +15,7 @@ from datasets import Dataset
 from huggingface_hub import HfApi, ModelCard, constants
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from modeling_mmt import cli
+import mmt as command_line
 from modeling_mmt import hub as publishing
 from modeling_mmt.hub import PublishError, SnapshotError, UploadError, load_pinned_dataset, pinned_snapshot, publish
 from modeling_mmt.model_card import without_local_paths, write_card
@@ -32,7 +32,7 @@ RECIPE = {
     "seed": 7,
 }
 METRICS = {
-    "finetuning": {"steps": 30, "seconds": 2.0, "curve": [{"step": 30, "loss": 0.5, "validation": 9.0}]},
+    "finetuning": {"steps": 30, "seconds": 2.0, "curve": [{"step": 30, "loss": 0.5, "validation_mrr": 9.0}]},
     "n_clips": 12,
     "video_extractors": [{"extractor": "made up", "revision": "1", "rate": 2.0, "dim": 8}],
     "figures": {"test": {"all": {way: {"en": FIGURES, "sw": FIGURES} for way in ("t2v", "v2t")}}},
@@ -350,7 +350,7 @@ def test_a_link_out_of_the_cache_is_refused(hub, corpus, tmp_path):
 
 
 def mmt(capsys, *argv):
-    code = cli.main(["publish", *map(str, argv)])
+    code = command_line.main(["publish", *map(str, argv)])
     told = capsys.readouterr()
     return code, told.out.strip(), told.err.strip()
 
@@ -361,7 +361,7 @@ def test_mmt_publish_in_a_process_of_its_own_commits_tags_and_says_where(hub, fo
         [
             sys.executable,
             "-m",
-            "modeling_mmt.cli",
+            "mmt",
             "publish",
             folder,
             REPO,

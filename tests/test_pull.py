@@ -16,14 +16,13 @@ from datasets import Dataset
 from huggingface_hub import HfApi
 from local_hub import LocalHub, point_clients_at
 from safetensors.torch import load_file, save_file
-from test_readme import code_blocks
+from test_readme import HUB, code_blocks
 
-from modeling_mmt import cli
+import mmt
 from modeling_mmt import hub as publishing
 
 ROOT = Path(__file__).resolve().parents[1]
 CAPTIONS = ["red dog runs", "heim"]
-README_HUB = [block for block in code_blocks("python") if "org/name" in block or "load_pinned_dataset" in block]
 PUBLISH = next(line for block in code_blocks("sh") for line in block.splitlines() if line.startswith("mmt publish"))
 
 LOAD = """
@@ -77,7 +76,7 @@ def published(tmp_path_factory):
         build_processor().save_pretrained(folder)
         (folder / "README.md").write_text("---\nlicense: mit\n---\n# tiny\n")
         monkeypatch.chdir(work)
-        assert cli.main([command, str(folder), *options]) == 0
+        assert mmt.main([command, str(folder), *options]) == 0
         first = HfApi().model_info("org/name").sha
         for name, model in list(models.items())[1:]:
             for path in folder.glob("model*safetensors*"):
@@ -157,8 +156,46 @@ def test_with_the_package_no_remote_code_is_asked_for_or_run(published):
     assert all(module.startswith("modeling_mmt.") for module in found["v1.0"][1:])
 
 
+PLUG_IN = """
+import json, sys
+sys.modules["modeling_mmt"] = None
+import torch
+from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer
+from transformers import pipeline
+
+clips = {name: clip.numpy() for name, clip in load_file("clips.safetensors").items()}
+found = {}
+for number, revision in enumerate(["v1.0", "main"]):
+    pin = {"revision": revision, "trust_remote_code": True, "device": "cpu"}
+    encoder = SentenceTransformer("org/name", **pin)
+    search = pipeline("text-to-video-retrieval", model="org/name", **pin)
+    embeds = {
+        "text_embeds": encoder.encode(["red dog runs", "heim"], convert_to_tensor=True),
+        "video_embeds": encoder.encode([{"video": clip} for clip in clips.values()], convert_to_tensor=True),
+    }
+    index = search.index(clips)
+    searched = search(["red dog runs", "heim"], top_k=2, index=index)
+    scores = embeds["text_embeds"] @ index.embeds.T
+    torch.testing.assert_close(index.embeds, embeds["video_embeds"])
+    for hits, line in zip(searched, scores.tolist(), strict=True):
+        scored = {hit["id"]: hit["score"] for hit in hits}
+        assert all(abs(scored[name] - score) < 1e-5 for name, score in zip(clips, line, strict=True))
+    save_file(embeds, f"plugged-{number}.safetensors")
+    found[revision] = f"plugged-{number}.safetensors"
+print(json.dumps(found))
+"""
+
+
+def test_sentence_transformers_and_the_pipeline_load_each_revision(published):
+    pytest.importorskip("sentence_transformers", reason="an optional peer: extra `plugins`")
+    for revision, name in run(published, PLUG_IN).items():
+        for key, value in load_file(published[1] / name).items():
+            torch.testing.assert_close(value, published[2][revision][key], rtol=0, atol=1e-6)
+
+
 def test_the_readme_s_blocks_load_the_model_and_the_data_by_their_pins(published):
-    assert len(README_HUB) == 2
+    assert len(HUB) == 2
     tail = """
 import json, torch
 from safetensors.torch import load_file, save_file
@@ -167,6 +204,6 @@ with torch.no_grad():
 save_file({key: output[key].contiguous() for key in ("text_embeds", "video_embeds")}, "readme.safetensors")
 print(json.dumps({"v1.0": ["readme.safetensors"], "rows": test.num_rows}))
 """
-    found = run(published, "\n".join(README_HUB) + tail, path=ROOT)
+    found = run(published, "\n".join(HUB) + tail, path=ROOT)
     check(published, found, ["v1.0"])
     assert found["rows"] == 3

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +22,8 @@ import tables  # noqa: E402
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 RESULTS = ROOT / "results" / "emoji9" / "results.json"
-EMOJI9_TEST = ROOT / "datasets_scripts" / "emoji9" / "data" / "test-00000-of-00001.parquet"
+EMOJI9 = ROOT / "datasets_scripts" / "emoji9"
+EMOJI9_TEST = EMOJI9 / "data" / "test-00000-of-00001.parquet"
 PLACEHOLDER = "# OUTPUT"
 NUMBER = r"-?\d+\.\d+"
 
@@ -39,6 +41,10 @@ PRINTED = BLOCK[BLOCK.index("print(") :].splitlines()[1:]  # the comment under t
 
 
 PLUG_IN = [block for block in code_blocks("python") if re.search(r"sentence_transformers|pipeline|mteb", block)]
+HUB = [block for block in code_blocks("python") if re.search("org/name|load_pinned_dataset", block)]
+(SEARCH,) = (block for block in code_blocks("python") if "SearchIndex" in block)
+(STORE,) = (block for block in code_blocks("python") if "write_feature_store" in block)
+(FINETUNE,) = (line for block in code_blocks("sh") for line in block.splitlines() if "finetune_with_trainer" in line)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +55,8 @@ def run(tmp_path_factory):
     work = tmp_path_factory.mktemp("readme")
     model, processor = build_model(), build_processor()
     generator = np.random.default_rng(0)
-    ids = pq.read_table(EMOJI9_TEST, columns=["video_id"])["video_id"].to_pylist()
+    splits = [pq.read_table(path, columns=["video_id"]) for path in sorted((EMOJI9 / "data").glob("*.parquet"))]
+    ids = [clip for split in splits for clip in split["video_id"].to_pylist()]
     clips = {clip: generator.standard_normal((3, 8)).astype(np.float32) for clip in ids}
     batch = processor(["red dog", "Hund schnell"], [clips[clip] for clip in CLIPS])
     optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=1e-3)
@@ -64,13 +71,21 @@ def run(tmp_path_factory):
     write_feature_store(work / store, clips.items(), extractor="random", revision="1")
     environment = {"PYTHONPATH": str(ROOT), "HF_HOME": str(work / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
-    def run(code):
+    for name in ("datasets_scripts", "examples"):
+        (work / name).symlink_to(ROOT / name)
+
+    def run(code, *command):
         done = subprocess.run(
-            [sys.executable, "-c", code], cwd=work, env=os.environ | environment, capture_output=True, text=True
+            [sys.executable, *(command or ("-c", code))],
+            cwd=work,
+            env=os.environ | environment,
+            capture_output=True,
+            text=True,
         )
         assert done.returncode == 0, done.stderr[-3000:]
         return done.stdout
 
+    run.work = work
     return run
 
 
@@ -88,6 +103,41 @@ def test_the_blocks_on_other_libraries_run_one_after_the_other(run):
     found = json.loads(re.search(r"^\[\{.*\}\]$", printed, re.MULTILINE)[0].replace("'", '"'))
     assert found[0]["id"] in CLIPS
     assert re.search(r"\{'en': \d.*'es': \d[\d.e-]*\}", printed)
+
+
+def test_the_block_on_search_finds_clips_that_are_no_flags(run):
+    rows = f'rows, features = datasets.load_dataset({str(EMOJI9)!r}, split="test"), store\n'
+    *block, last = SEARCH.splitlines()
+    shown = f"\nfor hits in {last}: print(*(hit.row for hit in hits))"
+    printed = run("import datasets\n" + BLOCK.split("batch =")[0] + rows + "\n".join(block) + shown)
+    flags = pq.read_table(EMOJI9_TEST, columns=["is_flag"])["is_flag"].to_pylist()
+    assert 0 < sum(flags) < len(flags)
+    assert [[flags[int(row)] for row in line.split()] for line in printed.splitlines()] == [[False] * 8] * 2
+
+
+def test_the_block_on_features_writes_a_store_of_them(run):
+    made = "import numpy as np\nmy_features = [('one', np.ones((3, 4), 'f4')), ('two', np.zeros((1, 4), 'f4'))]\n"
+    read = 'from datasets_scripts.features import FeatureStore\nprint(FeatureStore("features/mine")["one"].sum())'
+    assert run(made + STORE + read).split() == ["12.0"]
+
+
+def test_the_line_on_fine_tuning_leaves_a_checkpoint_with_other_weights(run):
+    pytest.importorskip("peft", reason="an optional peer: extra `plugins`")
+    program, *words = shlex.split(FINETUNE)
+    assert program == "python"
+    run("", *words, *"--max_steps 2 --use_cpu --report_to none --save_strategy no --learning_rate 0.01".split())
+    load = "from transformers import AutoModel\nimport modeling_mmt\n"
+    load += (
+        'for name in ("runs/demo/mmp_en", "runs/lora"):\n    weights = AutoModel.from_pretrained(name).state_dict()\n'
+    )
+    load += "    print(*(round(value.double().sum().item(), 6) for value in weights.values()))"
+    before, after = (line.split() for line in run(load).splitlines())
+    assert len(before) == len(after) and 5 < sum(a != b for a, b in zip(before, after, strict=True)) < len(before)
+
+
+def test_every_python_block_is_run_by_a_test():
+    """Those of `HUB`, and the line that publishes, by `test_pull.py`."""
+    assert sorted([BLOCK, SEARCH, STORE, *HUB, *PLUG_IN]) == sorted(code_blocks("python"))
 
 
 def test_the_first_code_block_prints_a_cosine_for_each_caption_and_clip(output):

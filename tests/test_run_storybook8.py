@@ -46,8 +46,8 @@ def test_a_row_has_each_language_the_averages_and_an_interval_around_the_mean():
 def test_two_rows_are_compared_in_the_other_languages_alone():
     worse = RANKS | {"en": [9.0] * 4, "sw": [3.0, 3.0]}
     found = {("mmp_en", 0): run_of(RANKS), ("none_en", 0): run_of(worse)}
-    assert stories.comparison("mmp_en", "none_en", found, STORIES, [0])["difference"] == pytest.approx(50.0)
-    same = stories.comparison("mmp_en", "mmp_en", found, STORIES, [0])
+    assert stories.comparison("R@1", "mmp_en", "none_en", found, STORIES, [0])["difference"] == pytest.approx(50.0)
+    same = stories.comparison("R@1", "mmp_en", "mmp_en", found, STORIES, [0])
     assert same["difference"] == 0.0 and same["p"] == 1.0
 
 
@@ -56,10 +56,11 @@ def test_the_page_says_who_won_and_on_how_many_stories():
     results = {
         "machine": "2 cores",
         "seeds": [0],
-        "splits": {"test": {"stories": 3, "queries": {"en": 4, "sw": 2}}},
+        "splits": {"test": {"stories": 3, "pages": 50, "queries": {"en": 4, "sw": 2}}},
         "rows": [stories.row(name, "test", found, STORIES, [0]) for name in stories.ROWS],
-        "comparisons": [stories.comparison("mmp_en", "none_en", found, STORIES, [0])],
+        "comparisons": [stories.comparison("R@1", "mmp_en", "none_en", found, STORIES, [0])],
     }
     page = stories.markdown(results)
     assert "| MMP / en | 50.0 | 50.0 | 50.0 [" in page
-    assert "3 stories; queries: en 4, sw 2" in page and "| MMP/en - none/en | +0.0 |" in page
+    assert "50 pages of 3 stories; chance is 2.0 for R@1, 20.0 for R@10; queries: en 4, sw 2" in page
+    assert "| R@1 | MMP/en - none/en | +0.0 |" in page

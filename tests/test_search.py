@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from PIL import Image
+from test_vision import clip as vision_clip
+from test_vision import vision_model, vision_processor
 
 from modeling_mmt import search as search_module
 from modeling_mmt.search import CLIPS, EMBEDDINGS, INDEX, SearchIndex, SearchIndexError, model_fingerprint
@@ -64,6 +67,28 @@ def test_a_clip_finds_itself_by_its_id_and_by_its_features(index, model, process
     by_features = index.search_videos(model, processor, [features[video_id] for video_id in IDS], top=1)
     assert [hits[0].row for hits in by_id] == [hits[0].row for hits in by_features] == list(range(NUM_CLIPS))
     assert all(hits[0].score == pytest.approx(1, abs=1e-6) for hits in by_id)
+
+
+def test_a_picture_finds_the_clip_with_its_features(tmp_path):
+    model = vision_model()
+    processor = vision_processor(model)
+    pictures = [Image.fromarray(frames[0]) for frames in (vision_clip(1, seed=seed) for seed in range(6))]
+    pictures[1].save(tmp_path / "1.png")
+    with torch.inference_mode():
+        features = [model.video_model.features(**processor(images=[picture]))[0].numpy() for picture in pictures]
+    rows = Dataset.from_dict({"video_id": [str(row) for row in range(6)]})
+    index = SearchIndex.build(model, processor, rows, dict(zip(rows["video_id"], features, strict=True)))
+    asked = [pictures[4], tmp_path / "1.png", (tmp_path / "1.png").read_bytes()]
+    hits = index.search_images(model, processor, asked, 2)
+    assert [line[0].row for line in hits] == [4, 1, 1]
+    assert all(line[0].score == pytest.approx(1, abs=1e-4) and line[1].score < line[0].score for line in hits)
+    with pytest.raises(ValueError, match="is no video or picture"):
+        index.search_images(model, processor, [b"no picture"], 1)
+
+
+def test_a_model_without_a_vision_encoder_says_so(index, model, processor):
+    with pytest.raises(ValueError, match="has no vision encoder to look at pictures with"):
+        index.search_images(model, processor, [b""], 1)
 
 
 def test_a_filter_leaves_what_its_columns_say(index):

@@ -1,5 +1,7 @@
 """The demo Space in a real browser: `make test-system`, which brings Chromium, fonts, gradio and the checkpoints."""
 
+import dataclasses
+import io
 import json
 import os
 import re
@@ -9,9 +11,19 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from datasets import load_dataset
+from PIL import Image
+from transformers import AutoModel, AutoProcessor
+
+from datasets_scripts.emoji9 import frames_of
+from modeling_mmt import MMTConfig, MMTModel, MMTProcessor, MMTVideoFeatureExtractor
+from modeling_mmt.image_processing_mmt import PixelSettings
+from modeling_mmt.packaged_encoders import packaged_encoder
+from modeling_mmt.vision_encoders_mmt import MMTVisionEncoder
 
 pytestmark = pytest.mark.system
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,16 +42,12 @@ def checkpoints() -> dict[str, Path]:
     return found
 
 
-@pytest.fixture(scope="module")
-def server():
-    """The address of a running page, and the file with what the server printed."""
-    found = checkpoints()
-    if "MMP" not in found:
-        pytest.skip("no checkpoint of the demo: `make demo` makes them")
+@contextmanager
+def served(found, log):
+    """A page with these checkpoints: its address, and the file with what the server printed."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    log = ROOT / "runs" / "space.log"
     command = [sys.executable, str(ROOT / "examples" / "space" / "app.py"), "--port", str(port)]
     for label, folder in found.items():
         command += ["--checkpoint", f"{label}={folder}"]
@@ -57,6 +65,40 @@ def server():
     finally:
         process.terminate()
         process.wait(60)
+
+
+@pytest.fixture(scope="module")
+def server():
+    """The page of the demo's checkpoints."""
+    found = checkpoints()
+    if "MMP" not in found:
+        pytest.skip("no checkpoint of the demo: `make demo` makes them")
+    with served(found, ROOT / "runs" / "space.log") as page:
+        yield page
+
+
+@pytest.fixture(scope="module")
+def server_from_pixels(tmp_path_factory):
+    """The page of the demo's MMP checkpoint with the image encoder of its features put under it."""
+    folder = checkpoints().get("MMP")
+    if folder is None:
+        pytest.skip("no checkpoint of the demo: `make demo` makes them")
+    encoder = packaged_encoder("efficientnet-lite0")
+    model, processor = AutoModel.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+    expert = MMTVisionEncoder.from_pretrained(str(encoder))
+    seeing = MMTModel(MMTConfig(**model.config.to_dict() | {"vision_config": [expert.config]}))
+    seeing.load_state_dict(seeing.state_dict() | model.state_dict())
+    seeing.video_model.vision_experts[0].load_state_dict(expert.state_dict())
+    work = tmp_path_factory.mktemp("pixels")
+    seeing.save_pretrained(work)
+    own = PixelSettings.from_pretrained(str(encoder))
+    pixels = [dataclasses.replace(own, height=128, width=128, resize=(128, 128))]  # as the features were extracted
+    extractor = MMTVideoFeatureExtractor(1280, processor.feature_extractor.max_video_length, pixels)
+    MMTProcessor(extractor, processor.tokenizer, processor.text_prefix, processor.max_text_length).save_pretrained(
+        work
+    )
+    with served({"pixels": work}, work / "space.log") as page:
+        yield page
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +134,14 @@ def page(server, browser):
     return page
 
 
+def picture_of(name, kind="PNG"):
+    """The first frame of a test clip, as a file."""
+    rows = load_dataset(str(ROOT / "datasets_scripts" / "emoji9"), split="test")
+    packed = io.BytesIO()
+    frames_of(rows[rows["name_en"][:].index(name)])[0].convert("RGB").save(packed, kind)
+    return packed.getvalue()
+
+
 def type_query(page, text):
     """By keyboard alone; waits for the answer to this very text."""
     page.get_by_role("tab", name="Type in any language").click()
@@ -102,9 +152,9 @@ def type_query(page, text):
     return page.locator("#results img").evaluate_all("images => images.map(image => image.alt)")
 
 
-def screenshot(page, name):
+def screenshot(page, name, images="#results img, #languages img"):
     if SCREENSHOTS:
-        page.locator("#results img, #languages img").first.evaluate("image => image.decode()")
+        page.locator(images).first.evaluate("image => image.decode()")
         page.screenshot(path=Path(SCREENSHOTS) / f"space_{name}.png")
 
 
@@ -127,7 +177,7 @@ def test_the_clips_are_pictures_that_load_and_move(page, server):
 
 
 def test_arabic_runs_from_right_to_left_and_chinese_from_left_to_right(page):
-    for text, right_to_left in (("قلب أحمر", True), ("睡觉的猫", False)):
+    for text, right_to_left in (("قلب بنفسجي", True), ("骑自行车的人", False)):
         type_query(page, text)
         edges = "element => { const r = document.createRange(); r.selectNodeContents(element); "
         edges += "const inner = r.getBoundingClientRect(), outer = element.getBoundingClientRect(); "
@@ -225,24 +275,91 @@ def test_what_the_page_cannot_send_is_refused_without_a_traceback(server, functi
     assert "clips in" in ask(server, "search", ["cat", "MMP"])
 
 
-def test_an_image_bomb_is_refused_at_the_door(server):
-    """Nothing here takes a picture; gradio's upload address exists all the same."""
-    body = (
-        b'--x\r\nContent-Disposition: form-data; name="files"; filename="bomb.png"\r\n\r\n'
-        + bytes(300_000)
-        + b"\r\n--x--\r\n"
-    )
+def upload(server, name, content):
+    """What the page's own code does with a file: it gives back where the server keeps it."""
+    head = f'--x\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n'.encode()
     request = urllib.request.Request(
-        f"{server[0]}/gradio_api/upload", body, {"Content-Type": "multipart/form-data; boundary=x"}
+        f"{server[0]}/gradio_api/upload",
+        head + content + b"\r\n--x--\r\n",
+        {"Content-Type": "multipart/form-data; boundary=x"},
     )
+    return json.load(urllib.request.urlopen(request, timeout=STEP_SECONDS))[0]
+
+
+def ask_by_picture(server, name, content, label):
+    """What the server answers to an uploaded file."""
+    file = {"path": upload(server, name, content), "orig_name": name, "meta": {"_type": "gradio.FileData"}}
+    return ask(server, "picture", [file, label])
+
+
+def test_a_picture_is_answered_with_a_message_by_a_checkpoint_without_a_vision_encoder(server):
+    assert "has no vision encoder" in ask_by_picture(server, "cat.png", picture_of("cat"), "MMP")
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_a_picture_finds_its_clip(server_from_pixels, kind):
+    answer = ask_by_picture(server_from_pixels, f"x.{kind.lower()}", picture_of("bicycle", kind), "pixels")
+    names = re.findall(r'<img src=.{1,200}? alt=."(.*?)." width', answer)
+    assert names[0] == "bicycle" and len(names) == 12
+    score = float(re.search(r"1 &nbsp; (\d\.\d+)", answer)[1])
+    assert kind != "PNG" or score > 0.99  # the others lose bits: 0.78 for a JPEG of quality 75
+
+
+def test_a_person_uploads_a_picture_and_sees_clips(server_from_pixels, browser, tmp_path):
+    (tmp_path / "bicycle.png").write_bytes(picture_of("bicycle"))
+    page = browser.new_page(viewport={"width": 1240, "height": 900})
+    page.set_default_timeout(1000 * STEP_SECONDS)
+    page.goto(server_from_pixels[0])
+    page.get_by_role("tab", name="Upload a picture").click()
+    page.locator("#picture input[type=file]").set_input_files(tmp_path / "bicycle.png")
+    images = page.locator("#alike .clips img")
+    images.nth(11).wait_for()
+    assert images.first.get_attribute("alt") == "bicycle"
+    images.first.evaluate("image => image.decode()")
+    screenshot(page, "picture", "#alike img")
+    page.close()
+
+
+def bomb(side):
+    """A PNG of some hundred kilobytes at most that unpacks to `side` squared pixels."""
+    packed = io.BytesIO()
+    Image.new("1", (side, side)).save(packed, "PNG", optimize=True)
+    return packed.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("bomb.png", bomb(8_000)),  # below Pillow's own limit
+        ("bomb.png", bomb(20_000)),
+        ("torn.png", b"\x89PNG\r\n\x1a\n" + bytes(100)),
+        ("text.png", b"no picture"),
+        ("empty.png", b""),
+    ],
+)
+def test_an_image_bomb_and_what_is_no_picture_are_answered_with_a_message(server_from_pixels, name, content):
+    assert "This is no picture that can be read" in ask_by_picture(server_from_pixels, name, content, "pixels")
+    assert "clips in" in ask(server_from_pixels, "search", ["cat", "pixels"])
+    assert "Traceback" not in server_from_pixels[1].read_text()
+
+
+def test_a_picture_cut_short_is_answered_with_a_message(server_from_pixels):
+    content = picture_of("bicycle")
+    answer = ask_by_picture(server_from_pixels, "cut.png", content[: len(content) // 2], "pixels")
+    assert "This is no picture that can be read" in answer
+
+
+def test_a_file_beyond_the_limit_is_refused_at_the_door(server):
     with pytest.raises(urllib.error.HTTPError) as refused:
-        urllib.request.urlopen(request, timeout=STEP_SECONDS)
+        upload(server, "large.png", bytes(9_000_000))
     assert refused.value.code == 413
     assert "clips in" in ask(server, "search", ["cat", "MMP"])
 
 
 def test_files_beside_the_animations_are_not_served(server):
     for path in ("/etc/passwd", str(ROOT / "setup.py")):
+        file = {"path": path, "meta": {"_type": "gradio.FileData"}}
+        assert "alt=" not in ask(server, "picture", [file, "MMP"])
         with pytest.raises(urllib.error.HTTPError):
             urllib.request.urlopen(f"{server[0]}/gradio_api/file={path}", timeout=STEP_SECONDS)
 

@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,17 +12,22 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
-from safetensors.torch import load_file
+from datasets import Dataset
+from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_corpus import SPLITS, WITHOUT_DROPOUT, write_recipe
 from train_process import FSDP2, ROOT, Group
-from transformers import AutoModel, AutoProcessor
+from transformers import AutoModel, AutoProcessor, AutoTokenizer
 
 import train
-from datasets_scripts.features import FeatureStore
+from datasets_scripts.features import FeatureStore, FeatureStores
+from modeling_mmt import MMTModel, MMTProcessor, MMTVideoFeatureExtractor
+from modeling_mmt.checkpointing import CheckpointError
+from modeling_mmt.evaluation import search_problems
 from modeling_mmt.retrieval import embed_texts, embed_videos, ranks_by_language
-from modeling_mmt.training_arguments import parse_recipe
+from modeling_mmt.training_arguments import RecipeError, parse_recipe, stages
 
 CHANCE = 100 / SPLITS["test"]
 ONLY_PRETRAINING = {"finetuning": None}
@@ -97,8 +104,8 @@ def test_the_metrics_are_whole_and_on_disk(trained):
                 for figures in languages.values():
                     assert {"R@1", "R@5", "R@10", "MedR", "MRR"} <= figures.keys()
                     assert all(math.isfinite(value) for value in figures.values())
-    best = max(point["validation"] for point in metrics["finetuning"]["curve"])
-    assert metrics["finetuning"]["best"]["validation"] == best
+    best = max(point["validation_mrr"] for point in metrics["finetuning"]["curve"])
+    assert metrics["finetuning"]["best"]["validation_mrr"] == best
     assert metrics["figures"]["validation"]["all"]["t2v"]["en"]["MRR"] == pytest.approx(best)
 
 
@@ -122,6 +129,10 @@ def test_the_card_has_the_figures_and_the_recipe_runs_again(trained):
     recipe, _ = parse_recipe([str(folder / "model" / "recipe.json")])
     wanted, _ = parse_recipe([str(folder / "model.yaml")])
     assert recipe == wanted
+    cores = f"{os.cpu_count()} CPU cores"
+    for stage in ("pretraining", "finetuning"):
+        assert cores in metrics[stage]["machine"]
+    assert card.count(cores) == 1  # both stages on one machine
 
 
 def test_the_tracker_has_every_objective_of_both_stages(trained):
@@ -196,6 +207,85 @@ def test_a_finished_stage_is_not_run_again(run, tmp_path, monkeypatch):
         torch.equal(a, b)
         for a, b in zip(weights(tmp_path / "again").values(), weights(tmp_path / "model").values(), strict=True)
     )
+
+
+def change_value(folder, split, column, row=3):
+    """Put another text at a place of a split, in a file of the same name."""
+    (path,) = folder.glob(f"data/{split}-*.parquet")
+    rows = Dataset.from_parquet(str(path), cache_dir=str(folder / "cache")).to_list()
+    rows[row][column] = ["blau", "Hund"] if column.startswith("keywords") else "blue whale"
+    Dataset.from_list(rows).to_parquet(str(path))
+
+
+def change_encoder(folder):
+    weights = load_file(folder / "model.safetensors")
+    weights["encoder.layer.1.output.dense.weight"][0, 0] += 1
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def change_tokenizer(folder):
+    path = folder / "tokenizer.json"
+    path.write_text(path.read_text().replace('"Whitespace"', '"WhitespaceSplit"'))
+
+
+def folders(recipe):
+    """Where `train.py` would look for each stage."""
+    parsed, _ = parse_recipe([recipe])
+    splits = {split: train.load_split(parsed.data.dataset, None, split, []) for split in SPLITS}
+    model = MMTModel.from_text_encoder(parsed.model.text_model, video_feature_dims=[6, 6], **parsed.model.config)
+    processor = MMTProcessor(MMTVideoFeatureExtractor(12, 4), AutoTokenizer.from_pretrained(parsed.model.text_model))
+    run = train.Run(parsed, None, model, processor, None, splits, FeatureStores(parsed.data.features))
+    return {name: folder for name, _, folder, _ in stages(parsed, run.contents)}
+
+
+@pytest.fixture
+def data(corpus, tmp_path):
+    """A copy of what is read, to be changed; and the recipe of a short run whose fine-tuning reads `own` too."""
+    root = tmp_path / "data"
+    for name in ("corpus", "encoder", "colours", "animals"):
+        shutil.copytree(corpus / name, root / name)
+    shutil.copytree(corpus / "corpus_with_features", root / "own")
+    changes = {"model.standardize_inputs": False}
+    changes |= {"finetuning.sources": [SECOND_SOURCE, SECOND_SOURCE | {"dataset": str(root / "own")}]}
+    for stage in ("pretraining", "finetuning"):
+        changes |= {f"{stage}.num_train_epochs": 1, f"{stage}.evaluations": 1}
+    return root, write_recipe(root, tmp_path, changes)
+
+
+@pytest.mark.parametrize(
+    ("change", "trained_again"),
+    [
+        (lambda root: None, []),
+        (lambda root: (root / "corpus" / "README.md").write_text("A card."), []),
+        (lambda root: change_value(root / "corpus", "test", "caption_en"), []),
+        (lambda root: change_value(root / "corpus", "train", "caption_de"), []),  # no stage reads it
+        (lambda root: change_value(root / "corpus", "train", "caption_en"), ["finetuning"]),
+        (lambda root: change_value(root / "corpus", "train", "keywords_de"), ["pretraining", "finetuning"]),
+        (lambda root: change_value(root / "corpus", "validation", "caption_en"), ["pretraining", "finetuning"]),
+        (lambda root: change_value(root / "own", "train", "caption_en"), ["finetuning"]),
+        (lambda root: change_value(root / "own", "train", "video_id"), ["finetuning"]),
+        (lambda root: change_encoder(root / "encoder"), ["pretraining", "finetuning"]),
+        (lambda root: change_tokenizer(root / "encoder"), ["pretraining", "finetuning"]),
+    ],
+    ids="nothing card test unread captions keywords validation own own_id encoder tokenizer".split(),
+)
+def test_a_stage_is_another_where_what_it_reads_changed_under_the_same_path(data, change, trained_again):
+    root, recipe = data
+    before = folders(recipe)
+    change(root)
+    after = folders(recipe)
+    assert [name for name in before if before[name] != after[name]] == trained_again
+
+
+def test_a_changed_caption_trains_its_stage_again_and_what_was_not_changed_is_reused(data, tmp_path):
+    root, recipe = data
+    first = train.main([recipe])
+    assert {path.parent for path in (tmp_path / "stages").glob("*/result.json")} == set(folders(recipe).values())
+    change_value(root / "corpus", "train", "caption_en")
+    second = train.main([recipe])
+    assert second["pretraining"] == first["pretraining"]
+    assert second["finetuning"]["seconds"] != first["finetuning"]["seconds"]
+    assert len(list((tmp_path / "stages").glob("finetuning-*/result.json"))) == 2
 
 
 # What a stage can be told
@@ -295,6 +385,94 @@ def test_an_unknown_field_is_refused_by_name(run, changes, name, capsys):
     with pytest.raises((SystemExit, ValueError)) as refusal:
         run(changes)
     assert name in capsys.readouterr().err + str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            ("validation", "is_flag", True),
+            r"corpus \(validation\): is_flag holds for every clip.*exclude_column to null",
+        ),
+        (("test", "caption_de", ""), r"corpus \(test\): caption_de is empty; take de out of data.languages"),
+        (("test", "caption_de", "  "), r"\(test\): 12 texts of caption_de are blank, the first of clip 'clip-52'"),
+        (
+            ("validation", "video_id", "twin"),
+            r"\(validation\): video_id 'twin' stands in 12 rows; give a clip one row",
+        ),
+        (("train", "caption_en", " \n"), r"\(train\): 40 texts of caption_en are blank, the first of clip 'clip-0'"),
+    ],
+    ids="excluded empty blank twins blank_in_training".split(),
+)
+def test_data_that_would_fail_after_hours_are_refused_before_training_and_by_a_dry_run(
+    corpus, tmp_path, change, message
+):
+    split, column, value = change
+    shutil.copytree(corpus / "corpus", tmp_path / "data" / "corpus")
+    (path,) = (tmp_path / "data").glob(f"corpus/data/{split}-*.parquet")
+    rows = Dataset.from_parquet(str(path), cache_dir=str(tmp_path / "cache")).to_list()
+    Dataset.from_list([row | {column: value} for row in rows]).to_parquet(str(path))
+    recipe = write_recipe(corpus, tmp_path, {"data.dataset": str(tmp_path / "data" / "corpus")})
+    with pytest.raises(RecipeError, match=message):
+        train.main([recipe])
+    assert list(tmp_path.glob("stages/*")) == []
+    assert any(re.search(message, problem) for problem in train.main([recipe, "--dry_run"])["problems"])
+
+
+def test_a_language_whose_texts_are_all_of_excluded_clips_is_refused():
+    rows = Dataset.from_dict({"video_id": ["a", "b"], "caption_de": ["x", ""], "is_flag": [True, False]})
+    (problem,) = search_problems(rows, "caption", ["de"], "is_flag")
+    assert "caption_de is empty but for clips that is_flag leaves out" in problem
+    assert list(search_problems(rows, "caption", ["de"])) == []
+
+
+def test_a_frozen_prefix_that_no_parameter_has_is_refused(run):
+    with pytest.raises(
+        RecipeError, match="finetuning.freeze: no parameter's name begins with 'txt_model'; did you mean text_model"
+    ):
+        run({"finetuning.freeze": ["video_", "txt_model"]})
+
+
+@pytest.mark.parametrize("damage", ["torn", "nan"])
+@pytest.mark.parametrize("name", ["result", "encoder"])
+def test_damaged_weights_are_refused_by_file_and_tensor(corpus, tmp_path, name, damage):
+    shutil.copytree(corpus / "encoder", tmp_path / "encoder")
+    changes = {f"pretraining.{key}": 1 for key in ("num_train_epochs", "evaluations")}
+    recipe = write_recipe(
+        corpus, tmp_path, ONLY_PRETRAINING | changes | {"model.text_model": str(tmp_path / "encoder")}
+    )
+    path = tmp_path / "encoder" / "model.safetensors"
+    if name == "result":
+        train.main([recipe])
+        (path,) = tmp_path.glob("stages/*/result.safetensors")
+    if damage == "torn":
+        path.write_bytes(path.read_bytes()[:-8])
+        message = f"{path}: torn .*; "
+    else:
+        tensors = load_file(path)
+        key = max(key for key in tensors if not key.startswith("pooler."))  # which is not used
+        tensors[key].view(-1)[0] = math.nan
+        save_file(tensors, path, metadata={"format": "pt"})
+        message = f"{path if name == 'result' else path.parent}: {key} holds NaN or infinity; "
+    remedy = f"delete {path.parent}, and pretraining is run again" if name == "result" else "text"
+    with pytest.raises(CheckpointError, match=message + f".*{remedy}"):
+        train.main([recipe])
+
+
+def test_the_command_line_says_in_one_line_what_is_wrong(corpus, tmp_path):
+    recipe = write_recipe(corpus, tmp_path, {"finetuning.learning_rat": 0.1})
+    done = subprocess.run([sys.executable, "train.py", recipe], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == (
+        f"train.py: {recipe}: finetuning.learning_rat is no field of StageArguments; "
+        "did you mean learning_rate or text_learning_rate?"
+    )
+    assert "Traceback" not in done.stderr and "usage" not in done.stderr
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_the_machine_is_the_gpu_where_there_is_one():
+    assert train.machine(Accelerator()).startswith(f"1 x {torch.cuda.get_device_name()}, ")
 
 
 def test_a_missing_column_is_refused_by_name(run):

@@ -54,7 +54,7 @@ def test_a_run_reads_its_pinned_dataset_and_publishes_itself(hub, corpus, tmp_pa
     assert tellers == []  # who trains where is nobody's business
     assert not {"push_to_hub", "hub_revision", "hub_tag"} & told.keys() and told["data"]["revision"] == "v1.0"
     (record,) = [json.loads(line) for line in (there / "training_log.jsonl").read_text().splitlines()]
-    assert record.keys() == {"stage", "step", "loss", "validation"}
+    assert record.keys() == {"stage", "step", "loss", "validation_mrr"}
     assert 'from_pretrained("org/model"' in (there / "README.md").read_text()
     assert (there / ".eval_results" / "org--clips.yaml").is_file()
     holders = [p for p in tmp_path.rglob("*") if p.is_file() and hub.token.encode() in p.read_bytes()]

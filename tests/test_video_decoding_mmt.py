@@ -1,12 +1,14 @@
 """Frames at the times asked for, of every kind of source; what is damaged or absurd is named, at little cost."""
 
-import importlib.util
+import importlib
 import io
 import itertools
 import math
+import shutil
 import struct
 import sys
 import time
+import types
 import zlib
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from PIL import Image
 from video_files import number_frame, numbers_of, write_video
 
 from modeling_mmt import video_decoding_mmt as decoding
+from modeling_mmt import video_streams_mmt as streams
 from modeling_mmt.video_decoding_mmt import FrameSampling, VideoDecodingError, read_clip
 
 COUNT = 60
@@ -119,7 +122,7 @@ def test_shortcuts_give_the_bytes_that_decoding_everything_gives(videos, name):
     "name", [name for name in SOURCES if not name.startswith(("VP8", "H.264, intra", "H.264, open"))]
 )
 def test_shortcuts_are_taken(videos, name, monkeypatch):
-    monkeypatch.setattr(decoding, "_one_by_one", lambda *arguments: pytest.fail("decoded everything"))
+    monkeypatch.setattr(streams, "_one_by_one", lambda *arguments: pytest.fail("decoded everything"))
     assert len(read_clip(videos[name], fixed(5), decoder="pyav").frames) == 5
 
 
@@ -131,21 +134,21 @@ def test_a_jump_leaves_out_the_frames_between(videos, monkeypatch):
             met.append(round(float(packet.pts * packet.time_base * 25)))
             yield packet, shown_after
 
-    following = decoding._with_following
-    monkeypatch.setattr(decoding, "_with_following", noted)
+    following = streams._with_following
+    monkeypatch.setattr(streams, "_with_following", noted)
     read_clip(videos["H.264, keyframe every 10"], fixed(3), decoder="pyav")  # frames 10, 30, 50, all keyframes
     assert {10, 30, 50} <= set(met)
     assert len(met) <= 30  # at the worst a GOP more for each, where an index counts in dts
 
 
 def test_a_shortcut_that_fails_on_its_way_costs_time_only(videos, monkeypatch):
-    shortcuts = decoding._by_shortcuts
+    shortcuts = streams._by_shortcuts
 
     def lost(*arguments):
         yield from itertools.islice(shortcuts(*arguments), 3)
-        raise decoding._LostError("the third is the last")
+        raise streams._LostError("the third is the last")
 
-    monkeypatch.setattr(decoding, "_by_shortcuts", lost)
+    monkeypatch.setattr(streams, "_by_shortcuts", lost)
     clip = read_clip(videos["H.264, keyframe every 10"], fixed(6), decoder="pyav")
     assert numbers_of(clip.frames) == [5, 15, 25, 35, 45, 55]
 
@@ -532,6 +535,25 @@ def test_files_that_cannot_be_read_are_named_soon_and_in_little_memory(bad, tmp_
             read_clip(content, fixed(COUNT), decoder="pyav")
 
 
+@pytest.mark.parametrize(
+    ("codec", "options"),
+    [("libx264", {"g": "600", "bf": "0", "coder": "0"}), ("libx265", {"x265-params": "log-level=none:pools=1"})],
+)
+def test_a_damaged_packet_that_ffmpeg_alone_passes_over_is_an_error(tmp_path, codec, options):
+    path = write_video(tmp_path / "holiday.mp4", COUNT, codec=codec, options=options)
+    with av.open(str(path)) as container:
+        packet = [packet for packet in container.demux(video=0) if packet.size][COUNT // 2 + 3]  # of no sampled frame
+        first, last = packet.pos + packet.size // 2, packet.pos + packet.size - 2
+    content = bytearray(path.read_bytes())
+    content[first:last] = bytes(255 - value for value in content[first:last])
+    path.write_bytes(content)
+    with av.open(str(path)) as container:
+        assert sum(1 for _ in container.decode(video=0)) > COUNT // 2  # and no error
+    with pytest.raises(VideoDecodingError, match="cannot be decoded.*damaged") as caught:
+        read_clip(path, fixed(5), decoder="pyav")
+    assert str(path) in str(caught.value)
+
+
 @pytest.mark.parametrize("seed", range(30))
 def test_random_damage_is_an_error_that_names_the_file_or_a_clip_but_nothing_else(videos, tmp_path, seed):
     generator = np.random.default_rng(seed)
@@ -611,10 +633,10 @@ def test_memory_does_not_grow_with_the_length_of_a_video(tmp_path):
 
 
 def test_without_a_decoder_the_message_says_what_to_install(videos, monkeypatch):
-    monkeypatch.setattr(decoding, "_torchcodec_module", lambda: None)
+    monkeypatch.setattr(streams, "_torchcodec_module", lambda: None)
     with pytest.raises(VideoDecodingError, match="torchcodec does not load"):
         read_clip(videos["VP9"], fixed(1), decoder="torchcodec")
-    monkeypatch.setattr(decoding, "av", None)
+    monkeypatch.setattr(streams, "av", None)
     with pytest.raises(VideoDecodingError, match="pip install av"):
         read_clip(videos["VP9"], fixed(1))
     monkeypatch.setattr(decoding, "Image", None)
@@ -622,16 +644,20 @@ def test_without_a_decoder_the_message_says_what_to_install(videos, monkeypatch)
         read_clip(png(4, 4), fixed(1))
 
 
-def test_the_file_alone_reads_arrays_where_nothing_else_is_installed(monkeypatch):
+def test_the_two_files_alone_read_arrays_where_nothing_else_is_installed(tmp_path, monkeypatch):
+    for file in (decoding.__file__, streams.__file__):
+        shutil.copy(file, tmp_path)
     for package in ("av", "PIL", "torchcodec", "modeling_mmt"):
         monkeypatch.setitem(sys.modules, package, None)
-    spec = importlib.util.spec_from_file_location("alone_mmt", decoding.__file__)
-    alone = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "alone_mmt", alone)
-    spec.loader.exec_module(alone)
+    package = types.ModuleType("alone")
+    package.__path__ = [str(tmp_path)]
+    monkeypatch.setitem(sys.modules, "alone", package)
+    alone = importlib.import_module("alone.video_decoding_mmt")
     assert len(alone.read_clip(np.zeros((9, 4, 4, 3), np.uint8), alone.FrameSampling(num_frames=3)).frames) == 3
     with pytest.raises(alone.VideoDecodingError, match="pip install"):
         alone.read_clip(b"\x1aE\xdf\xa3", alone.FrameSampling(num_frames=3))
+    for name in [name for name in sys.modules if name.startswith("alone.")]:
+        monkeypatch.delitem(sys.modules, name)
 
 
 # --- both decoders

@@ -13,6 +13,7 @@ import torch
 import transformers
 from conftest import build_config, build_model, build_processor, build_text_config, build_tokenizer, randomize
 from PIL import Image
+from safetensors.torch import save_file
 from transformers import AutoModel
 
 from modeling_mmt import (
@@ -50,6 +51,7 @@ ENCODERS = {
     "vjepa2": SIZES | {"hidden_size": 24, "crop_size": SIDE, "patch_size": 8, "frames_per_clip": STEP} | PREDICTOR,
 }
 PIXELS = PixelSettings(SIDE, SIDE, resize=SIDE, mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
+TIMM_PIXELS = ("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std")
 VIDEO_PIXELS = dataclasses.replace(PIXELS, frames_per_step=STEP)
 
 
@@ -363,6 +365,43 @@ def test_pretrained_encoders_come_with_their_weights_and_their_pixels(folders, c
     assert str(folders) not in text and "auto_map" not in json.dumps(model.config.vision_config)
 
 
+@pytest.mark.parametrize("name", ["test_vit", "test_efficientnet", "test_convnext"])
+def test_a_timm_encoder_gives_timms_own_vectors_of_timms_own_pixels(folders, tmp_path, name):
+    try:
+        timm = importlib.import_module("timm")
+    except (ImportError, RuntimeError) as error:  # its torchvision is not there, or was built for another torch
+        pytest.skip(f"timm does not import: {error}")
+    torch.manual_seed(0)
+    own = randomize(timm.create_model(name)).eval()  # with a head, as timm's are published
+    (tmp_path / "timm").mkdir()
+    save_file(own.state_dict(), tmp_path / "timm" / "model.safetensors", {"format": "pt"})
+    config = {"architecture": name, "num_classes": own.num_classes, "num_features": own.num_features}
+    config["pretrained_cfg"] = {key: own.pretrained_cfg[key] for key in TIMM_PIXELS}
+    (tmp_path / "timm" / "config.json").write_text(json.dumps(config))
+    names = str(folders / "text"), str(tmp_path / "timm")
+    heads = {key: value for key, value in build_config().to_dict().items() if key in ("hidden_size", "projection_dim")}
+    model = MMTModel.from_encoders(*names, text_output_layer=None, freeze_text_layers=2, intermediate_size=20, **heads)
+    model.eval()
+    processor = MMTProcessor.from_encoders(*names)
+    batch = processor(text=["red dog"] * 3, videos=[clip(3, 200, 240)])
+    transform = timm.data.create_transform(**timm.data.resolve_data_config(own.pretrained_cfg))
+    wanted = torch.stack([transform(Image.fromarray(frame)) for frame in clip(3, 200, 240)])
+    std = torch.tensor(own.pretrained_cfg["std"]).view(3, 1, 1)
+    levels = (batch["pixel_values"][0] - wanted).abs() * std * 255
+    assert levels.max() < 2.01 and (levels > 0.01).float().mean() < 0.01
+    with torch.no_grad():
+        features = model.video_model.features(batch["pixel_values"], batch["video_mask"])
+        states = own.forward_features(batch["pixel_values"][0])
+        torch.testing.assert_close(features[0], own.forward_head(states, pre_logits=True))
+        assert features.std(1).max() > 0 and features.shape[-1] == own.num_features
+        model.save_pretrained(tmp_path / "saved")
+        processor.save_pretrained(tmp_path / "saved")
+        again = MMTModel.from_pretrained(tmp_path / "saved")
+        batch = MMTProcessor.from_pretrained(tmp_path / "saved")(text=["red dog"], videos=[clip(3, 200, 240)])
+        torch.testing.assert_close(again(**batch).video_embeds, model(**batch).video_embeds)
+    assert model.video_model.vision_experts[0].frozen_parts(1)[0]
+
+
 def test_a_pretrained_vision_encoder_without_a_weight_is_an_error(folders, tmp_path):
     encoder = transformers.ViTModel(transformers.ViTConfig(**VIT), add_pooling_layer=False)
     encoder.save_pretrained(tmp_path)
@@ -432,15 +471,7 @@ def test_the_pipeline_and_sentence_transformers_embed_files(checkpoint, tmp_path
     torch.testing.assert_close(index.embeds, wanted)
     assert len(search("red dog", index=index)) == 2
     sentence_transformers = pytest.importorskip("sentence_transformers", reason="an optional peer: extra `plugins`")
-    # It hands a method only the inputs that its signature names, so it knows models of one vision encoder.
-    model = vision_model("clip_vision_model")
-    processor = vision_processor(model)
-    model.save_pretrained(tmp_path / "one")
-    processor.save_pretrained(tmp_path / "one")
-    with torch.no_grad():
-        wanted = model.get_video_features(**processor(images=list(names.values()))).pooler_output
-    wanted = torch.nn.functional.normalize(wanted, dim=-1)
-    encoder = sentence_transformers.SentenceTransformer(str(tmp_path / "one"))
+    encoder = sentence_transformers.SentenceTransformer(str(checkpoint))
     pictures = [Image.open(name) for name in names.values()]
     np.testing.assert_allclose(encoder.encode([{"image": picture} for picture in pictures]), wanted, atol=1e-5)
     np.testing.assert_allclose(encoder.encode([{"video": [picture]} for picture in pictures]), wanted, atol=1e-5)

@@ -1,4 +1,4 @@
-"""A page to search the bundled clips in any language, and to see one clip found in all nine.
+"""A page to search the bundled clips in any language or by a picture, and to see one clip found in all nine.
 
     python examples/space/app.py                                  # the checkpoints of `make demo`
     python examples/space/app.py --checkpoint MMP=runs/mine --checkpoint none=owner/name@v1 --port 7861
@@ -7,7 +7,9 @@ The page asks its own server for everything, so it works without network.
 """
 
 import argparse
+import base64
 import html
+import io
 import os
 import tempfile
 import time
@@ -21,6 +23,7 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # before gradio is i
 import gradio as gr
 import torch
 from datasets import Dataset, load_dataset
+from PIL import Image
 from transformers import AutoModel, AutoProcessor
 
 import modeling_mmt  # noqa: F401  registers the model with AutoModel
@@ -36,9 +39,11 @@ NAMES = dict(
         strict=True,
     )
 )
-EXAMPLES = ["con mèo", "跳舞的女人", "gari la zimamoto", "пожарная машина", "ein lachendes Gesicht", "قلب أحمر"]
+EXAMPLES = ["con mèo", "骑自行车的人", "gari la zimamoto", "пожарная машина", "ein lächelndes Gesicht", "قلب بنفسجي"]
 TOP, TOP_A_LANGUAGE = 12, 5
 MAX_CHARACTERS = 1_000
+MAX_PICTURE_SIZE, MAX_PICTURE_PIXELS = "8mb", 2**25  # of a file; and of what it unpacks to, a hundred megabytes
+PICTURES = ("PNG", "JPEG", "WEBP", "GIF")
 FRAME_MILLISECONDS = 150
 USERS_AT_ONCE = 2  # as many as a small Space has cores; each computes with one thread
 CSS = """
@@ -145,6 +150,33 @@ class Page:
         parts.append(f"<h3>Clips like it</h3>{self.clips(alike, right=row)}")
         return page(f'<div class="small">{"".join(parts)}</div>')
 
+    def uploaded(self, path: str | None, label: str | None) -> str:
+        """The clips that a picture finds, or why it cannot be searched by."""
+        if path is None or label is None:
+            return message("Choose a picture and a kind of pre-training first.")
+        model, processor, index = self.checkpoints[label]
+        if model.config.vision_config is None:
+            return message(
+                f"The checkpoint {label} has no vision encoder: it was trained on features of clips, and cannot look "
+                "at a picture. Search by text or by a clip, or start the page with a checkpoint from pixels."
+            )
+        try:
+            with Image.open(path, formats=PICTURES) as picture:
+                if picture.width * picture.height > MAX_PICTURE_PIXELS:
+                    raise ValueError(f"{picture.width} x {picture.height} pixels are too many")
+                picture.load()
+                (hits,) = index.search_images(model, processor, [picture.copy()], min(TOP, len(index)))
+                picture.thumbnail((128, 128))
+                seen = io.BytesIO()
+                picture.convert("RGBA").save(seen, "PNG")
+        except (ValueError, OSError, SyntaxError, Image.DecompressionBombError):
+            return message(
+                f"This is no picture that can be read: take a {', '.join(PICTURES[:-1])} or {PICTURES[-1]} of at most "
+                f"{MAX_PICTURE_PIXELS / 1e6:.0f} million pixels."
+            )
+        source = f"data:image/png;base64,{base64.b64encode(seen.getvalue()).decode()}"
+        return page(f'<h3>Clips like <img src="{source}" alt="your picture"></h3>{self.clips(hits)}')
+
     def clips(self, hits: Sequence[Hit], right: int | None = None) -> str:
         """A list of clips with rank, cosine and English name; `right` is framed."""
         items = []
@@ -178,7 +210,7 @@ def build_demo(pages: Page) -> gr.Blocks:
     """The page's parts and what they do."""
     labels = list(pages.checkpoints)
     gr.set_static_paths([pages.folder])
-    with gr.Blocks(title="Search in nine languages", analytics_enabled=False) as demo:
+    with gr.Blocks(title="Search in nine languages", analytics_enabled=False, delete_cache=(3600, 3600)) as demo:
         gr.Markdown(
             "# Search in nine languages\nThe model was fine-tuned on **English** names of the training clips alone. "
             "What it knows of other languages came from its text encoder, and from pre-training."
@@ -186,7 +218,7 @@ def build_demo(pages: Page) -> gr.Blocks:
         label = gr.Radio(labels, value=labels[-1], label="Pre-training", elem_id="checkpoint")
         with gr.Tab("Type in any language"):
             query = gr.Textbox(
-                label="Query", placeholder="con mèo · 跳舞的女人 · gari la zimamoto", elem_id="query", autofocus=True,
+                label="Query", placeholder=" · ".join(EXAMPLES[:3]), elem_id="query", autofocus=True,
                 max_length=MAX_CHARACTERS, lines=1, submit_btn="Search",
             )  # fmt: skip
             with gr.Row():
@@ -195,15 +227,21 @@ def build_demo(pages: Page) -> gr.Blocks:
         with gr.Tab("Pick a clip"):
             clip = gr.Dropdown(pages.choices, value=None, label="Clip (type to filter)", elem_id="clip")
             languages = gr.HTML(elem_id="languages")
+        with gr.Tab("Upload a picture"):
+            picture = gr.File(label="Picture", file_types=["image"], type="filepath", elem_id="picture")
+            alike = gr.HTML(elem_id="alike")
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         query.submit(pages.typed, [query, label], results, api_name="search", show_progress="hidden")
         clip.change(pages.picked, [clip, label], languages, api_name="languages", show_progress="hidden")
+        picture.upload(pages.uploaded, [picture, label], alike, api_name="picture", show_progress="hidden")
+        picture.clear(lambda: "", None, alike, **quiet)
         for button in examples:
             button.click(lambda text: text, button, query, **quiet).then(pages.typed, [query, label], results, **quiet)
         label.change(lambda text, kind: pages.typed(text, kind) if text else "", [query, label], results, **quiet)
         label.change(
             lambda row, kind: "" if row is None else pages.picked(row, kind), [clip, label], languages, **quiet
         )
+        label.change(lambda path, kind: pages.uploaded(path, kind) if path else "", [picture, label], alike, **quiet)
     return demo.queue(default_concurrency_limit=USERS_AT_ONCE, max_size=256)
 
 
@@ -268,7 +306,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             server_port=arguments.port,
             share=False,
             ssr_mode=False,
-            max_file_size="100kb",  # nothing is uploaded here
+            max_file_size=MAX_PICTURE_SIZE,
             css=CSS,
             theme=gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
             footer_links=[],

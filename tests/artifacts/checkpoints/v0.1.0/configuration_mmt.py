@@ -35,6 +35,7 @@ XLM_ROBERTA_LARGE = {
 
 # A config.json may come from anywhere: what it asks for is bounded before a model is built from it.
 MAX_LAYERS, MAX_SIZE, MAX_PARAMETERS = 1024, 2**20, 2**34  # 2**34 float32 parameters are 64 GiB
+MAX_LOGIT_SCALE = 80  # exp(80) is finite in float32
 # Keys of a config.json that are transformers' own; any other that is no field here is a mistake, or a newer version's.
 TRANSFORMERS_KEYS = (
     {"auto_map", "model_type", "name_or_path", "num_labels", "torch_dtype", "transformers_weights"}
@@ -294,6 +295,8 @@ class MMTConfig(PreTrainedConfig):
             "projection_dim",
         ):
             self._require(name, 0 < getattr(self, name) <= MAX_SIZE, f"1 to {MAX_SIZE}")
+        inner = self.projection_hidden_dim
+        self._require("projection_hidden_dim", inner is None or 0 < inner <= MAX_SIZE, f"None or 1 to {MAX_SIZE}")
         self._require("num_hidden_layers", 0 <= self.num_hidden_layers <= MAX_LAYERS, f"0 to {MAX_LAYERS}")
         self._require(
             "hidden_size", self.hidden_size % self.num_attention_heads == 0, "a multiple of num_attention_heads"
@@ -307,8 +310,16 @@ class MMTConfig(PreTrainedConfig):
             "projection_dropout_prob",
         ):
             self._require(name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
-        for name in ("inter_weight", "intra_weight", "cross_weight"):
-            self._require(name, getattr(self, name) >= 0, "0 or more")
+        weights = ("inter_weight", "intra_weight", "cross_weight")
+        for name in weights:
+            self._require(name, 0 <= getattr(self, name) < math.inf, "0 or more, and finite")
+        self._require("inter_weight", any(getattr(self, name) for name in weights), "above 0, where the others are 0")
+        for name in ("logit_scale_init_value", "logit_bias_init_value"):
+            self._require(
+                name, abs(getattr(self, name)) <= MAX_LOGIT_SCALE, f"-{MAX_LOGIT_SCALE} to {MAX_LOGIT_SCALE}"
+            )
+        self._require("layer_norm_eps", 0 < self.layer_norm_eps < math.inf, "above 0, and finite")
+        self._require("initializer_range", 0 <= self.initializer_range < math.inf, "0 or more, and finite")
         self._check_parameters(text_sizes)
 
     def _require(self, name: str, holds: bool, allowed: str):

@@ -4,6 +4,7 @@ Paper: arXiv 2103.08849 (NAACL 2021), section 3. Letters in shapes: B batch, L t
 step, H width of the TP heads, P width of the joint space.
 """
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -31,6 +32,7 @@ from .pooling_mmt import (
 )
 from .vision_encoders_mmt import MMTVisionEncoder, MMTVisionModel, pixels_name
 
+NAMED_PIXELS = 8  # vision encoders of a model that sentence-transformers loads
 RESUMABLE_ENCODERS = ("bert", "roberta", "xlm-roberta", "camembert")
 
 
@@ -442,7 +444,17 @@ class MMTVideoModel(MMTTower):
 
 def _take_pixels(kwargs: dict[str, Any]) -> dict[str, Any]:
     """Takes `pixel_values_1`, ... out of `kwargs`, what is left of which goes to the attention functions."""
-    return {name: kwargs.pop(name) for name in list(kwargs) if name.startswith("pixel_values_")}
+    names = [name for name in kwargs if name.startswith(("pixel_values_", "noised_pixel_values"))]
+    return {name: kwargs.pop(name) for name in names}
+
+
+def _names_pixels(method: Callable) -> Callable:
+    """Puts `pixel_values_1`, ... into a signature: sentence-transformers gives a method only what that names."""
+    signature = inspect.signature(method)
+    *named, kwargs = signature.parameters.values()
+    more = [named[-1].replace(name=pixels_name(number)) for number in range(1, NAMED_PIXELS)]
+    method.__signature__ = signature.replace(parameters=[*named, *more, kwargs])  # type: ignore[attr-defined]
+    return method
 
 
 def _default_mask(mask, sequence) -> torch.Tensor:
@@ -574,6 +586,7 @@ class MMTModel(MMTPreTrainedModel):
         states = self.text_model.encode(input_ids, mask, text_states, **kwargs)
         return self.text_model.pool_and_project(self.text_projection, states, mask, **kwargs)
 
+    @_names_pixels
     @can_return_tuple
     def get_video_features(self, video_features=None, video_mask=None, pixel_values=None, **kwargs):
         """Clips in; the projected, un-normalised embedding `(B, P)` in `pooler_output`.
@@ -604,7 +617,9 @@ class MMTModel(MMTPreTrainedModel):
         for prefix in ("", "noised_"):
             features, pixels = batch.get(f"{prefix}video_features"), batch.get(f"{prefix}pixel_values")
             if features is not None or pixels is not None:
-                states, mask = self.video_model.read(features, batch.get("video_mask"), pixels, batch)
+                experts = range(1, len(self.video_model.vision_experts))
+                more = {pixels_name(number): batch.get(f"{prefix}{pixels_name(number)}") for number in experts}
+                states, mask = self.video_model.read(features, batch.get("video_mask"), pixels, more)
                 projected = self.video_model.pool_and_project(self.video_projection, states, mask, **kwargs)
                 embeds[f"{prefix}video_embeds"] = unit_norm(projected.pooler_output)
                 video = video or (self.video_model.pooling.embed(states), mask)

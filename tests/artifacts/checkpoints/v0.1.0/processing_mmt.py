@@ -93,28 +93,43 @@ class MMTVideoFeatureExtractor(FeatureExtractionMixin):
             raise ValueError(f"return_tensors is {return_tensors!r}; only 'pt' is supported")
         if len(sources) == 0:
             raise ValueError("videos is empty; give at least one clip")
-        sampling = FrameSampling(**self.sampling)
+        return self.collate([self.read(source) for source in sources])
+
+    def read(self, source: Any, candidates: int = 1) -> list[torch.Tensor]:
+        """One clip's frames at each vision encoder's size: what is worth keeping of it.
+
+        Args:
+            source: whatever `read_clip` reads.
+            candidates: frames to read in the place of each one that is sampled, for those who choose among them.
+
+        Returns:
+            `(F, 3, height, width)` uint8 for each vision encoder.
+
+        Raises:
+            ValueError: it cannot be read (`VideoDecodingError`, which names the file).
+        """
+        while isinstance(source, list) and len(source) == 1 and isinstance(source[0], list):
+            source = source[0]  # sentence-transformers puts a list of frames into another list
+        dense = {name: value and value * candidates for name, value in self.sampling.items()}
+        frames = read_clip(source, FrameSampling(**dense), max_side=self.max_side).frames
+        return [PixelSettings(**settings).resized(frames) for settings in self.pixels]
+
+    def collate(self, clips: Sequence[Sequence[torch.Tensor]]) -> BatchFeature:
+        """What `read` gave for each clip to what `decode` returns."""
         experts = [PixelSettings(**settings) for settings in self.pixels]
-        clips = []
-        for source in sources:
-            while isinstance(source, list) and len(source) == 1 and isinstance(source[0], list):
-                source = source[0]  # sentence-transformers puts a list of frames into another list
-            clips.append(self._steps(read_clip(source, sampling, max_side=self.max_side).frames))
-        mask = torch.zeros(len(clips), max(map(len, clips)), dtype=torch.long)
-        for row, clip in enumerate(clips):
-            mask[row, : len(clip)] = 1
         batch: dict[str, torch.Tensor] = {}
+        mask = torch.zeros(0)
         for number, settings in enumerate(experts):
-            pixels: Any = None
-            for row, clip in enumerate(clips):
-                taken = settings.frames_per_step or 1
-                each = self.frames_per_step // taken
-                frames = clip[:, each // 2 :: each].flatten(0, 1)  # the middle frame of each part of a step
-                prepared = settings.prepare(frames)
-                if pixels is None:
-                    pixels = prepared.new_zeros(*mask.shape, *prepared.shape[1:])
-                pixels[row, : len(clip)] = prepared
-            batch[pixels_name(number)] = pixels
+            taken = settings.frames_per_step or 1
+            each = self.frames_per_step // taken
+            steps = [self._steps(clip[number])[:, each // 2 :: each] for clip in clips]  # the middle of each part
+            if number == 0:
+                mask = torch.zeros(len(clips), max(map(len, steps)), dtype=torch.long)
+            pixels = torch.zeros(*mask.shape, taken, 3, settings.height, settings.width)
+            for row, clip in enumerate(steps):
+                mask[row, : len(clip)] = 1
+                pixels[row, : len(clip)] = settings.normalized(clip)
+            batch[pixels_name(number)] = pixels if settings.frames_per_step else pixels.squeeze(2)
         return BatchFeature({**batch, "video_mask": mask})
 
     def _steps(self, frames: torch.Tensor) -> torch.Tensor:
@@ -201,6 +216,7 @@ class MMTProcessor(ProcessorMixin):
         vision_revision: str | None = None,
         cache_dir=None,
         frames_per_step: int | None = None,
+        image_size: int | None = None,
         max_video_length: int = 512,
         sampling: FrameSampling | None = None,
         **options,
@@ -214,6 +230,7 @@ class MMTProcessor(ProcessorMixin):
             vision_revision: of the vision encoders.
             cache_dir: where downloads are kept.
             frames_per_step: of video encoders, where it shall not be their own.
+            image_size: side of the frames in pixels, where it shall not be their own (`PixelSettings.at`).
             max_video_length: the model's.
             sampling: which frames of a video are decoded.
             options: `text_prefix`, `max_text_length`.
@@ -223,7 +240,8 @@ class MMTProcessor(ProcessorMixin):
         for name in [vision_model] if isinstance(vision_model, str) else vision_model:
             config = vision_half(AutoConfig.from_pretrained(name, **hub))
             own = set_frames_per_step(config, frames_per_step)
-            pixels.append(PixelSettings.from_pretrained(name, frames_per_step=own, **hub))
+            settings = PixelSettings.from_pretrained(name, frames_per_step=own, **hub)
+            pixels.append(settings if image_size is None else settings.at(image_size))
             width += vision_width(vision_fields(config)) or 0
         tokenizer = AutoTokenizer.from_pretrained(text_model, revision=revision, cache_dir=cache_dir)
         return cls(MMTVideoFeatureExtractor(width, max_video_length, pixels, sampling), tokenizer, **options)

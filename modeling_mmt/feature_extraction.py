@@ -1,0 +1,181 @@
+"""Frames to feature vectors outside a model: a frozen encoder, and what reads the frames for it in other processes.
+
+The vectors are those that a model with `vision_config` makes of the same pixels: the same encoder, sizes and cuts.
+"""
+
+import hashlib
+import math
+import multiprocessing
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from .image_processing_mmt import PixelSettings
+from .packaged_encoders import resolve_encoder
+from .video_backbones import load_backbone
+from .video_decoding_mmt import Clip, FrameSampling, read_clip
+from .vision_encoders_mmt import MMTVisionEncoder
+
+FRAMES_PER_PIECE = 64  # of a long video, decoded at once
+MAX_SIDE = 1920  # of a frame before it is resized, as the processor's: 64 frames take 400 MB
+
+
+class StepEncoder:
+    """A frozen encoder of videos' pixels, as a model with `vision_config` has it inside: the features are the same.
+
+    Args:
+        model: `(B, 3, S, S)` normalised pixels, or `(B, T, 3, S, S)`, to `(B, D_v)`.
+        settings: how its pixels are made.
+        revision: which weights these are.
+        device: where it runs.
+    """
+
+    def __init__(
+        self, model: torch.nn.Module, settings: PixelSettings, revision: str, device: str | torch.device = "cpu"
+    ):
+        self.model, self.device = model.eval().requires_grad_(False).to(device), torch.device(device)
+        if settings.frames_per_step is None:
+            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as convolutions like it
+        self.settings, self.prepare, self.revision = settings, StepPreparation(settings), revision
+        self.image_size, self.frames_per_step = settings.height, settings.frames_per_step or 1
+
+    @torch.inference_mode()
+    def encode(self, pixels: np.ndarray) -> np.ndarray:
+        """uint8 `(B, 3, S, S)`, or `(B, T, 3, S, S)`, to `(B, D_v)` float32."""
+        steps = self.settings.normalized(torch.from_numpy(pixels).to(self.device))
+        if steps.ndim == 4:
+            steps = steps.contiguous(memory_format=torch.channels_last)
+        return self.model(steps).float().cpu().numpy()
+
+
+def load_encoder(
+    name: str, image_size: int | None = None, device: str | torch.device = "cpu", crop: bool = True
+) -> StepEncoder:
+    """The encoder of a name or folder, or the published network of a weight file that ends in `.pth`.
+
+    Args:
+        name: of a packaged encoder or on the Hub; a folder, or the file.
+        image_size: side in pixels of its frames; None means its own.
+        device: where it runs.
+        crop: whether a frame is resized and cut as the encoder's own processor does it; else the whole frame is
+            resized to the square.
+    """
+    model: torch.nn.Module
+    if name.endswith(".pth"):
+        model = load_backbone(name)
+        own = {"height": model.image_size, "width": model.image_size, "resize": model.image_size}
+        settings = PixelSettings(
+            **own, mean=model.mean, std=model.std, resample="bilinear", frames_per_step=model.frames_per_step
+        )
+        with open(name, "rb") as weights:
+            revision = f"sha256:{hashlib.file_digest(weights, 'sha256').hexdigest()}"
+    else:
+        path = resolve_encoder(name)
+        model = MMTVisionEncoder.from_pretrained(path)
+        settings = PixelSettings.from_pretrained(path, frames_per_step=model.frames_per_step)
+        revision = encoder_revision(path, model.encoder)
+    settings = settings if image_size is None else settings.at(image_size)
+    if not crop:
+        settings = replace(settings, resize=(settings.height, settings.width))
+    return StepEncoder(model, settings, revision, device)
+
+
+def encoder_revision(path: str, model: PreTrainedModel) -> str:
+    """The Hub commit that the weights came from, or a folder's weights' SHA-256."""
+    commit = getattr(model.config, "_commit_hash", None)
+    if commit:
+        return commit
+    digest = hashlib.sha256()
+    for file in sorted(Path(path).glob("*.safetensors")):
+        with file.open("rb") as weights:
+            digest.update(hashlib.file_digest(weights, "sha256").digest())
+    return f"sha256:{digest.hexdigest()}"
+
+
+class StepPreparation:
+    """Frames as an encoder's own processor resizes and cuts them; normalised they are later, where it runs.
+
+    Args:
+        settings: of the encoder.
+    """
+
+    def __init__(self, settings: PixelSettings):
+        self.settings = settings
+
+    def __call__(self, frames: torch.Tensor) -> torch.Tensor:
+        """`(F, 3, H, W)` uint8 to `(F, 3, S, S)` uint8."""
+        return self.settings.resized(frames)
+
+    def steps(self, pixels: torch.Tensor) -> np.ndarray:
+        """`(F, 3, S, S)` to `(F, 3, S, S)`, or `(ceil(F / T), T, 3, S, S)`, the last frame repeated to fill."""
+        length = self.settings.frames_per_step
+        if length is None:
+            return pixels.numpy()
+        filled = torch.cat([pixels, pixels[-1:].expand(-len(pixels) % length, -1, -1, -1)])
+        return filled.unflatten(0, (-1, length)).numpy()
+
+
+class VideoReader:
+    """Reads videos, animations and pictures; it can be sent to another process.
+
+    Args:
+        prepare: makes pixels of frames.
+        sampling: which frames.
+        decoder: as in `read_clip`.
+        unpack: makes what `read_clip` understands of a video's `source`, where it is something else.
+    """
+
+    def __init__(
+        self,
+        prepare: StepPreparation,
+        sampling: FrameSampling,
+        decoder: str | None = None,
+        unpack: Callable[[Any], Any] | None = None,
+    ):
+        self.prepare, self.sampling, self.decoder, self.unpack = prepare, sampling, decoder, unpack
+
+    def __call__(self, video: Any) -> np.ndarray:
+        """The pixels of a video, which has `source`, `start` and `end`, in seconds.
+
+        Raises:
+            VideoDecodingError: it cannot be decoded.
+            ValueError: it has too many frames at this rate.
+        """
+        if multiprocessing.parent_process() is not None:
+            torch.set_num_threads(1)  # a worker is a core's work
+        source = video.source if self.unpack is None else self.unpack(video.source)
+        rate = self.sampling.frames_per_second
+        pieces = [(video.start, video.end)] if rate is None else self._pieces(source, video.start, video.end, rate)
+        parts: list[torch.Tensor] = []
+        for start, end in pieces:
+            frames = self._read(source, self.sampling, start, end).frames
+            pixels = self.prepare(frames)
+            is_shown_still = parts and torch.equal(parts[-1][-1], pixels[0])  # over the bound of two pieces
+            parts.append(pixels[1:] if is_shown_still and len(pixels) > 1 else pixels)
+        return self.prepare.steps(torch.cat(parts))
+
+    def _pieces(
+        self, source: Any, start: float, end: float | None, rate: float
+    ) -> Iterator[tuple[float, float | None]]:
+        """Spans of so few frames that these fit in memory as they are decoded."""
+        duration = self._read(source, FrameSampling(num_frames=1), start, end).duration
+        if duration is None or math.isinf(duration):
+            yield start, end
+            return
+        if duration * rate > self.sampling.max_frames + 0.5:
+            raise ValueError(
+                f"{duration:.0f} seconds are {duration * rate:.0f} frames at {rate:g} a second, more than "
+                f"--max_frames {self.sampling.max_frames}; raise it, or cut the video by start and end in a list"
+            )
+        count = len(self.sampling.times(duration))
+        for first in range(0, count, FRAMES_PER_PIECE):
+            last = first + FRAMES_PER_PIECE
+            yield start + first / rate, end if last >= count else start + last / rate
+
+    def _read(self, source: Any, sampling: FrameSampling, start: float, end: float | None) -> Clip:
+        return read_clip(source, sampling, start=start, end=end, max_side=MAX_SIDE, decoder=self.decoder)
