@@ -193,7 +193,7 @@ def build(recipe: Recipe, features: FeatureStores | None) -> tuple[MMTModel, MMT
         extractor = MMTVideoFeatureExtractor(model.config.video_feature_dim, model.config.max_video_length)
         return model, MMTProcessor(extractor, AutoTokenizer.from_pretrained(text_model, **hub), **texts)
     vision_models = [resolve_encoder(name, recipe.cache_dir) for name in told.vision_model]
-    vision = {"vision_revision": told.vision_revision}
+    vision: dict[str, Any] = {"vision_revision": told.vision_revision}
     with naming_torn_weights(text_model, "download or save the encoders again"):
         with torch.random.fork_rng():
             model = MMTModel.from_encoders(text_model, vision_models, **hub, **vision, **told.config)

@@ -140,7 +140,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--output_dir", type=Path, help="default: results/emoji9, or WORK_DIR/quick with --quick")
     arguments = parser.parse_args(argv)
     quick, work_dir = arguments.quick, arguments.work_dir
-    names = list(arguments.rows or {"table": ROWS, "ablations": ABLATIONS, "pixels": PIXELS}[arguments.what])
+    rows: dict[str, Mapping[str, Any]] = {"table": ROWS, "ablations": ABLATIONS, "pixels": PIXELS}
+    names = list(arguments.rows or rows[arguments.what])
     seeds = arguments.seeds or ([0] if quick or arguments.what != "table" else [0, 1, 2])
     runs = {}
     for name in names:
