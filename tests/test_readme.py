@@ -180,7 +180,10 @@ def test_the_recipe_for_your_own_clips_parses_and_names_only_fields_of_the_confi
     from modeling_mmt import MMTConfig
     from modeling_mmt.training_arguments import parse_recipe
 
-    (text,) = code_blocks("yaml")
+    pixels, text = code_blocks("yaml")
+    (tmp_path / "pixels.yaml").write_text(pixels, encoding="utf-8")
+    from_pixels, _ = parse_recipe([str(tmp_path / "pixels.yaml")])
+    assert from_pixels.finetuning.learn_vision_layers == 1 and from_pixels.data.video_column == "video"
     (tmp_path / "recipe.yaml").write_text(text, encoding="utf-8")
     recipe, _ = parse_recipe([str(tmp_path / "recipe.yaml"), "--finetuning.learning_rate", "3e-5"])
     assert recipe.finetuning.learning_rate == 3e-5
