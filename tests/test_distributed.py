@@ -7,7 +7,6 @@ as `accelerate launch --use_fsdp` does; Accelerate leaves that aside on CPU, and
 
 import copy
 import gc
-import inspect
 import json
 import os
 import subprocess
@@ -135,11 +134,8 @@ def fsdp2(model, mesh):
 
 
 def ways(model, mesh, find_unused=False):
-    """The model under each kind of data parallelism that this torch has; 2.6's FSDP2 cannot leave a parameter out."""
-    wrapped = {"ddp": ddp(model, find_unused)}
-    if "ignored_params" in inspect.signature(fully_shard).parameters:
-        wrapped["fsdp2"] = fsdp2(model, mesh)
-    return wrapped
+    """The model under each kind of data parallelism."""
+    return {"ddp": ddp(model, find_unused), "fsdp2": fsdp2(model, mesh)}
 
 
 def plain_step(model, parts, loss_name, seed, loss_fn):

@@ -27,7 +27,7 @@ def test_every_requirement_of_what_make_installs_has_a_floor():
     (installed,) = re.findall(r'-c \.venv-floors/constraints\.txt -e "\.\[(.+?)\]"', MAKEFILE)
     assert installed.split(",") == EXTRAS
     lines = floors.requirements(EXTRAS)
-    assert {"torch>=2.6", "pytest>=8.3"} <= set(lines)
+    assert {"transformers", "pytest"} <= {re.match(r"[\w-]+", line)[0] for line in lines}
     assert [line for line in lines if floors.floor(line) is None] == []
 
 

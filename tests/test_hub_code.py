@@ -126,6 +126,17 @@ def test_the_auto_map_names_every_auto_class(folder):
     assert processor["auto_map"]["AutoProcessor"] == "processing_mmt.MMTProcessor"
 
 
+def test_what_the_auto_map_names_imports_all_that_it_needs_by_itself(folder):
+    """transformers 5.6 copies a file's own imports beside it, and not theirs."""
+
+    def siblings(name):
+        tree = ast.parse((folder / f"{name}.py").read_text())
+        return {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level}
+
+    for entry in ("configuration_mmt", "modeling_mmt", "processing_mmt"):
+        assert set().union(*(siblings(name) for name in siblings(entry))) <= siblings(entry), entry
+
+
 def test_shipped_files_import_only_torch_transformers_the_standard_library_and_each_other(folder, encoder_folder):
     allowed = {"torch", "transformers", "huggingface_hub"} | sys.stdlib_module_names
     for path in [*folder.glob("*.py"), *encoder_folder.glob("*.py")]:

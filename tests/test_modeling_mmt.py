@@ -773,9 +773,6 @@ def test_an_encoder_checkpoint_that_lacks_a_tensor_is_refused(make_text_config, 
 # ---- compilers
 
 
-@pytest.mark.skipif(
-    torch.__version__.startswith("2.6"), reason="torch 2.6 cannot trace transformers' encoders (code.co_varnames)"
-)
 @pytest.mark.parametrize(
     ("cls", "names", "pooling"),
     [
@@ -799,9 +796,6 @@ def test_a_tower_exports_for_any_batch_and_length(make_model, make_batch, cls, n
             torch.testing.assert_close(found[0], wanted[0], **CLOSE)
 
 
-@pytest.mark.skipif(
-    torch.__version__.startswith("2.6"), reason="torch 2.6 cannot trace transformers' encoders (code.co_varnames)"
-)
 def test_the_model_traces_whole_under_torch_compile(make_model, make_batch):
     """The `eager` backend runs dynamo alone: graph breaks show, and no C++ compiler is needed."""
     model, batch = make_model(freeze_text_layers=1, text_output_layer=1, num_hidden_layers=1), make_batch()
