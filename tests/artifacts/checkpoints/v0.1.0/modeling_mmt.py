@@ -20,6 +20,7 @@ from transformers.utils import ModelOutput, can_return_tuple, logging
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_mmt import MMTConfig
+from .efficientnet_lite_mmt import EfficientNetLiteModel  # noqa: F401  older loaders copy direct imports alone
 from .loss_mmt import LOSSES, objectives, positive_mask
 from .pipeline_mmt import MMTSearchPipeline  # noqa: F401  its code must travel with this module's
 from .pooling_mmt import (
