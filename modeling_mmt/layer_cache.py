@@ -9,6 +9,7 @@ import logging
 import os
 from collections.abc import Mapping, MutableMapping
 from hashlib import sha256
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from .fingerprints import architecture, update_with_weights
 logger = logging.getLogger(__name__)
 
 TEXT_VIEWS = ("", "noised_", "paired_", "noised_paired_")
+LENGTH_STEP = 8  # captions are padded to multiples of it
 
 
 class FrozenTextCache:
@@ -31,7 +33,8 @@ class FrozenTextCache:
         directory: where states are kept between runs, in a folder of the frozen weights' fingerprint; `None`: nowhere.
         max_bytes: bound on the states held in memory. A caption beyond it is encoded each time it comes: slower, never
             different.
-        batch_tokens: padded tokens that the encoder sees at once while filling.
+        batch_tokens: tokens, padding included, that the encoder sees at once while filling: always as many, but for a
+            caption that is longer.
 
     Raises:
         ValueError: the setting is refused, or a shard on disk does not fit the fingerprint it lies under.
@@ -42,13 +45,16 @@ class FrozenTextCache:
         text_model: Any,
         directory: str | os.PathLike | None = None,
         max_bytes: int = 8 * 2**30,
-        batch_tokens: int = 4096,
+        batch_tokens: int = 512,
     ):
         text_model.check_frozen_states()
         self.text_model = text_model
         self.batch_tokens = batch_tokens
         self.fingerprint = frozen_fingerprint(text_model)
-        self.width = text_model.config.text_config.hidden_size
+        text_config = text_model.config.text_config
+        self.width = text_config.hidden_size
+        self.padding = getattr(text_config, "pad_token_id", None) or 0
+        self.max_length = getattr(text_config, "max_position_embeddings", None) or LENGTH_STEP
         self.max_rows = max_bytes // (4 * self.width)
         self.directory = None if directory is None else Path(directory) / self.fingerprint
         self._states = torch.empty(0, self.width)  # (rows, H_text): every kept caption's states, one after another
@@ -107,23 +113,36 @@ class FrozenTextCache:
             first += length
 
     def _fill(self, captions: list[tuple[int, ...]]) -> Mapping[tuple[int, ...], torch.Tensor]:
-        """Encode what is not kept yet, in batches of like length; return the states that did not fit the bound."""
-        missing = sorted({caption for caption in captions if caption not in self._place}, key=len, reverse=True)
+        """Encode what is not kept yet; return the states that did not fit the bound.
+
+        The encoder sees batches of one shape for each length, filled up with padding: matrix products of one shape
+        give a row the same bits wherever it lies, so that a caption's states do not depend on what came with it, and a
+        resumed run, or two processes that share a folder, read what they would have computed.
+        """
+        missing = sorted({caption for caption in captions if caption not in self._place}, key=len)
         overflow = {}
-        while missing:
-            count = max(1, self.batch_tokens // len(missing[0]))
-            chunk, missing = missing[:count], missing[count:]
-            ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(caption) for caption in chunk], batch_first=True)
-            lengths = torch.tensor([len(caption) for caption in chunk])
-            mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
-            device = self.text_model.device
-            states = self.text_model.frozen_states(ids.to(device), mask.to(device)).float().cpu()
-            for caption, state in zip(chunk, states, strict=True):
-                if self._keep(caption, state[: len(caption)]):
-                    self._unsaved.append(caption)
-                else:
-                    overflow[caption] = state[: len(caption)]
+        for length, group in groupby(missing, key=self._padded_length):
+            count = max(1, self.batch_tokens // length)
+            waiting = list(group)
+            for first in range(0, len(waiting), count):
+                chunk = waiting[first : first + count]
+                ids = torch.full((count, length), self.padding)
+                mask = torch.zeros(count, length, dtype=torch.long)
+                mask[:, 0] = 1  # attention of a row without a caption has somewhere to look
+                for row, caption in enumerate(chunk):
+                    ids[row, : len(caption)] = torch.tensor(caption)
+                    mask[row, : len(caption)] = 1
+                device = self.text_model.device
+                states = self.text_model.frozen_states(ids.to(device), mask.to(device)).float().cpu()
+                for caption, state in zip(chunk, states, strict=False):  # rows beyond the captions are padding
+                    if self._keep(caption, state[: len(caption)]):
+                        self._unsaved.append(caption)
+                    else:
+                        overflow[caption] = state[: len(caption)]
         return overflow
+
+    def _padded_length(self, caption: tuple[int, ...]) -> int:
+        return max(len(caption), min(-(-len(caption) // LENGTH_STEP) * LENGTH_STEP, self.max_length))
 
     def _keep(self, caption: tuple[int, ...], states: torch.Tensor) -> bool:
         if caption in self._place:

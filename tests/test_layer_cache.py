@@ -64,13 +64,33 @@ def test_a_caption_is_encoded_once_whatever_its_padding(make_model, make_process
     model, processor = make_model(), make_processor()
     cache, tokens = FrozenTextCache(model.text_model), count_encoder_tokens(model)
     alone = cache.attach(dict(processor(text=["red dog"])))["text_states"]
-    assert tokens == [4]
+    assert tokens == [512]
     beside = cache.attach(dict(processor(text=["red dog", "red dog", "dog runs fast home"])))["text_states"]
-    assert tokens == [4, 6]
+    assert tokens == [512, 512]
     assert len(cache) == 2
     assert torch.equal(beside[0, :4], alone[0])
     assert torch.equal(beside[0], beside[1])
     assert (beside[0, 4:] == 0).all()
+
+
+def test_a_captions_states_are_the_same_to_the_bit_whatever_it_is_encoded_with(make_model, make_text_config):
+    """So that a resumed run, or two processes that fill one folder, read the numbers that they would have computed."""
+    model = make_model(text_config=make_text_config(hidden_size=96, intermediate_size=384))
+    generator = torch.Generator().manual_seed(0)
+
+    def batch(lengths):
+        ids = torch.randint(3, 16, (len(lengths), max(lengths)), generator=generator)
+        return {"input_ids": ids, "attention_mask": (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()}
+
+    caption = batch([5])["input_ids"]
+    found = []
+    for lengths in ([5], [5, 3], [2] * 9 + [5] + [8] * 40, [1, 7, 5, 6, 11], [5] * 100):
+        company = batch(lengths)
+        company["input_ids"][lengths.index(5), :5] = caption
+        states = FrozenTextCache(model.text_model).attach(company)["text_states"]
+        found.append(states[lengths.index(5), :5])
+    for states in found[1:]:
+        assert torch.equal(states, found[0])
 
 
 def test_states_are_saved_and_read_again_by_the_next_run(make_model, make_batch, tmp_path):

@@ -188,7 +188,7 @@ EVERY_STEP = LAST_LAYER | {
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_a_run_from_pixels_that_is_killed_goes_on_as_if_nothing_had_been(corpus, pixels, tmp_path, world_size):
     # The cache's states are left out: their last bits depend on which captions are encoded together (docs/LOG.md).
-    told = EVERY_STEP | PIXELS | {"cache_frozen_layers": False}
+    told = EVERY_STEP | PIXELS
     told |= {"data.dataset": str(pixels), "model.vision_model": [str(corpus / "lite")]}
     found = []
     for name, kills in (("whole", ()), ("killed", (("pretraining", 5), ("finetuning", 5)))):
