@@ -80,7 +80,8 @@ def test_a_captions_states_are_the_same_to_the_bit_whatever_it_is_encoded_with(m
 
     def batch(lengths):
         ids = torch.randint(3, 16, (len(lengths), max(lengths)), generator=generator)
-        return {"input_ids": ids, "attention_mask": (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()}
+        mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+        return {"input_ids": ids, "attention_mask": mask.long()}
 
     caption = batch([5])["input_ids"]
     found = []
