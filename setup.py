@@ -7,7 +7,7 @@ from setuptools import setup
 ROOT = Path(__file__).parent
 
 # Floors, on which the suite runs (`make test-floors`). transformers 5.6: `@strict` dataclass configs (5.5 closed the
-# known remote-code holes); torch 2.7: FSDP2 that leaves a parameter out; datasets 5.0: shards interleaved in a shuffle;
+# known remote-code holes); torch 2.7: FSDP2 that leaves parameters out; datasets 5.0: shards mixed in a shuffle;
 # huggingface_hub 1.28: a dropped upload is repeated, and a listing's bad file names leave nothing in the cache.
 # constraints.txt has the versions of the published numbers.
 INSTALL_REQUIRES = [
