@@ -20,6 +20,7 @@ This module imports neither the model nor the processor: they are arguments.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -34,7 +35,7 @@ METRICS = ("R@1", "R@5", "R@10", "MedR", "MeanR", "MRR")
 DIRECTIONS = ("t2v", "v2t")
 
 _PAIRS_AT_ONCE = 1 << 18  # pairs scored again together: bounds the memory of that step
-_ROWS_AT_ONCE = 1 << 12  # pairs gathered together, each 2 * P float64
+_ROWS_AT_ONCE = 1 << 7  # pairs gathered together, each 2 * P float64: no more than a cache holds
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -205,11 +206,14 @@ def _tiled_ranks(
     directions = [_Direction(axis, correct, correct_scores, norms, width) for axis in query_axes]
     correct_keys = np.sort(correct[0] * len(columns) + correct[1])
 
+    buffer = np.empty(min(block_size, len(rows)) * min(block_size, len(columns)), dtype=np.float32)
+
     for row_start in range(0, len(rows), block_size):
         row_block = rows[row_start : row_start + block_size].astype(np.float32, copy=False)
         for column_start in range(0, len(columns), block_size):
             column_block = columns[column_start : column_start + block_size].astype(np.float32, copy=False)
-            tile = row_block @ column_block.T  # (<= block_size, <= block_size)
+            shape = (len(row_block), len(column_block))
+            tile = np.matmul(row_block, column_block.T, out=buffer[: math.prod(shape)].reshape(shape))
             exact_tile = None
             for direction in directions:
                 open_places = direction.sort_out(tile, row_start, column_start)
@@ -387,7 +391,7 @@ def ranks_by_language(
         keep = ~dropped
     if not keep.any():
         raise ValueError("exclude drops every clip; nothing is left to search")
-    new_index = np.cumsum(keep) - 1
+    kept_videos, new_index = videos if keep.all() else videos[keep], np.cumsum(keep) - 1
     result: dict[str, dict[str, np.ndarray]] = {direction: {} for direction in DIRECTIONS}
     for language, embeds in text_embeds.items():
         texts = _matrix(f"text_embeds[{language!r}]", embeds)
@@ -397,8 +401,10 @@ def ranks_by_language(
         if not caption.size:
             raise ValueError(f"exclude drops every caption in {language!r}")
         kept_captions, caption = np.unique(caption, return_inverse=True)
+        if len(kept_captions) < len(texts):
+            texts = texts[kept_captions]
         result["t2v"][language], result["v2t"][language] = _tiled_ranks(
-            texts[kept_captions], videos[keep], (caption, clip), query_axes=(0, 1), block_size=block_size
+            texts, kept_videos, (caption, clip), query_axes=(0, 1), block_size=block_size
         )
     return result
 
