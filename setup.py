@@ -7,15 +7,15 @@ from setuptools import setup
 ROOT = Path(__file__).parent
 
 # Floors, on which the suite runs (`make test-floors`). transformers 5.6: `@strict` dataclass configs (5.5 closed the
-# known remote-code holes); torch 2.7: FSDP2 that leaves parameters out; datasets 5.0: shards mixed in a shuffle;
-# huggingface_hub 1.28: a dropped upload is repeated, and a listing's bad file names leave nothing in the cache.
-# constraints.txt has the versions of the published numbers.
+# known remote-code holes); torch 2.9: FSDP2 whose gradients are right where a parameter is left out; datasets 5.1:
+# streams that shuffle their shards and resume; huggingface_hub 1.31, which datasets asks for: a dropped upload is
+# repeated, and a listing's bad file names leave nothing in the cache. constraints.txt: the published numbers' versions.
 INSTALL_REQUIRES = [
     "accelerate>=1.10",
-    "datasets>=5.0",
+    "datasets>=5.1",
     "evaluate>=0.4.6",
     "filelock>=3.16",
-    "huggingface-hub>=1.28",
+    "huggingface-hub>=1.31",
     "jinja2>=3.1.4",
     "jsonargparse[signatures]>=4.49",
     "numpy>=2.0",
@@ -24,7 +24,7 @@ INSTALL_REQUIRES = [
     "pyyaml>=6.0.2",
     "safetensors>=0.5",
     "tokenizers>=0.22.1",
-    "torch>=2.7",
+    "torch>=2.9",
     "tqdm>=4.67",
     "transformers>=5.6",
 ]
