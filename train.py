@@ -56,7 +56,7 @@ from modeling_mmt.checkpointing import (
 )
 from modeling_mmt.data_collator import ClipDataset, EpochBatchSampler, MMTDataCollator
 from modeling_mmt.evaluation import blank_texts, flat_captions, load_split, read_split, search_problems
-from modeling_mmt.fingerprints import encoder_fingerprint, rows_fingerprint, weights_fingerprint
+from modeling_mmt.fingerprints import architecture, encoder_fingerprint, rows_fingerprint, weights_fingerprint
 from modeling_mmt.hub import publish
 from modeling_mmt.kept_clips import InOrder, KeptClips, Room
 from modeling_mmt.large_batch import gather_embeddings, gather_ids, two_pass_backward
@@ -255,13 +255,14 @@ class Run:
                         raise RecipeError(f"{source.dataset or data.dataset} (train): {problem}")
 
     def contents(self, stage: StageArguments) -> dict[str, Any]:
-        """Hashes of all that a stage reads: the text encoder, every source's rows and features, and validation's."""
+        """What a stage reads, hashed: the encoders, how pixels are prepared, every source's rows and features."""
         english = [f"{self.recipe.data.text_column}_en"]
         found: dict[str, Any] = {
             "encoder": encoder_fingerprint(self.model.text_model.encoder, self.processor.tokenizer)
         }
         if (vision := self.model.video_model.vision_model) is not None:
-            found["vision"] = weights_fingerprint(vision)
+            found["vision"] = [weights_fingerprint(vision), *(architecture(e.config) for e in vision.encoders())]
+            found["pixels"] = self.processor.feature_extractor.pixels
         for number, source in enumerate(stage.sources):
             rows, features = self.open_source(source)
             clips = self.source_clips(self.recipe.data if source.dataset is None else source, "train")

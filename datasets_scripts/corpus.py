@@ -22,7 +22,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
-from huggingface_hub import HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
 from datasets_scripts.features import FeatureStore
 from datasets_scripts.sources import Row, SourceError, Sources, Tally
@@ -392,34 +392,38 @@ def card(about: About, features: Mapping[str, Any], record: Mapping[str, Any]) -
 def publish(folder: str | Path, repo_id: str, revision: str | None = None, private: bool = False) -> str:
     """Pushes a built dataset with its card and the scripts that made it, and tags it.
 
-    The rows go through `datasets`' own `push_to_hub`. The scripts lie under `datasets_scripts/`, never at the top
-    under the repository's own name, which `datasets` would take for a loading script and refuse.
+    All of it is one commit: the revision moves once, or stays. The scripts lie under `datasets_scripts/`, never at the
+    top under the repository's own name, which `datasets` would take for a loading script and refuse.
 
     Args:
         folder: what a builder wrote.
         repo_id: `org/name` of the dataset repository; made if need be.
-        revision: tag to create; one that exists is an error.
+        revision: tag to create; one that exists is an error, before anything is sent.
         private: for a repository that is made.
 
     Returns:
         The repository's address.
+
+    Raises:
+        SourceError: the tag is there already.
     """
     folder, api = Path(folder), HfApi()
-    splits = sorted({file.name.partition("-")[0] for file in (folder / "data").glob("*.parquet")})
-    files = {split: str(folder / "data" / f"{split}-*.parquet") for split in splits}
-    rows = datasets.load_dataset("parquet", data_files=files)
-    rows.push_to_hub(repo_id, private=private, commit_message="Add the rows")
-    there = api.list_repo_files(repo_id, repo_type="dataset")
-    stale = [file for file in there if file.startswith("data/") and file[5:].partition("-")[0] not in splits]
-    if stale:  # splits of an earlier version; its tag keeps them
-        api.delete_files(repo_id, stale, repo_type="dataset", commit_message="Remove splits that are no more")
-    others = [file for file in folder.iterdir() if file.is_file()]
-    for file in others:
-        api.upload_file(path_or_fileobj=file, path_in_repo=file.name, repo_id=repo_id, repo_type="dataset")
+    url = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
+    if revision and revision in {tag.name for tag in api.list_repo_refs(repo_id, repo_type="dataset").tags}:
+        raise SourceError(
+            f"{repo_id} has a tag {revision!r} already, and a tag never moves; choose another --revision"
+        )
+    head = api.repo_info(repo_id, repo_type="dataset").sha
     here = Path(__file__).parent
-    commit = api.upload_folder(
-        folder_path=here, path_in_repo=here.name, allow_patterns="*.py", repo_id=repo_id, repo_type="dataset"
-    )
+    files = {file.name: file for file in folder.iterdir() if file.is_file()}
+    files |= {f"data/{file.name}": file for file in (folder / "data").glob("*.parquet")}
+    files |= {f"{here.name}/{file.name}": file for file in here.glob("*.py")}
+    stale = [name for name in api.list_repo_files(repo_id, repo_type="dataset", revision=head) if name not in files]
+    operations: list[CommitOperationAdd | CommitOperationDelete]
+    operations = [CommitOperationAdd(name, str(file)) for name, file in sorted(files.items())]
+    operations += [CommitOperationDelete(name) for name in stale if name.startswith("data/")]  # their tag keeps them
+    message = f"Publish {revision or folder.resolve().name}"
+    commit = api.create_commit(repo_id, operations, commit_message=message, repo_type="dataset", parent_commit=head)
     if revision:
-        api.create_tag(repo_id, tag=revision, repo_type="dataset")
-    return str(getattr(commit, "repo_url", repo_id))
+        api.create_tag(repo_id, tag=revision, repo_type="dataset", revision=commit.oid)
+    return str(url)

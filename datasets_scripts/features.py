@@ -387,8 +387,10 @@ class FeatureStore(Mapping[str, np.ndarray]):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the shards' SHA-256: two stores with the same one hold the same values."""
-        return hashlib.sha256("".join(shard["sha256"] for shard in self.manifest["shards"]).encode()).hexdigest()
+        """SHA-256 of the shards' SHA-256 and the rate: two stores with the same one hold the same values and times."""
+        rate = [] if self.manifest["rate"] is None else [f" {self.manifest['rate']}"]
+        parts = [*(shard["sha256"] for shard in self.manifest["shards"]), *rate]
+        return hashlib.sha256("".join(parts).encode()).hexdigest()
 
     def num_steps(self, video_id: str) -> int:
         """F of a clip.

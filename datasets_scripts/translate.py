@@ -66,6 +66,7 @@ class Translator:
             self.limits["forced_bos_token_id"] = token
         commit = getattr(self.model.config, "_commit_hash", None) or revision or "local"
         self.label = f"{Path(name).name if Path(name).is_dir() else name}@{commit}"
+        self.settings = {"model": self.label, "source": source, "target": target, **self.limits}
 
     @torch.inference_mode()
     def __call__(self, texts: Sequence[str]) -> list[str]:
@@ -78,22 +79,22 @@ class Translator:
 
 
 def translate_texts(texts: Sequence[str], translator: Translator, memory: Path, batch_size: int) -> dict[str, str]:
-    """{text: translation}, what `memory` holds by the same model not made again; texts of like length go together."""
-    known = remembered(memory, translator.label)
+    """{text: translation}; what `memory` holds by the same settings is not made again, like lengths go together."""
+    known = remembered(memory, translator.settings)
     missing = sorted({text for text in texts if text not in known}, key=len)
     with memory.open("a", encoding="utf-8") as file:
         for start in range(0, len(missing), batch_size):
             batch = missing[start : start + batch_size]
             for text, translation in zip(batch, translator(batch), strict=True):
                 known[text] = translation
-                line = {"model": translator.label, "text": text, "translation": translation}
+                line = {**translator.settings, "text": text, "translation": translation}
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
             file.flush()
     return known
 
 
-def remembered(memory: Path, label: str) -> dict[str, str]:
-    """What a file of translations holds by one model; a last line that was cut short is taken out of the file."""
+def remembered(memory: Path, settings: Mapping[str, Any]) -> dict[str, str]:
+    """What a file of translations holds by these settings; a last line that was cut short is taken out of the file."""
     if not memory.is_file():
         return {}
     data = memory.read_bytes()
@@ -101,7 +102,7 @@ def remembered(memory: Path, label: str) -> dict[str, str]:
     if whole != data:
         memory.write_bytes(whole)
     lines = [json.loads(line) for line in whole.splitlines()]
-    return {line["text"]: line["translation"] for line in lines if line["model"] == label}
+    return {line["text"]: line["translation"] for line in lines if settings.items() <= line.items()}
 
 
 def fill(

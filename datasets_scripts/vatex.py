@@ -120,10 +120,14 @@ def half(sources: Sources, names: Sequence[str]) -> list[str]:
 def read_file(sources: Sources, tally: Tally, name: str) -> Iterator[Row]:
     """A row a clip, in the file's order."""
     where = str(sources.folder / name)
+    seen: set[str] = set()
     for number, item in enumerate(as_list(sources.json(name), where)):
         place = f"{where}, item {number}"
         as_object(item, place, ["videoID", "enCap"])
         video_id = checked_id(item["videoID"], place)
+        if video_id in seen:
+            raise SourceError(f"{place}: {video_id!r} is there twice; remove one of them")
+        seen.add(video_id)
         match = VIDEO_ID.fullmatch(video_id)
         if not match:
             raise SourceError(f"{place}: videoID is {video_id!r}; it must be <11 characters>_<6 digits>_<6 digits>")

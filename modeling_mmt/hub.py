@@ -29,12 +29,15 @@ __all__ = ["PublishError", "SnapshotError", "UploadError", "load_pinned_dataset"
 logger = logging.getLogger(__name__)
 
 # What is published; pickles (.bin, .pt, .ckpt), optimizer states and trackers' logs are not.
-SUFFIXES = {".json", ".jsonl", ".jinja", ".md", ".model", ".onnx", ".onnx_data", ".parquet", ".png", ".py"}
+SUFFIXES = {".arrow", ".json", ".jsonl", ".jinja", ".md", ".model", ".onnx", ".onnx_data", ".parquet", ".png", ".py"}
 SUFFIXES |= {".safetensors", ".txt", ".webp", ".yaml", ".yml"}
 HIDDEN = {".eval_results"}
 TRAINING_FOLDERS = re.compile(r"checkpoint-\d+|step-\d+.*|runs|logs|__pycache__")
-# Of a model, what an earlier revision may have and this one may not: a loader would take it for this one's.
-STALE = re.compile(r"[^/]+\.safetensors|[^/]+\.safetensors\.index\.json|\w+_mmt\.py")
+# What an earlier revision may have and this one may not, beside files of this one: a loader would take it for its own.
+STALE = {
+    "model": re.compile(r"[^/]+\.safetensors|[^/]+\.safetensors\.index\.json|\w+_mmt\.py"),
+    "dataset": re.compile(r".+\.(parquet|arrow)"),
+}
 TOKEN = re.compile(rb"hf_[A-Za-z0-9]{30,}")
 SECRET_NAME = re.compile(r"(TOKEN|SECRET|PASSWORD|KEY)$")  # of a variable, such as WANDB_API_KEY
 SECRET_LENGTH = 12  # a shorter value is found by chance
@@ -215,9 +218,10 @@ def _commit(
         head = api.repo_info(repo_id, repo_type=repo_type, revision=revision).sha
     operations: list[CommitOperationAdd | CommitOperationDelete]
     operations = [CommitOperationAdd(name, str(path)) for name, path in sorted(files.items())]
-    if repo_type == "model":
-        there = api.list_repo_files(repo_id, revision=head)
-        operations += [CommitOperationDelete(name) for name in there if STALE.fullmatch(name) and name not in files]
+    folders = {PurePosixPath(name).parent for name in files}
+    for name in api.list_repo_files(repo_id, repo_type=repo_type, revision=head):
+        if STALE[repo_type].fullmatch(name) and name not in files and PurePosixPath(name).parent in folders:
+            operations.append(CommitOperationDelete(name))
     commit = api.create_commit(
         repo_id, operations, commit_message=message, repo_type=repo_type, revision=revision, parent_commit=head
     ).oid

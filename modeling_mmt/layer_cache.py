@@ -117,7 +117,8 @@ class FrozenTextCache:
 
         The encoder sees batches of one shape for each length, filled up with padding: matrix products of one shape
         give a row the same bits wherever it lies, so that a caption's states do not depend on what came with it, and a
-        resumed run, or two processes that share a folder, read what they would have computed.
+        resumed run, or two processes that share a folder, read what they would have computed. Autocast is off: states
+        that a half-precision run leaves in the folder are those that any other run would have computed.
         """
         missing = sorted({caption for caption in captions if caption not in self._place}, key=len)
         overflow = {}
@@ -133,7 +134,8 @@ class FrozenTextCache:
                     ids[row, : len(caption)] = torch.tensor(caption)
                     mask[row, : len(caption)] = 1
                 device = self.text_model.device
-                states = self.text_model.frozen_states(ids.to(device), mask.to(device)).float().cpu()
+                with torch.autocast(device.type, enabled=False):
+                    states = self.text_model.frozen_states(ids.to(device), mask.to(device)).float().cpu()
                 for caption, state in zip(chunk, states, strict=False):  # rows beyond the captions are padding
                     if self._keep(caption, state[: len(caption)]):
                         self._unsaved.append(caption)

@@ -54,8 +54,9 @@ def micro_batches(batch: Mapping[str, torch.Tensor], max_tokens: int | None = No
     """Cut a batch of `MMTDataCollator`.
 
     The captions of all views, clean and noised, of one language or two, make one pool, and so do the clips. Of the
-    rows of a view with equal tokens, or with the same clip, one is encoded and handed out, so they share one draw of
-    dropout. Where rows hold a clip beside two languages, whose conditional embeddings need all three, rows stay whole.
+    rows of a view with equal tokens, or with the same clip and equal features or pixels, one is encoded and handed
+    out, so they share one draw of dropout. Where rows hold a clip beside two languages, whose conditional embeddings
+    need all three, rows stay whole.
 
     Where captions and clips give different numbers of pieces, the last chunks have both: under data parallelism the
     last one's backward pass exchanges gradients, and must touch every parameter.
@@ -108,7 +109,7 @@ def _clips(batch: Mapping[str, torch.Tensor]) -> _Pool:
     names = [name for name in batch if name.startswith(CLIP_INPUTS)]
     views = tuple(view for view in CLIP_VIEWS if f"{view}{names[0]}" in batch)
     mask = batch["video_mask"].repeat(len(views), 1)
-    clip = batch["positive_ids"][:, 0]
+    clip = _distinct_clips(batch, names)
     noised = torch.arange(len(clip), device=clip.device)  # each with a noise of its own
     first, inverse = unique_rows(
         _view_numbers(views, clip), torch.cat([noised if view else clip for view in views]).to(clip.device)
@@ -116,6 +117,16 @@ def _clips(batch: Mapping[str, torch.Tensor]) -> _Pool:
     rows = {name: torch.cat([batch[f"{view}{name}"] for view in views])[first] for name in names}
     rows["video_mask"] = mask[first]
     return _Pool(rows, rows["video_mask"].sum(dim=1), inverse, {"video": views})
+
+
+def _distinct_clips(batch: Mapping[str, torch.Tensor], names: Sequence[str]) -> torch.Tensor:
+    """`(B,)` a number for each distinct clip: rows of one id may be other spans of a video, or augmented each."""
+    first, inverse = unique_rows(batch["positive_ids"][:, 0])
+    clip = first[inverse]  # the first row of the same id
+    for row, earlier in enumerate(clip.tolist()):
+        if not all(torch.equal(batch[name][row], batch[name][earlier]) for name in (*names, "video_mask")):
+            clip[row] = row
+    return clip
 
 
 def _whole_rows(batch: Mapping[str, torch.Tensor]) -> _Pool:

@@ -357,6 +357,16 @@ def test_vatex_marks_the_parallel_pairs_and_halves_validation_by_the_lists(tmp_p
     assert (row["start"], row["end"]) == (2.0, 12.0)
 
 
+@pytest.mark.parametrize("name", ["vatex_training_v1.0.json", "vatex_validation_v1.0.json"])
+def test_vatex_refuses_a_clip_that_is_there_twice(tmp_path, name):
+    official_files.vatex(tmp_path / "source")
+    path = tmp_path / "source" / name
+    items = json.loads(path.read_text())
+    path.write_text(json.dumps([*items, items[0]]))
+    with pytest.raises(SourceError, match=f"{name}, item {len(items)}: {items[0]['videoID']!r} is there twice"):
+        run("vatex", tmp_path)
+
+
 def test_vatex_drops_a_broken_pair_in_both_languages_and_a_clip_without_length(tmp_path):
     official_files.vatex(tmp_path / "source")
     path = tmp_path / "source/vatex_training_v1.0.json"

@@ -51,6 +51,18 @@ def test_the_manifest_says_what_the_features_are(tmp_path):
     assert set(manifest["shards"][0]) == {"file", "sha256", "num_bytes", "num_rows"}
 
 
+def test_a_store_is_known_by_its_values_and_its_rate(tmp_path):
+    """Windows of seconds are other steps at another rate, so a stage trained at one is not the other's."""
+    stores = [(3, 2.0), (3, 2.0), (3, 4.0), (3, None), (4, 2.0)]
+    fingerprints = [
+        FeatureStore(
+            write_feature_store(tmp_path / str(n), ragged_clips(count).items(), **SETTINGS | {"rate": rate})
+        ).fingerprint
+        for n, (count, rate) in enumerate(stores)
+    ]
+    assert fingerprints[0] == fingerprints[1] and len(set(fingerprints)) == 4
+
+
 def test_a_returned_array_is_the_callers_own(tmp_path):
     clips = ragged_clips(2)
     store = FeatureStore(write_feature_store(tmp_path / "store", clips.items(), **SETTINGS))

@@ -94,6 +94,16 @@ def test_a_captions_states_are_the_same_to_the_bit_whatever_it_is_encoded_with(m
         assert torch.equal(states, found[0])
 
 
+def test_a_half_precision_run_leaves_the_states_of_a_full_precision_one(make_model, make_batch, tmp_path):
+    model = make_model()
+    wanted = FrozenTextCache(model.text_model).attach(make_batch())
+    cache = FrozenTextCache(model.text_model, tmp_path)
+    with torch.autocast("cpu", torch.bfloat16):
+        cache.attach(make_batch())
+    cache.save()
+    assert_same(FrozenTextCache(model.text_model, tmp_path).attach(make_batch()), wanted, rtol=0, atol=0)
+
+
 def test_states_are_saved_and_read_again_by_the_next_run(make_model, make_batch, tmp_path):
     model = make_model()
     cache = FrozenTextCache(model.text_model, tmp_path)

@@ -59,6 +59,16 @@ def test_each_distinct_caption_and_clip_of_a_view_is_encoded_once(make_collated)
     assert len(once.orders["text"]) * 3 == len(thrice.orders["text"]) == 36
 
 
+def test_rows_of_one_clip_with_other_features_are_each_encoded(make_collated):
+    """As other spans of one video, or frames that were augmented twice."""
+    batch = make_collated("one language, no noise", repeats=2)
+    batch["video_features"][6:9] += 1.0
+    cut = micro_batches(batch)
+    found = cut.restore({"video_embeds": cut.chunks[0]["video_features"].sum(dim=1)})["video_embeds"]
+    torch.testing.assert_close(found, batch["video_features"].sum(dim=1))
+    assert len(cut.chunks[0]["video_features"]) == 6 + 3
+
+
 def test_a_noised_copy_is_never_encoded_with_its_original(make_collated):
     """They may be equal by chance, and dropout must still tell them apart."""
     batch = make_collated("one language")

@@ -296,6 +296,22 @@ def test_a_dataset_goes_with_its_card_and_its_builder_and_is_pinned_online_and_o
         load_pinned_dataset(REPO, split="test", revision="v3.0")
 
 
+def test_a_datasets_shards_of_an_earlier_version_do_not_stay(hub, corpus):
+    """The card's `data/train-*.parquet` would read both."""
+    whole = corpus / "data" / "train-00000-of-00001.parquet"
+    for number in range(2):
+        shutil.copy(whole, corpus / "data" / f"train-0000{number}-of-00002.parquet")
+    whole.unlink()
+    (corpus / "features").mkdir()
+    (corpus / "features" / "features-00000.arrow").write_bytes(b"x")
+    publish(corpus, REPO, repo_type="dataset", tag="v1.0")
+    assert "features/features-00000.arrow" in files_at("v1.0", repo_type="dataset")
+    shutil.move(corpus / "data" / "train-00000-of-00002.parquet", whole)
+    (corpus / "data" / "train-00001-of-00002.parquet").unlink()
+    publish(corpus, REPO, repo_type="dataset", tag="v2.0")
+    assert [len(load_pinned_dataset(REPO, split="train", revision=tag)) for tag in ("v1.0", "v2.0")] == [6, 3]
+
+
 def test_the_bundled_corpus_can_be_published(hub):
     folder = ROOT / "datasets_scripts" / "emoji9"
     publish(folder, "org/emoji9", repo_type="dataset", tag="v1.0", scripts=[ROOT / "datasets_scripts" / "emoji9.py"])

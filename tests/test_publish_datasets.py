@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import official_files
+from huggingface_hub import HfApi
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -25,12 +26,13 @@ print(json.dumps({
 """
 
 
-def run(hub, tmp_path, *command, cwd=ROOT):
+def run(hub, tmp_path, *command, cwd=ROOT, refusal=None):
     environment = {**os.environ, **hub.environment(home=tmp_path / "home", token=True), "PYTHONPATH": ""}
     done = subprocess.run(
         [sys.executable, *map(str, command)], cwd=cwd, env=environment, capture_output=True, text=True
     )
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert (done.returncode == 0) == (refusal is None), done.stderr[-3000:]
+    assert refusal is None or refusal in done.stderr
     return done.stdout
 
 
@@ -40,7 +42,11 @@ def test_a_dataset_is_pushed_with_script_card_and_tag_and_pulled_by_the_tag(hub,
     pushed = run(hub, tmp_path, *build, "--push_to_hub", "org/own_clips", "--revision", "v1.0")
     assert "published: " in pushed
     (tmp_path / "source/captions.csv").write_text("video_id,language,caption,split\nlater,en,x,train\n")
-    run(hub, tmp_path, *build, "--push_to_hub", "org/own_clips")  # main moves on, the tag stays
+    again = [*build, "--push_to_hub", "org/own_clips"]
+    api = HfApi(hub.endpoint, hub.token)
+    run(hub, tmp_path, *again, "--revision", "v1.0", refusal="a tag never moves")
+    assert len(api.list_repo_commits("org/own_clips", repo_type="dataset")) == 2  # nothing was sent
+    run(hub, tmp_path, *again)  # main moves on, the tag stays
     pulled = json.loads(run(hub, tmp_path, "-c", PULL, "org/own_clips", "v1.0"))
     assert pulled["rows"] == {
         "train": ["own2", "own3", "own4", "own7", "own8"],

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -161,6 +162,19 @@ def test_the_last_layers_learn_and_no_other(run, corpus, tmp_path):
     assert not torch.equal(points(other), points(metrics))
 
 
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [("preprocessor_config.json", {"image_mean": [0.1] * 3}), ("config.json", {"batch_norm_eps": 1.0})],
+)
+def test_a_stage_is_trained_anew_where_the_encoders_files_say_something_else(run, corpus, tmp_path, file, change):
+    """The weights alone do not say what is made of a frame."""
+    lite = shutil.copytree(corpus / "lite", tmp_path / "lite")
+    changes = {"pretraining": None, "model.vision_model": [str(lite)]}
+    before = run(changes)
+    (lite / file).write_text(json.dumps(json.loads((lite / file).read_text()) | change))
+    assert not torch.equal(points(run(changes, "other")), points(before))
+
+
 def test_the_checkpoint_finds_again_from_files_alone(run, tmp_path, pixels, capsys):
     metrics = run(LAST_LAYER)
     assert mmt(["evaluate", str(tmp_path / "model"), "--json"]) == 0
@@ -187,7 +201,6 @@ EVERY_STEP = LAST_LAYER | {
 
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_a_run_from_pixels_that_is_killed_goes_on_as_if_nothing_had_been(corpus, pixels, tmp_path, world_size):
-    # The cache's states are left out: their last bits depend on which captions are encoded together (docs/LOG.md).
     told = EVERY_STEP | PIXELS
     told |= {"data.dataset": str(pixels), "model.vision_model": [str(corpus / "lite")]}
     found = []

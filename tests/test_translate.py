@@ -100,6 +100,18 @@ def test_an_interrupted_run_goes_on_and_does_not_translate_a_text_twice(tmp_path
     assert again == whole and len(asked) == 4
 
 
+@pytest.mark.parametrize("change", [("--num_beams", "2"), ("--max_length", "6"), ("--codes", "de=deu_Latn")])
+def test_what_was_translated_with_other_settings_is_translated_again(tmp_path, dataset, model, monkeypatch, change):
+    run(tmp_path, dataset)
+    asked = []
+    original = translate.Translator.__call__
+    monkeypatch.setattr(
+        translate.Translator, "__call__", lambda self, texts: asked.extend(texts) or original(self, texts)
+    )
+    run(tmp_path, dataset, *change)
+    assert len(asked) == 7
+
+
 def test_a_model_of_many_languages_is_told_which(tmp_path, dataset, model):
     translator = translate.Translator(str(model), None, None, "deu_Latn")
     assert translator.limits["forced_bos_token_id"] == 21
