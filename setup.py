@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent
 # Floors, on which the suite runs (`make test-floors`). transformers 5.6: `@strict` dataclass configs (5.5 closed the
 # known remote-code holes); torch 2.9: FSDP2 whose gradients are right where a parameter is left out; datasets 5.1:
 # streams that shuffle their shards and resume; huggingface_hub 1.31, which datasets asks for: a dropped upload is
-# repeated, and a listing's bad file names leave nothing in the cache. constraints.txt: the published numbers' versions.
+# repeated, and a listing's bad file names leave nothing in the cache. constraints.txt: what was published with.
 INSTALL_REQUIRES = [
     "accelerate>=1.10",
     "datasets>=5.1",

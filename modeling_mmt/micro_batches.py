@@ -124,7 +124,10 @@ def _distinct_clips(batch: Mapping[str, torch.Tensor], names: Sequence[str]) -> 
     first, inverse = unique_rows(batch["positive_ids"][:, 0])
     clip = first[inverse]  # the first row of the same id
     for row, earlier in enumerate(clip.tolist()):
-        if not all(torch.equal(batch[name][row], batch[name][earlier]) for name in (*names, "video_mask")):
+        same = row == earlier or all(
+            torch.equal(batch[name][row], batch[name][earlier]) for name in (*names, "video_mask")
+        )
+        if not same:
             clip[row] = row
     return clip
 
