@@ -279,8 +279,8 @@ class Run:
     def __post_init__(self):
         """What is kept of clips that come as pixels."""
         self.room = Room(int(self.recipe.clip_memory * 2**30))
-        self.encoded: dict[tuple[str, str], KeptClips] = {}
-        self.decoded: dict[tuple[str, str, int], KeptClips] = {}
+        self.encoded: dict[tuple[str, str | None, str], KeptClips] = {}
+        self.decoded: dict[tuple[str, str | None, str, int], KeptClips] = {}
 
     def train(self, name: str, stage: StageArguments, folder: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
         """Train one stage, or load it if it is finished; the model is left with the stage's result."""
@@ -483,7 +483,7 @@ class Run:
 
     def frames(self, data: DataArguments | Source, split: str, candidates: int = 1) -> KeptClips:
         """A split's clips as `MMTVideoFeatureExtractor.read` gives them, decoded once while there is room."""
-        key = (str(data.dataset), split, candidates)
+        key = (str(data.dataset), data.revision, split, candidates)
         if key not in self.decoded:
             sources = self.source_clips(data, split)
             assert sources is not None
@@ -496,7 +496,7 @@ class Run:
 
         Each by itself: a convolution's sums depend on what else is in the batch, and a resumed run shall not.
         """
-        key = (str(data.dataset), split)
+        key = (str(data.dataset), data.revision, split)
         if key not in self.encoded:
             sources = self.frames(data, split)
             vision = self.model.video_model

@@ -12,6 +12,7 @@ from hashlib import sha256
 from itertools import groupby
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -94,19 +95,22 @@ class FrozenTextCache:
         digest = sha256(tensors["input_ids"].numpy().tobytes()).hexdigest()[:16]
         path = self.directory / f"states-{digest}.safetensors"
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        save_file(tensors, temporary, metadata={"fingerprint": self.fingerprint})
+        save_file(tensors, temporary, metadata={"fingerprint": self.fingerprint, "crc32": _crc32(tensors["states"])})
         os.replace(temporary, path)
         self._unsaved = []
 
     def _load(self, path: Path):
         try:
             with safe_open(path, framework="pt") as shard:
-                found = (shard.metadata() or {}).get("fingerprint")
+                told = shard.metadata() or {}
                 lengths, ids, states = (shard.get_tensor(name) for name in ("lengths", "input_ids", "states"))
         except SafetensorError as error:
             raise ValueError(f"{path}: not a readable shard of the layer cache ({error}); delete the file") from error
-        if found != self.fingerprint or states.shape != (int(lengths.sum()), self.width):
+        found = told.get("fingerprint")
+        if found != self.fingerprint or states.shape != (int(lengths.sum()), self.width) or len(ids) != len(states):
             raise ValueError(f"{path}: fingerprint {found} does not fit these frozen weights; delete the file")
+        if "crc32" in told and told["crc32"] != _crc32(states):  # a shard of an earlier version has none
+            raise ValueError(f"{path}: its states are not those that were written; delete the file")
         tokens, first = ids.tolist(), 0
         for length in lengths.tolist():
             self._keep(tuple(tokens[first : first + length]), states[first : first + length])
@@ -213,6 +217,10 @@ def frozen_vision_fingerprint(vision_model: Any) -> str:
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:32]
+
+
+def _crc32(states: torch.Tensor) -> str:
+    return str(crc32(states.contiguous().numpy().data))
 
 
 def _captions(batch: Mapping[str, torch.Tensor], prefix: str) -> list[tuple[int, ...]]:

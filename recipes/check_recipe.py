@@ -33,7 +33,7 @@ class RecipeCheck:
         self.found: list[str] = []
         self.problems: list[str] = []
         self._stores: dict[tuple[str, ...], FeatureStores | None] = {}
-        self._splits: dict[tuple[str, str], Dataset | None] = {}
+        self._splits: dict[tuple[str, str | None, str], Dataset | None] = {}
         self._said: set[str] = set()
 
     def problem(self, text: str, name: str | None = None) -> None:
@@ -101,9 +101,10 @@ class RecipeCheck:
 
     def split(self, name: str, revision: str | None, split: str, columns: Sequence[str]) -> Dataset | None:
         """A split with these columns, or None and a problem."""
-        if (name, split) not in self._splits:
-            self._splits[name, split] = self._load(name, revision, split)
-        rows = self._splits[name, split]
+        key = (name, revision, split)
+        if key not in self._splits:
+            self._splits[key] = self._load(name, revision, split)
+        rows = self._splits[key]
         for column in columns if rows is not None else ():
             if rows is not None and column not in rows.column_names:
                 self.problem(f"{name} ({split}): no column {column}; it has {', '.join(rows.column_names)}", name)

@@ -184,6 +184,20 @@ def test_a_torn_shard_is_refused_by_name(make_model, make_batch, tmp_path):
             FrozenTextCache(model.text_model, tmp_path)
 
 
+def test_a_shard_of_which_a_bit_was_flipped_is_refused_by_name(make_model, make_batch, tmp_path):
+    """Else a damaged disk would change what is learned, and nobody would be told."""
+    model = make_model()
+    cache = FrozenTextCache(model.text_model, tmp_path)
+    cache.attach(make_batch())
+    cache.save()
+    path = shard(tmp_path)
+    damaged = bytearray(path.read_bytes())
+    damaged[-3] ^= 1
+    path.write_bytes(damaged)
+    with pytest.raises(ValueError, match=f"{path.name}: its states are not those that were written; delete the file"):
+        FrozenTextCache(model.text_model, tmp_path)
+
+
 def test_a_foreign_shard_is_refused_by_name(make_model, make_batch, tmp_path):
     model, other = make_model(), make_model(seed=1)
     cache = FrozenTextCache(model.text_model, tmp_path)

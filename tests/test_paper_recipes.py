@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -15,6 +16,7 @@ import train
 from datasets_scripts import msrvtt, multi30k, multi_howto100m, vatex
 from datasets_scripts.features import write_feature_store
 from modeling_mmt import MMTConfig
+from recipes import check_recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = sorted((ROOT / "recipes" / "paper").glob("*.yaml"))
@@ -217,3 +219,10 @@ def test_a_dry_run_counts_clips_without_a_caption_in_the_languages_of_a_stage(in
 def test_a_dry_run_says_how_many_rows_there_are_and_should_be(inside, capsys):
     train.main([*shortened(inside, DRY), "--dry_run"])
     assert "data/msrvtt9 (train): 16 rows, published 6,513  <- not the published number" in capsys.readouterr().out
+
+
+def test_a_dry_run_looks_at_each_revision_of_a_dataset(monkeypatch):
+    read = {name: datasets.Dataset.from_dict({"video_id": [name]}) for name in ("v1", "v2")}
+    monkeypatch.setattr(check_recipe, "load_dataset", lambda name, split, revision: read[revision])
+    check = check_recipe.RecipeCheck(SimpleNamespace(comes_from={}))
+    assert [check.split("org/clips", name, "train", [])["video_id"][0] for name in ("v1", "v2")] == ["v1", "v2"]

@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -308,6 +309,20 @@ def test_clips_are_made_once_while_there_is_room():
     with pytest.raises(KeyError):
         clips["d"]
     assert list(InOrder({"a": 1, "b": 2}, ["b", "a"])) == [2, 1]
+
+
+def test_two_revisions_of_a_dataset_have_frames_of_their_own(monkeypatch):
+    read = {kind: datasets.Dataset.from_dict({"video_id": ["a"], "clip": [f"{kind}.mp4"]}) for kind in ("v1", "v2")}
+    monkeypatch.setattr(train, "read_split", lambda name, revision, split: read[revision])
+    run = object.__new__(train.Run)
+    run.recipe = SimpleNamespace(data=SimpleNamespace(video_column="clip"), clip_memory=1.0)
+    run.processor = SimpleNamespace(
+        feature_extractor=SimpleNamespace(read=lambda source, _: [torch.tensor([ord(source[-5])])])
+    )
+    run.__post_init__()
+    for kind in ("v1", "v2", "v1"):
+        (frames,) = run.frames(SimpleNamespace(dataset="org/clips", revision=kind), "train")["a"]
+        assert chr(frames.item()) == kind[1]
 
 
 def test_columns_of_videos_pictures_film_strips_and_paths(tmp_path):
