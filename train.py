@@ -361,7 +361,7 @@ class Run:
                 norm = clip_grad_norm(parameters, stage.max_grad_norm or math.inf)
             else:
                 norm = accelerator.clip_grad_norm_(parameters, stage.max_grad_norm or math.inf)
-            if not self.is_finite(losses["loss"], norm):
+            if not (math.isfinite(losses["loss"].item()) and math.isfinite(float(norm))):
                 ids = seen(clips, samplers, stage, step) if accelerator.is_main_process else None
                 raise not_finite(name, step, folder, losses["loss"], norm, ids)
             optimizer.step()
@@ -659,10 +659,6 @@ class Run:
         """Whether any process got SIGTERM: they hear it at different steps, and must stop after the same one."""
         heard = torch.tensor([int(STOP.is_set())], device=self.accelerator.device)
         return bool(self.accelerator.gather(heard).any())
-
-    def is_finite(self, loss: torch.Tensor, norm: Any) -> bool:
-        """Whether the step may be taken; fp16's loss scaler meets infinite gradients on purpose and skips those."""
-        return math.isfinite(loss.item()) and bool(self.accelerator.scaler or math.isfinite(float(norm)))
 
 
 class Embedder(torch.nn.Module):

@@ -81,11 +81,12 @@ def check_ids(videos: Iterable[Video], where: str) -> None:
 
 
 def fingerprint(videos: Sequence[Video], folder: str | Path) -> str:
-    """SHA-256 over ids, paths relative to `folder` and spans, in order: what a resumed run must find the same."""
+    """SHA-256 over ids, paths relative to `folder`, sizes and spans, in order: what a resumed run finds the same."""
     digest = hashlib.sha256()
     for video_id, source, start, end in videos:
         name = Path(os.path.relpath(source, folder)).as_posix()
-        digest.update(json.dumps([video_id, name, start, end]).encode() + b"\n")
+        size = os.path.getsize(source) if os.path.isfile(source) else None
+        digest.update(json.dumps([video_id, name, size, start, end]).encode() + b"\n")
     return digest.hexdigest()
 
 

@@ -257,7 +257,7 @@ class Recipe:
         comes_from: how each dataset, store and encoder is had, by its name; `--dry_run` says it of those missing.
         dry_run: check the data against the recipe, say what is missing, and train nothing.
         seed: of weights, order, noise and dropout.
-        mixed_precision: `no`, `bf16` or `fp16`.
+        mixed_precision: `no` or `bf16`. `fp16` is refused: no training checkpoint holds its loss scale.
         cache_frozen_layers: keep the frozen layers' output for each caption (`layer_cache.py`).
         cache_dir: of packaged encoders.
         clip_memory: GiB of decoded frames, and of what frozen vision encoders make of them, that each process keeps;
@@ -298,7 +298,7 @@ class Recipe:
         if self.finetuning is None and self.pretraining is None:
             raise RecipeError("finetuning and pretraining are both null; give one stage, or two")
         require(self, "seed", 0 <= self.seed < 2**32, f"0 to {2**32 - 1}")
-        require(self, "mixed_precision", self.mixed_precision in ("no", "bf16", "fp16"), "no, bf16 or fp16")
+        require(self, "mixed_precision", self.mixed_precision in ("no", "bf16"), "no or bf16")
         require(self, "log_steps", self.log_steps >= 1, "1 or more")
         if self.data.features and "video_feature_dims" in self.model.config:
             raise RecipeError(

@@ -54,7 +54,13 @@ BAD_STAGES = [
     ("evaluations", -1),
     ("save_steps", 0),
 ]
-BAD_RECIPES = [("seed", -1), ("seed", 2**32), ("mixed_precision", "fp8"), ("log_steps", 0)]
+BAD_RECIPES = [
+    ("seed", -1),
+    ("seed", 2**32),
+    ("mixed_precision", "fp8"),
+    ("mixed_precision", "fp16"),
+    ("log_steps", 0),
+]
 
 
 @pytest.mark.parametrize(

@@ -97,3 +97,11 @@ def test_the_fingerprint_knows_ids_paths_and_spans_and_not_where_the_folder_is()
         Video("a", "/x/a.mp4", 0.0, 2.0),
     ]
     assert len({one, *(fingerprint([other], "/x") for other in others)}) == 5
+
+
+def test_the_fingerprint_knows_that_a_file_was_replaced(tmp_path):
+    video, found = tmp_path / "a.mp4", []
+    for content in (b"one", b"other", b"one"):
+        video.write_bytes(content)
+        found.append(fingerprint([Video("a", str(video))], tmp_path))
+    assert found[0] != found[1] and found[0] == found[2]
