@@ -38,7 +38,7 @@ STALE = {
     "model": re.compile(r"[^/]+\.safetensors|[^/]+\.safetensors\.index\.json|\w+_mmt\.py"),
     "dataset": re.compile(r".+\.(parquet|arrow)"),
 }
-TOKEN = re.compile(rb"hf_[A-Za-z0-9]{30,}")
+TOKEN = re.compile(rb"hf_[A-Za-z0-9]{30,}|https?://[^\s/:@\"]{1,64}:[^\s/:@\"]{1,128}@")  # or a password in an address
 SECRET_NAME = re.compile(r"(TOKEN|SECRET|PASSWORD|KEY)$")  # of a variable, such as WANDB_API_KEY
 SECRET_LENGTH = 12  # a shorter value is found by chance
 

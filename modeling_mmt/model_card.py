@@ -137,6 +137,7 @@ def without_local_paths(value: Any) -> Any:
         return [without_local_paths(item) for item in value]
     if not isinstance(value, str):
         return value
+    value = value.removeprefix("file://")
     path: PurePath = Path(value)
     if path.is_relative_to(Path.cwd()):
         return path.relative_to(Path.cwd()).as_posix()

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -174,6 +175,17 @@ def test_the_token_is_nowhere(hub, folder, tmp_path, caplog, capfd):
     assert hub.token not in told
     holders = [p for p in tmp_path.rglob("*") if p.is_file() and hub.token.encode() in p.read_bytes()]
     assert holders == []
+
+
+def test_an_address_with_a_password_is_not_published(tmp_path):
+    recipe = tmp_path / "recipe.json"
+    for address, refused in (
+        ("https://ann:hunter2@hub.example/org/x", True),
+        ("https://hub.example:80/a@b", False),
+    ):
+        recipe.write_text(json.dumps({"dataset": address}))
+        with pytest.raises(PublishError, match="recipe.json, byte 13") if refused else nullcontext():
+            publishing.check_secrets({"recipe.json": recipe}, None)
 
 
 @pytest.mark.parametrize("name", ["recipe.json", "training_log.jsonl", "model-extra.safetensors"])
@@ -443,7 +455,10 @@ def test_mmt_publish_with_a_tag_that_is_there_succeeds_for_the_same_files_alone(
 def test_absolute_paths_become_relative_or_names_and_nothing_else_changes(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     recipe = {
-        "data": {"dataset": "org/clips", "features": [str(tmp_path / "runs" / "lite0"), "/home/ann/b4", "../store"]},
+        "data": {
+            "dataset": "org/clips",
+            "features": [str(tmp_path / "runs" / "lite0"), "/home/ann/b4", "../store", "file:///home/ann/b5"],
+        },
         "model": {"text_model": "C:\\Users\\ann\\encoder", "config": {"hidden_size": 8}},
         "cache_dir": "~/cache",
         "work_dir": str(tmp_path),
@@ -451,7 +466,7 @@ def test_absolute_paths_become_relative_or_names_and_nothing_else_changes(tmp_pa
         "prefix": "query: a/b ",
     }
     told = without_local_paths(recipe)
-    assert told["data"] == {"dataset": "org/clips", "features": ["runs/lite0", "b4", "../store"]}
+    assert told["data"] == {"dataset": "org/clips", "features": ["runs/lite0", "b4", "../store", "b5"]}
     assert told["model"] == {"text_model": "encoder", "config": {"hidden_size": 8}}
     assert (told["cache_dir"], told["work_dir"], told["pretraining"], told["prefix"]) == (
         "cache",
