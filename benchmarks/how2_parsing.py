@@ -48,7 +48,7 @@ def main() -> int:
     arguments = parser.parse_args()
     small, big = arguments.folder / "parse", arguments.folder / "build"
     results: dict[str, Any] = {
-        "command": " ".join(["python", "benchmarks/how2_parsing.py", *sys.argv[1:]]),
+        "command": " ".join(["python", "benchmarks/how2_parsing.py", *(Path(word).name for word in sys.argv[1:])]),
         "date": date.today().isoformat(),
         "machine": harness.cpu(),
         "versions": harness.versions(("ijson", "pyarrow", "datasets"), None),
