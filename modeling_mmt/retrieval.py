@@ -430,8 +430,11 @@ def embed_texts(
         `(len(texts), P)` float32 on the CPU, in the order given. The model is put in eval mode and back.
 
     Raises:
+        TypeError: `texts` is one text, whose characters would be taken for captions.
         ValueError: nothing to embed, or an embedding that is not finite (names the caption).
     """
+    if isinstance(texts, str):
+        raise TypeError(f"texts is one text, {texts[:50]!r}; give a list of texts: [{texts[:50]!r}]")
     lengths = [len(text.encode()) for text in texts]  # bytes follow tokens more closely across scripts than characters
 
     def embed(chosen: Sequence[int]) -> Any:

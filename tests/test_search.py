@@ -62,6 +62,11 @@ def test_texts_find_the_clips_of_a_naive_computation(index, model, processor, fe
         np.testing.assert_allclose([hit.score for hit in hits], sorted(scores, reverse=True), atol=1e-5)
 
 
+def test_one_text_in_place_of_a_list_is_refused_not_read_as_letters(index, model, processor):
+    with pytest.raises(TypeError, match=r"give a list of texts: \['cat'\]"):
+        index.search_texts(model, processor, "cat")
+
+
 def test_a_clip_finds_itself_by_its_id_and_by_its_features(index, model, processor, features):
     by_id = index.search_clips(IDS, top=1)
     by_features = index.search_videos(model, processor, [features[video_id] for video_id in IDS], top=1)

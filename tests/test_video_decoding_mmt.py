@@ -693,3 +693,17 @@ def test_torchcodec_reads_no_playlist_and_names_what_it_cannot_read(bad, tmp_pat
         path.write_bytes(bad[what][0])
         with pytest.raises(VideoDecodingError, match=str(path)):
             read_clip(path, fixed(3), decoder="torchcodec")
+
+
+def test_a_gif_cut_anywhere_is_read_or_refused_by_name(tmp_path):
+    frames = [Image.effect_noise((16, 12), 60 + number).convert("RGB") for number in range(4)]
+    frames[0].save(tmp_path / "whole.gif", save_all=True, append_images=frames[1:], duration=100)
+    content, refused = (tmp_path / "whole.gif").read_bytes(), 0
+    for length in range(len(content)):
+        (tmp_path / "cut.gif").write_bytes(content[:length])
+        try:
+            read_clip(tmp_path / "cut.gif", fixed(2))
+        except VideoDecodingError as error:
+            refused += 1
+            assert "cut.gif" in str(error)
+    assert refused > len(content) // 2

@@ -12,6 +12,7 @@ playlist or script, however it is called, makes FFmpeg read another file or an a
 import bisect
 import io
 import re
+import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,6 +42,8 @@ MAX_ANIMATION_PIXELS = 2**33
 """Of an animation: its frames times their pixels, each of which must be decoded to know how long it lasts."""
 
 _PICTURES = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF")
+# What Pillow raises where a picture is cut short or damaged; a GIF's reader indexes into what is not there.
+DAMAGED = (OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error)
 _ANIMATIONS = ("GIF", "WEBP", "PNG", "AVIF")
 _SUFFIXES = {".png", ".apng", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".avif"}
 _MOV_BOXES = {b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"styp", b"sidx", b"uuid"}
@@ -274,7 +277,7 @@ def _pillow(file: io.BytesIO, name: str) -> Any:
     Image.init()
     try:
         return Image.open(file, formats=[one for one in _PICTURES if one in Image.OPEN])  # AVIF: from Pillow 11.3
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except (*DAMAGED, Image.DecompressionBombError) as error:
         raise VideoDecodingError(f"{name} cannot be read as a picture: {first_line(error)}") from error
 
 
@@ -289,7 +292,7 @@ def _pixels(image: Any, name: str) -> torch.Tensor:
         image = image.convert("RGBA" if has_alpha else "RGB")
         width, height = image.size
         pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(height, width, -1)
-    except (OSError, ValueError, SyntaxError, EOFError) as error:
+    except DAMAGED as error:
         raise VideoDecodingError(f"{name} cannot be decoded: {first_line(error)}") from error
     return on_background(pixels) if has_alpha else pixels
 
@@ -300,7 +303,10 @@ def _pictures(
     """A picture, or an animation by the times that its frames are shown for."""
     check_size(image.width, image.height, name)
     first = int(bool(image.info.get("default_image")))  # of an APNG: what is shown where APNG is not understood
-    count = getattr(image, "n_frames", 1) if image.format in _ANIMATIONS else 1
+    try:
+        count = getattr(image, "n_frames", 1) if image.format in _ANIMATIONS else 1
+    except DAMAGED as error:
+        raise VideoDecodingError(f"{name}: its frames cannot be counted: {first_line(error)}") from error
     if count - first < 2:
         return None, iter([(0.0, _pixels(image, name))])
     if count * image.width * image.height > MAX_ANIMATION_PIXELS:
@@ -330,5 +336,5 @@ def _go_to(image: Any, number: int, name: str) -> None:
     try:
         image.seek(number)
         image.load()
-    except (OSError, ValueError, SyntaxError, EOFError) as error:
+    except DAMAGED as error:
         raise VideoDecodingError(f"{name}, frame {number}: cannot be decoded: {first_line(error)}") from error
