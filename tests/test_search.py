@@ -64,7 +64,7 @@ def test_texts_find_the_clips_of_a_naive_computation(index, model, processor, fe
 
 def test_one_text_in_place_of_a_list_is_refused_not_read_as_letters(index, model, processor):
     with pytest.raises(TypeError, match=r"give a list of texts: \['cat'\]"):
-        index.search_texts(model, processor, "cat")
+        index.search_texts(model, processor, "cat", top=2)
 
 
 def test_a_clip_finds_itself_by_its_id_and_by_its_features(index, model, processor, features):
