@@ -19,10 +19,11 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +162,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     for name, (split, kind) in searches.items():
         if split:
             metrics["figures"][name], ranked[name] = run.search(split, kind)
+    if cache is not None:
+        cache.save()
 
     # 7. Save
     if accelerator.is_main_process:
@@ -331,15 +334,9 @@ class Run:
             logger.info("%s goes on at step %d of %d", name, step, total)
         done = step * stage.gradient_accumulation_steps
         samplers = [self.sampler(stage, position, len(rows), done) for position, rows in enumerate(clips)]
+        left = (total - step) * stage.gradient_accumulation_steps
         batches = [
-            iter(
-                DataLoader(
-                    rows,
-                    batch_sampler=sampler,
-                    collate_fn=collator(self.processor, source),
-                    generator=torch.Generator(),  # or the iterator draws from the generator that dropout resumes with
-                )
-            )
+            self.collated(rows, sampler, source, left)
             for rows, sampler, source in zip(clips, samplers, stage.sources, strict=True)
         ]
 
@@ -428,6 +425,7 @@ class Run:
         """Measure what the heads are fed: the mean states of the English training captions and clips."""
         model, rows = self.model, self.splits["train"]
         _, texts = flat_captions(rows[f"{self.recipe.data.text_column}_en"])
+        self.encode_ahead(texts)
         for tower, key, items in (("text", "text", texts), ("video", "video_features", self.clips("train"))):
             means = []
             for start in range(0, len(items), 64):
@@ -527,6 +525,23 @@ class Run:
             world_size=self.accelerator.num_processes,
         )
 
+    def collated(
+        self, rows: ClipDataset | SampledClips, sampler: EpochBatchSampler, source: Source, left: int
+    ) -> Iterator[dict[str, Any]]:
+        """The `left` batches that are still to come of a source."""
+        loader = DataLoader(
+            rows,
+            batch_sampler=sampler,
+            collate_fn=collator(self.processor, source),
+            generator=torch.Generator(),  # or the iterator draws from the generator that dropout resumes with
+        )
+        batches, cache = islice(loader, left), self.cache_of(source)
+        return batches if cache is None else cache.ahead(batches)
+
+    def cache_of(self, source: Source) -> FrozenTextCache | None:
+        """What keeps the frozen layers' states of a source's captions, if these come again."""
+        return self.cache if source.draws_from_pools else None
+
     @property
     def is_sharded(self) -> bool:
         """Whether stages are trained with FSDP2."""
@@ -543,8 +558,8 @@ class Run:
 
     def to_device(self, chunk: Mapping[str, torch.Tensor], source: Source) -> dict[str, torch.Tensor]:
         """Frozen layers' output in place of token ids, where captions come again; tensors on the device."""
-        if self.cache is not None and source.draws_from_pools:
-            chunk = self.cache.attach(dict(chunk))
+        if (cache := self.cache_of(source)) is not None:
+            chunk = cache.attach(dict(chunk))
         return {key: value.to(self.accelerator.device) for key, value in chunk.items()}
 
     def cut(self, batch: dict[str, torch.Tensor], max_tokens: int | None) -> MicroBatches:
@@ -612,12 +627,20 @@ class Run:
             return InOrder(self.frames(data, split), rows["video_id"][:])
         return [self.features[key] for key in rows["video_id"]] if self.features else rows["video_features"][:]
 
+    def encode_ahead(self, texts: list[str]):
+        """Keep the frozen layers' output for captions that will be embedded, if it is kept."""
+        if self.cache is not None:
+            progress = "frozen layers" if self.accelerator.is_main_process else None
+            self.cache.fill([self.processor(text=texts)], progress)
+
     def embed(self, split: str, kind: str, languages: Sequence[str]) -> tuple[dict[str, Any], Any, dict[str, Any]]:
         """A split's captions of a kind by language, its clips, and which clip each caption belongs to."""
-        texts, targets = {}, {}
+        texts, targets, captions = {}, {}, {}
         for language in languages:
-            targets[language], captions = flat_captions(self.splits[split][f"{kind}_{language}"])
-            texts[language] = embed_texts(self.model, self.view, captions)
+            targets[language], captions[language] = flat_captions(self.splits[split][f"{kind}_{language}"])
+        self.encode_ahead(list(chain(*captions.values())))
+        for language in languages:
+            texts[language] = embed_texts(self.model, self.view, captions[language])
         return texts, embed_videos(self.model, self.view, self.clips(split)), targets
 
     def english_score(self) -> float:

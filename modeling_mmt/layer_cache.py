@@ -7,7 +7,7 @@ the frozen weights' fingerprint, so that a later run, or another row of a table,
 
 import logging
 import os
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from hashlib import sha256
 from itertools import groupby
 from pathlib import Path
@@ -17,13 +17,14 @@ from zlib import crc32
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from tqdm.auto import tqdm
 
 from .fingerprints import architecture, update_with_weights
 
 logger = logging.getLogger(__name__)
 
 TEXT_VIEWS = ("", "noised_", "paired_", "noised_paired_")
-LENGTH_STEP = 8  # captions are padded to multiples of it
+LENGTH_STEP = 4  # captions are padded to multiples of it, on which their states' last bits depend
 
 
 class FrozenTextCache:
@@ -73,13 +74,45 @@ class FrozenTextCache:
 
     def attach(self, batch: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
         """Replace each `*input_ids` of a collated batch by its `*text_states`, in place, and return the batch."""
-        views = [prefix for prefix in TEXT_VIEWS if batch.get(f"{prefix}input_ids") is not None]
-        captions = {prefix: _captions(batch, prefix) for prefix in views}
+        captions = {prefix: _captions(batch, prefix) for prefix in _views(batch)}
         overflow = self._fill([caption for view in captions.values() for caption in view])
-        for prefix in views:
+        for prefix, view in captions.items():
             length = batch.pop(f"{prefix}input_ids").shape[1]
-            batch[f"{prefix}text_states"] = self._gather(captions[prefix], length, overflow)
+            batch[f"{prefix}text_states"] = self._gather(view, length, overflow)
         return batch
+
+    def fill(self, batches: Iterable[Mapping[str, Any]], progress: str | None = None):
+        """Encode what `attach` will ask for, for all of these batches at once: few rows are then padding.
+
+        Args:
+            batches: collated batches; only their tokens are read.
+            progress: label of a progress bar, shown after two seconds; None shows none.
+        """
+        if not self._warned:  # else the cache is full, and what is encoded now would be encoded again
+            captions = [caption for batch in batches for view in _views(batch) for caption in _captions(batch, view)]
+            self._fill(captions, progress)
+
+    def ahead(
+        self, batches: Iterable[MutableMapping[str, Any]], count: int = 16, max_bytes: int = 2**28
+    ) -> Iterator[MutableMapping[str, Any]]:
+        """The same batches, untouched, each yielded when what it asks for is kept: faster, never different.
+
+        Args:
+            batches: collated batches.
+            count: batches held at most.
+            max_bytes: of the tensors held; one batch is, whatever its size.
+        """
+        held: list[MutableMapping[str, Any]] = []
+        size = 0
+        for batch in batches:
+            held.append(batch)
+            size += sum(value.nbytes for value in batch.values() if isinstance(value, torch.Tensor))
+            if len(held) == count or size >= max_bytes:
+                self.fill(held)
+                yield from held
+                held, size = [], 0
+        self.fill(held)
+        yield from held
 
     def save(self):
         """Write what is new as one more shard: whole or not at all."""
@@ -116,7 +149,9 @@ class FrozenTextCache:
             self._keep(tuple(tokens[first : first + length]), states[first : first + length])
             first += length
 
-    def _fill(self, captions: list[tuple[int, ...]]) -> Mapping[tuple[int, ...], torch.Tensor]:
+    def _fill(
+        self, captions: Iterable[tuple[int, ...]], progress: str | None = None
+    ) -> Mapping[tuple[int, ...], torch.Tensor]:
         """Encode what is not kept yet; return the states that did not fit the bound.
 
         The encoder sees batches of one shape for each length, filled up with padding: matrix products of one shape
@@ -125,27 +160,33 @@ class FrozenTextCache:
         that a half-precision run leaves in the folder are those that any other run would have computed.
         """
         missing = sorted({caption for caption in captions if caption not in self._place}, key=len)
-        overflow = {}
-        for length, group in groupby(missing, key=self._padded_length):
-            count = max(1, self.batch_tokens // length)
-            waiting = list(group)
-            for first in range(0, len(waiting), count):
-                chunk = waiting[first : first + count]
-                ids = torch.full((count, length), self.padding)
-                mask = torch.zeros(count, length, dtype=torch.long)
-                mask[:, 0] = 1  # attention of a row without a caption has somewhere to look
-                for row, caption in enumerate(chunk):
-                    ids[row, : len(caption)] = torch.tensor(caption)
-                    mask[row, : len(caption)] = 1
-                device = self.text_model.device
-                with torch.autocast(device.type, enabled=False):
-                    states = self.text_model.frozen_states(ids.to(device), mask.to(device)).float().cpu()
-                for caption, state in zip(chunk, states, strict=False):  # rows beyond the captions are padding
-                    if self._keep(caption, state[: len(caption)]):
-                        self._unsaved.append(caption)
-                    else:
-                        overflow[caption] = state[: len(caption)]
+        overflow, device = {}, self.text_model.device
+        for chunk, length in tqdm(self._chunks(missing), progress, disable=progress is None, delay=2, leave=False):
+            ids = torch.full((self._count(length), length), self.padding)
+            mask = torch.zeros_like(ids)
+            mask[:, 0] = 1  # attention of a row without a caption has somewhere to look
+            for row, caption in enumerate(chunk):
+                ids[row, : len(caption)] = torch.tensor(caption)
+                mask[row, : len(caption)] = 1
+            with torch.autocast(device.type, enabled=False):
+                states = self.text_model.frozen_states(ids.to(device), mask.to(device)).float().cpu()
+            for caption, state in zip(chunk, states, strict=False):  # rows beyond the captions are padding
+                if self._keep(caption, state[: len(caption)]):
+                    self._unsaved.append(caption)
+                else:
+                    overflow[caption] = state[: len(caption)]
         return overflow
+
+    def _chunks(self, captions: Sequence[tuple[int, ...]]) -> list[tuple[Sequence[tuple[int, ...]], int]]:
+        """Captions, shortest first, cut to what the encoder sees at once, and the length that these are padded to."""
+        chunks = []
+        for length, group in groupby(captions, key=self._padded_length):
+            waiting, count = list(group), self._count(length)
+            chunks += [(waiting[first : first + count], length) for first in range(0, len(waiting), count)]
+        return chunks
+
+    def _count(self, length: int) -> int:
+        return max(1, self.batch_tokens // length)
 
     def _padded_length(self, caption: tuple[int, ...]) -> int:
         return max(len(caption), min(-(-len(caption) // LENGTH_STEP) * LENGTH_STEP, self.max_length))
@@ -203,7 +244,7 @@ def frozen_fingerprint(text_model: Any) -> str:
     """SHA-256 of everything that the frozen states depend on: the encoder's configuration, layers and weights."""
     config = text_model.config
     digest = sha256(architecture(config.text_config).encode())
-    digest.update(f"{config.freeze_text_layers} {config.freeze_text_embeddings}".encode())
+    digest.update(f"{config.freeze_text_layers} {config.freeze_text_embeddings} {LENGTH_STEP}".encode())
     update_with_weights(digest, text_model.frozen_modules())
     return digest.hexdigest()[:32]
 
@@ -221,6 +262,10 @@ def frozen_vision_fingerprint(vision_model: Any) -> str:
 
 def _crc32(states: torch.Tensor) -> str:
     return str(crc32(states.contiguous().numpy().data))
+
+
+def _views(batch: Mapping[str, Any]) -> list[str]:
+    return [prefix for prefix in TEXT_VIEWS if batch.get(f"{prefix}input_ids") is not None]
 
 
 def _captions(batch: Mapping[str, torch.Tensor], prefix: str) -> list[tuple[int, ...]]:

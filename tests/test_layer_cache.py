@@ -94,6 +94,52 @@ def test_a_captions_states_are_the_same_to_the_bit_whatever_it_is_encoded_with(m
         assert torch.equal(states, found[0])
 
 
+@pytest.mark.parametrize(("count", "max_bytes"), [(1, 2**28), (3, 2**28), (64, 2**28), (64, 1)])
+def test_batches_seen_ahead_are_those_given_with_the_same_states_to_the_bit(
+    make_model, make_processor, count, max_bytes
+):
+    def batches():
+        texts = (["red dog"], ["home"], ["dog runs", "red"], ["red dog", "fast"], ["runs"])
+        return [dict(make_processor()(text=text)) for text in texts]
+
+    model = make_model()
+    wanted = [FrozenTextCache(model.text_model).attach(batch) for batch in batches()]
+    cache, tokens = FrozenTextCache(model.text_model), count_encoder_tokens(model)
+    found = []
+    for batch, plain in zip(cache.ahead(iter(batches()), count, max_bytes), batches(), strict=True):
+        assert_same(batch, plain, rtol=0, atol=0)
+        found.append(cache.attach(batch))
+    for one, other in zip(found, wanted, strict=True):
+        assert_same(one, other, rtol=0, atol=0)
+    fills = 5 if max_bytes == 1 else -(-5 // count)
+    assert tokens == [512] * fills
+
+
+def test_no_more_batches_are_held_than_the_bounds_say(make_model, make_batch):
+    asked = []
+
+    def batches():
+        for number in range(20):
+            asked.append(number)
+            yield make_batch()
+
+    size = sum(value.nbytes for value in make_batch().values() if isinstance(value, torch.Tensor))
+    cache = FrozenTextCache(make_model().text_model)
+    for bounds, held in (({"count": 4}, 4), ({"max_bytes": 3 * size}, 3), ({"count": 7, "max_bytes": 1}, 1)):
+        asked.clear()
+        next(cache.ahead(batches(), **bounds))
+        assert len(asked) == held
+
+
+def test_a_full_cache_encodes_nothing_ahead(make_model, make_batch):
+    model = make_model()
+    cache = FrozenTextCache(model.text_model, max_bytes=5 * ROW_BYTES)
+    cache.attach(make_batch())
+    tokens = count_encoder_tokens(model)
+    for _ in cache.ahead([make_batch(), make_batch()]):
+        assert tokens == []
+
+
 def test_a_half_precision_run_leaves_the_states_of_a_full_precision_one(make_model, make_batch, tmp_path):
     model = make_model()
     wanted = FrozenTextCache(model.text_model).attach(make_batch())
