@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch.nn.functional import logsigmoid
 
-from modeling_mmt.loss_mmt import LOSSES, positive_mask
+from modeling_mmt.loss_mmt import LOSSES, compared_columns, positive_mask
 
 MEMORY_BUDGET = 16 * 2**20
 """Default bytes for work of the logits' shape: a dense loss of up to 617 rows, or tiles of 1024 x 1024 in float32."""
@@ -47,7 +47,7 @@ def contrastive_loss(
         a: `(N, P)` float, unit norm.
         b: `(N, P)` float, unit norm; row i belongs to row i of `a`.
         logit_scale: `()` float, 1/tau itself (not its logarithm).
-        positive_ids: `(N, K)` int64; rows with an equal id in any column are mutual positives. None: only the pairs.
+        positive_ids: `(N, K)` int64, as `loss_mmt.positive_mask` takes them. None: only the pairs are positives.
         logit_bias: `()` float, for `sigmoid` only.
         memory_budget: bytes for work of the logits' shape. Gradients, `O(N P)`, come on top in both ways.
 
@@ -59,7 +59,7 @@ def contrastive_loss(
     """
     _check(name, a, b, positive_ids, logit_bias)
     itemsize = torch.promote_types(a.dtype, torch.float32).itemsize
-    columns = 0 if positive_ids is None else positive_ids.shape[1]
+    columns = 0 if positive_ids is None else len(compared_columns(positive_ids))
     if len(a) ** 2 * (DENSE_TENSORS * itemsize + columns) > memory_budget:
         return streaming_loss(name, a, b, logit_scale, positive_ids, logit_bias, memory_budget=memory_budget)
     mask = None if positive_ids is None else positive_mask(positive_ids)
@@ -88,7 +88,7 @@ def streaming_loss(
         a: `(N, P)` float. Unit norm is the fast case; any finite rows are right.
         b: `(N, P)` float; row i belongs to row i of `a`.
         logit_scale: `()` float, 1/tau itself (not its logarithm).
-        positive_ids: `(N, K)` int64; rows with an equal id in any column are mutual positives. None: only the pairs.
+        positive_ids: `(N, K)` int64, as `loss_mmt.positive_mask` takes them. None: only the pairs are positives.
         logit_bias: `()` float, for `sigmoid` only.
         block_size: rows and columns of a tile; the last ones may be smaller. None: as large as the budget allows.
         memory_budget: bytes for the tiles; not used where `block_size` is given.
@@ -137,13 +137,14 @@ class _Tiles:
         b: torch.Tensor,
         scale: torch.Tensor,
         bias: torch.Tensor | None,
-        positive_ids: torch.Tensor | None,
+        row_ids: torch.Tensor | None,
+        column_ids: torch.Tensor | None,
         block_size: int,
     ):
         dtype = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
         self.a, self.b, self.scale = a.to(dtype), b.to(dtype), scale.to(dtype)
         self.bias = None if bias is None else bias.to(dtype)
-        self.positive_ids = positive_ids
+        self.row_ids, self.column_ids = row_ids, column_ids
         self.n, self.block_size = len(a), min(block_size, len(a))
         self.buffer = self.a.new_empty(self.block_size**2)
 
@@ -171,9 +172,9 @@ class _Tiles:
 
     def further_positives(self, rows: slice, columns: slice) -> torch.Tensor | None:
         """Return `(rows, columns)` bool: the positives that are not the pairs; None where there are none."""
-        if self.positive_ids is None:
+        if self.row_ids is None or self.column_ids is None:
             return None
-        row_ids, column_ids = self.positive_ids[rows], self.positive_ids[columns]
+        row_ids, column_ids = self.row_ids[rows], self.column_ids[columns]
         mask = row_ids[:, :1] == column_ids[:, 0]
         for k in range(1, row_ids.shape[1]):
             mask |= row_ids[:, k, None] == column_ids[:, k]
@@ -192,12 +193,12 @@ class _StreamingLoss(torch.autograd.Function):
         name: str,
         block_size: int,
     ) -> torch.Tensor:
-        positive_ids = _columns_with_repeats(positive_ids)
+        ids = _ids_to_compare(positive_ids)
         with torch.autocast(device_type=a.device.type, enabled=False):
-            tiles = _Tiles(a, b, logit_scale, logit_bias, positive_ids, block_size)
+            tiles = _Tiles(a, b, logit_scale, logit_bias, *ids, block_size)
             forward = _sigmoid_forward if name == "sigmoid" else _softmax_forward
             loss, pair_weights, ctx.weights = forward(tiles, name)
-        ctx.save_for_backward(a, b, logit_scale, logit_bias, positive_ids, pair_weights)
+        ctx.save_for_backward(a, b, logit_scale, logit_bias, *ids, pair_weights)
         ctx.block_size = block_size
         return loss
 
@@ -205,10 +206,10 @@ class _StreamingLoss(torch.autograd.Function):
     def backward(ctx: Any, grad_loss: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         if torch.is_grad_enabled():  # only where create_graph=True asks for a derivative of these gradients
             raise RuntimeError("streaming_loss is differentiable once; for second derivatives use loss_mmt.LOSSES")
-        a, b, logit_scale, logit_bias, positive_ids, pair_weights = ctx.saved_tensors
+        a, b, logit_scale, logit_bias, *ids, pair_weights = ctx.saved_tensors
         need_a, need_b, need_scale, need_bias = ctx.needs_input_grad[:4]
         with torch.autocast(device_type=a.device.type, enabled=False):
-            tiles = _Tiles(a, b, logit_scale, logit_bias, positive_ids, ctx.block_size)
+            tiles = _Tiles(a, b, logit_scale, logit_bias, *ids, ctx.block_size)
             grad_a = torch.zeros_like(tiles.a) if need_a or need_scale else None
             grad_b = torch.zeros_like(tiles.b) if need_b else None
             grad_scale, grad_bias = tiles.vector(0.0), pair_weights.clone()
@@ -275,7 +276,7 @@ def _log_sums(
         and, where asked for and where there are any, of each row's further positives.
     """
     pair, row, column = tiles.vector(0.0), tiles.vector(-torch.inf), tiles.vector(-torch.inf)
-    further = tiles.vector(-torch.inf) if with_further and tiles.positive_ids is not None else None
+    further = tiles.vector(-torch.inf) if with_further and tiles.row_ids is not None else None
     for rows in tiles.blocks():
         scaled = tiles.scaled(rows)
         pair[rows] = tiles.pair_logits(rows, scaled)
@@ -333,9 +334,17 @@ def _fill_positives(
     return tile.fill_diagonal_(value) if rows == columns else tile
 
 
-def _columns_with_repeats(positive_ids: torch.Tensor | None) -> torch.Tensor | None:
-    """Keep the columns of ids in which an id comes twice; None if there are none, and so no further positives."""
-    if positive_ids is None:
-        return None
-    repeating = [column for column in positive_ids.T if len(column.unique()) < len(column)]
-    return torch.stack(repeating, dim=1) if repeating else None
+def _ids_to_compare(positive_ids: torch.Tensor | None) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Two `(N, C)`: rows i and j are positives if i's first and j's second agree in a column. None where none are.
+
+    Columns of `positive_ids` without an id that comes twice are left out.
+    """
+    pairs = []
+    for k, other in compared_columns(positive_ids) if positive_ids is not None else ():
+        rows, columns = positive_ids[:, k], positive_ids[:, other]
+        if torch.isin(rows, columns).any() if k != other else len(rows.unique()) < len(rows):
+            pairs.append((rows, columns))
+    if not pairs:
+        return None, None
+    row_ids, column_ids = zip(*pairs, strict=True)
+    return torch.stack(row_ids, dim=1), torch.stack(column_ids, dim=1)

@@ -128,16 +128,25 @@ def test_each_loss_equals_the_double_loop(name, masked):
 
 
 def test_the_positive_mask_equals_the_double_loop():
-    ids = ids_with_repeats()
-    mask = positive_mask(ids)
-    for i in range(len(ids)):
-        for j in range(len(ids)):
-            assert mask[i, j] == any(x == y for x, y in zip(ids[i].tolist(), ids[j].tolist(), strict=True))
-    assert mask.diagonal().all() and torch.equal(mask, mask.T)
+    generator = torch.Generator().manual_seed(2)
+    for columns in (1, 2, 3, 4):
+        ids = torch.randint(12, (9, columns), generator=generator)
+        mask = positive_mask(ids)
+        for i, (clip, *captions) in enumerate(ids.tolist()):
+            for j, (other, *others) in enumerate(ids.tolist()):
+                assert mask[i, j] == (clip == other or not set(captions).isdisjoint(others)), (columns, i, j)
+        assert mask.diagonal().all() and torch.equal(mask, mask.T)
+        assert columns < 3 or 9 < mask.sum() < 81
 
 
-def test_an_id_matches_only_in_its_own_column():
+def test_a_clips_id_is_no_caption():
     assert torch.equal(positive_mask(torch.tensor([[1, 2], [2, 1]])), torch.eye(2, dtype=torch.bool))
+
+
+def test_a_caption_is_found_in_the_other_language_of_a_pair():
+    """ "taxi" of (en, de) in one row, of (fr, cs) in another: neither is the other's negative."""
+    ids = torch.tensor([[1, 10, 11], [2, 12, 10], [3, 13, 14]])
+    assert positive_mask(ids).nonzero().tolist() == [[0, 0], [0, 1], [1, 0], [1, 1], [2, 2]]
 
 
 # Properties

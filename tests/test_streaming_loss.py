@@ -34,8 +34,16 @@ def ids_with_repeats(n=N):
     """A clip id with two or three rows each, a caption hash with some repeats, a column without any."""
     generator = torch.Generator().manual_seed(1)
     clips, captions = torch.randint(n // 2, (n,), generator=generator), torch.randint(n, (n,), generator=generator)
-    ids = torch.stack([clips, captions, torch.arange(n)], dim=1)
+    ids = torch.stack([clips, captions, torch.arange(n, 2 * n)], dim=1)
     assert positive_mask(ids).sum() > 2 * n
+    return ids
+
+
+def ids_across_columns(n=N):
+    """No id comes twice in a column: captions of one language are captions of another row in the other."""
+    ids = torch.stack([torch.arange(n), torch.arange(n), torch.arange(n).roll(5)], dim=1)
+    ids[::3, 2] += n
+    assert n < positive_mask(ids).sum() < 3 * n
     return ids
 
 
@@ -87,6 +95,15 @@ def test_float32_agrees_at_every_temperature(name, logit_scale):
         error = (value.double() - expected).norm() / expected.norm()
         # a logit of 1e4 is rounded to 1e-3, before its exponential
         assert error < 1e-5 * max(1.0, logit_scale / 100)
+
+
+@pytest.mark.parametrize("block_size", [5, 37])
+@pytest.mark.parametrize("name", NAMES)
+def test_captions_are_compared_across_languages(name, block_size):
+    inputs, ids = batch(name, torch.float64), ids_across_columns()
+    found = streaming(name, inputs, ids, block_size=block_size)
+    torch.testing.assert_close(found, dense(name, inputs, ids))
+    assert (found[0] - dense(name, inputs)[0]).abs() > 1e-3
 
 
 @pytest.mark.parametrize("name", NAMES)
