@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow.compute as pc
 from PIL import Image
 
 from .emoji9 import frames_of
@@ -82,10 +83,26 @@ def clips_of_dataset(name: str, limit: int | None) -> Clips:
         return video._replace(source=row[column] if column else row)
 
     if column:
-        of_ids = {split: hashlib.sha256(json.dumps(ids[split]).encode()).hexdigest() for split in parts}
-        return Clips(videos, {"dataset": Path(name).name, "fingerprints": of_ids, "limit": limit}, load=load)
+        prints = {split: videos_fingerprint(part, column, ids[split]) for split, part in dataset.items()}
+        return Clips(videos, {"dataset": Path(name).name, "fingerprints": prints, "limit": limit}, load=load)
     prints = {split: clips_fingerprint(part) for split, part in dataset.items()}
     return Clips(videos, {"dataset": Path(name).name, "fingerprints": prints, "limit": limit}, True, load)
+
+
+def videos_fingerprint(part: datasets.Dataset, column: str, ids: Sequence[str]) -> str:
+    """SHA-256 over the ids and sizes in bytes of a split's videos, in order; the videos themselves are not read.
+
+    Args:
+        part: the split as it was loaded.
+        column: of videos.
+        ids: of its rows.
+    """
+    stored = part.data.column(column)
+    sizes = pc.binary_length(pc.struct_field(stored, "bytes")).to_pylist()
+    for row, path in enumerate(pc.struct_field(stored, "path").to_pylist()):
+        if sizes[row] is None and path and Path(path).is_file():
+            sizes[row] = Path(path).stat().st_size
+    return hashlib.sha256(json.dumps([list(ids), sizes]).encode()).hexdigest()
 
 
 def clips_fingerprint(part: datasets.Dataset) -> str:
@@ -93,7 +110,7 @@ def clips_fingerprint(part: datasets.Dataset) -> str:
     digest = hashlib.sha256()
     for row in part.select_columns(["video_id", "frames"]).cast_column("frames", datasets.Image(decode=False)):
         digest.update(row["video_id"].encode())
-        digest.update(row["frames"]["bytes"] or b"")
+        digest.update(row["frames"]["bytes"] or Path(row["frames"]["path"]).read_bytes())
     return digest.hexdigest()
 
 

@@ -307,6 +307,34 @@ def test_a_dataset_of_videos_is_read_by_its_bytes(videos_folder, encoder_folder,
     assert np.allclose(store["four"], files["part0/clip4"], atol=1e-3)
 
 
+@pytest.mark.parametrize("in_files", [False, True])
+def test_a_replaced_video_of_a_dataset_does_not_keep_the_features_of_the_old_one(
+    videos_folder, encoder_folder, tmp_path, capsys, in_files
+):
+    place = tmp_path / "videos"
+
+    def write(number):
+        paths = [videos_folder / f"part0/clip{i}.mp4" for i in (0, number)]
+        place.mkdir(exist_ok=True)
+        if in_files:
+            for name, path in zip("ab", paths, strict=True):
+                (place / f"{name}.mp4").write_bytes(path.read_bytes())
+            return
+        features = datasets.Features({"video_id": datasets.Value("string"), "clip": datasets.Video(decode=False)})
+        rows = {"video_id": ["a", "b"], "clip": [{"bytes": path.read_bytes(), "path": None} for path in paths]}
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(place / "test.parquet")
+
+    write(2)
+    command = arguments(place, encoder_folder, tmp_path / "store", "--num_frames", 1, "--num_workers", 0)
+    old = main(command)["b"]
+    assert np.array_equal(main(command)["b"], old)
+    write(4)
+    with pytest.raises(SystemExit) as stopped:
+        main(command)
+    assert stopped.value.code == 2
+    assert "store holds other features: source is" in capsys.readouterr().err
+
+
 def test_a_published_networks_steps_are_runs_of_frames(videos_folder, tmp_path, monkeypatch):
     class Steps(VideoBackbone):
         """Says what it is given."""
