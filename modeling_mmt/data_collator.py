@@ -36,6 +36,7 @@ class EpochBatchSampler:
             raise ValueError(f"batch_size is {batch_size}; {world_size} processes need at least one row each")
         self.num_rows, self.batch_size, self.seed, self.start = num_rows, batch_size, seed, start
         self.share = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
+        self._order = -1, np.empty(0, dtype=np.int64)  # of the epoch last asked for
 
     @property
     def batches_per_epoch(self) -> int:
@@ -45,8 +46,9 @@ class EpochBatchSampler:
     def batch(self, step: int) -> list[Draw]:
         """The whole batch of a step, over all processes."""
         epoch, position = divmod(step, self.batches_per_epoch)
-        order = np.random.default_rng((self.seed, epoch)).permutation(self.num_rows)
-        rows = order[position * self.batch_size : (position + 1) * self.batch_size]
+        if self._order[0] != epoch:
+            self._order = epoch, np.random.default_rng((self.seed, epoch)).permutation(self.num_rows)
+        rows = self._order[1][position * self.batch_size : (position + 1) * self.batch_size]
         return [(self.seed, epoch, int(row)) for row in rows]
 
     def __iter__(self) -> Iterator[list[Draw]]:

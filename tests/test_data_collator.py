@@ -67,6 +67,18 @@ def test_a_resumed_run_gets_the_batches_that_the_whole_run_would(start):
     assert list(itertools.islice(EpochBatchSampler(20, 3, seed=7, start=start), 20 - start)) == whole[start:]
 
 
+def test_a_step_asked_for_out_of_order_has_the_same_batch(monkeypatch):
+    sampler = EpochBatchSampler(20, 3, seed=7)
+    whole = list(itertools.islice(sampler, 20))
+    for step in (13, 2, 19, 0, 5, 6, 7):
+        assert sampler.batch(step) == whole[step]
+    generators = []
+    make = np.random.default_rng
+    monkeypatch.setattr(np.random, "default_rng", lambda seed: generators.append(seed) or make(seed))
+    list(itertools.islice(EpochBatchSampler(20, 3, seed=7), 18))
+    assert len(generators) == 3, "rows are put in order once an epoch: of millions it takes a while"
+
+
 @pytest.mark.parametrize(("rows", "batch", "world"), [(4, 5, 1), (4, 0, 1), (9, 2, 3)])
 def test_a_batch_that_cannot_be_made_is_refused(rows, batch, world):
     with pytest.raises(ValueError, match=f"batch_size is {batch}"):
