@@ -10,6 +10,7 @@ model's name and commit, or None where the captions are the dataset's own. An in
 """
 
 import argparse
+import hashlib
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -66,7 +67,12 @@ class Translator:
             self.limits["forced_bos_token_id"] = token
         commit = getattr(self.model.config, "_commit_hash", None) or revision or "local"
         self.label = f"{Path(name).name if Path(name).is_dir() else name}@{commit}"
-        self.settings = {"model": self.label, "source": source, "target": target, **self.limits}
+        digest = hashlib.sha256()  # a folder's name says little
+        for file in sorted(Path(name).glob("*.safetensors")):
+            with file.open("rb") as opened:
+                digest.update(hashlib.file_digest(opened, "sha256").digest())
+        weights = digest.hexdigest() if Path(name).is_dir() else None
+        self.settings = {"model": self.label, "weights": weights, "source": source, "target": target, **self.limits}
 
     @torch.inference_mode()
     def __call__(self, texts: Sequence[str]) -> list[str]:

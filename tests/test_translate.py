@@ -112,6 +112,16 @@ def test_what_was_translated_with_other_settings_is_translated_again(tmp_path, d
     assert len(asked) == 7
 
 
+def test_what_other_weights_of_the_same_folders_name_translated_is_translated_again(tmp_path, dataset, model):
+    _, _, old = run(tmp_path, dataset)
+    network = MarianMTModel.from_pretrained(model)
+    network.final_logits_bias[:, 4:20] = network.final_logits_bias[:, 4:20].flip(1) + torch.arange(16.0)
+    network.save_pretrained(model)
+    _, _, new = run(tmp_path, dataset)
+    changed = {name for name in old if old[name]["caption_de"] != new[name]["caption_de"]}
+    assert changed and changed <= {name for name, row in new.items() if row["translator_de"]}
+
+
 def test_a_model_of_many_languages_is_told_which(tmp_path, dataset, model):
     translator = translate.Translator(str(model), None, None, "deu_Latn")
     assert translator.limits["forced_bos_token_id"] == 21
