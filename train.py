@@ -19,8 +19,9 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, islice
@@ -34,6 +35,7 @@ from accelerate.utils import set_seed
 from datasets import Dataset
 from filelock import FileLock
 from huggingface_hub import HfApi
+from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
@@ -41,10 +43,11 @@ from tqdm.auto import tqdm
 from transformers import AutoTokenizer, get_scheduler
 
 from datasets_scripts.clip_columns import ClipColumn
-from datasets_scripts.features import FeatureStores
+from datasets_scripts.features import FeatureStores, MissingClipError
 from datasets_scripts.sampling import SampledClips, WindowSampler
 from modeling_mmt import MMTModel, MMTProcessor, MMTVideoFeatureExtractor
 from modeling_mmt.checkpointing import (
+    CheckpointError,
     check_finite,
     last_checkpoint,
     load_checkpoint,
@@ -69,7 +72,7 @@ from modeling_mmt.layer_cache import (
 )
 from modeling_mmt.micro_batches import MicroBatches, micro_batches
 from modeling_mmt.model_card import write_card
-from modeling_mmt.packaged_encoders import resolve_encoder
+from modeling_mmt.packaged_encoders import PackagedEncoderError, resolve_encoder
 from modeling_mmt.pooling_mmt import masked_mean
 from modeling_mmt.retrieval import embed_texts, embed_videos, ranks, retrieval_metrics
 from modeling_mmt.sharding import average_gradients, clip_grad_norm, copy_to_shard, shard, wants_sharding
@@ -101,14 +104,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     Args:
         argv: a recipe's path, then options; `None` takes the command line's.
     """
-    # 1. Arguments
+    # 1. Recipe
     recipe, options = parse_recipe(sys.argv[1:] if argv is None else argv, __doc__)
     if recipe.dry_run:
         return check_recipe(recipe)
 
     # 2. Processes, logging, seed
-    if recipe.push_to_hub:
-        HfApi().whoami()  # not after hours of training
     accelerator = Accelerator(
         mixed_precision=recipe.mixed_precision, log_with=recipe.report_to, project_dir=recipe.output_dir
     )
@@ -117,29 +118,16 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         accelerator.init_trackers("train")
     set_seed(recipe.seed)
 
-    # 3. Data
-    data = recipe.data
-    columns = [f"{kind}_{lang}" for kind in (data.text_column, *data.other_text_columns) for lang in data.languages]
-    columns += [data.exclude_column] if data.exclude_column else []
-    columns += [] if data.features or data.video_column else ["video_features"]
-    reads = {name: list(columns) for name in ("train", "validation", data.test_split) if name}
-    trained = [stage for stage in (recipe.pretraining, recipe.finetuning) if stage]
-    own = [source for stage in trained for source in stage.sources if source.dataset is None]
-    reads["train"] += [column for source in own for column in columns_of(source)]
-    reads["train"] += [f"{data.text_column}_en"] if recipe.model.standardize_inputs else []
-    reads["validation"] += [f"{data.text_column}_en"] if any(stage.evaluations for stage in trained) else []
-    splits = {name: load_split(data.dataset, data.revision, name, read) for name, read in reads.items()}
-    features = FeatureStores(data.features) if data.features else None
+    # 3. Data, model and processor; whatever is wrong with them is said before anything is trained
+    with in_one_line():
+        if recipe.push_to_hub:
+            with in_one_line("push_to_hub"):
+                HfApi().whoami()
+        run = prepare(recipe, accelerator)
+        run.check()
+        to_train = list(stages(recipe, run.contents))
 
-    # 4. Model and processor
-    model, processor = build(recipe, features)
-    model = model.to(accelerator.device)
-    cache = FrozenTextCache(model.text_model, recipe.frozen_states_dir) if recipe.cache_frozen_layers else None
-
-    # 5. Train
-    run = Run(recipe, accelerator, model, processor, cache, splits, features)
-    run.check()
-    to_train = list(stages(recipe, run.contents))
+    # 4. Train
     if recipe.model.standardize_inputs:
         run.standardize_inputs()
     metrics: dict[str, Any] = {"seed": recipe.seed, "world_size": accelerator.num_processes}
@@ -149,7 +137,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             accelerator.wait_for_everyone()  # all see the same: a stage that another run has just finished, or none
             metrics[name] = run.train(name, stage, folder, identity)
 
-    # 6. Search in every language
+    # 5. Search in every language
+    data, model, features = recipe.data, run.model, run.features
     searches = {"validation": ("validation", data.text_column), "test": (data.test_split, data.text_column)}
     searches |= {f"validation_{kind}": ("validation", kind) for kind in data.other_text_columns}
     metrics["figures"], ranked = {}, {}
@@ -158,18 +147,18 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     for encoder, dim in zip(recipe.model.vision_model, model.config.video_feature_dims, strict=False):
         told = {"extractor": encoder, "revision": recipe.model.vision_revision, "rate": None, "dim": dim}
         metrics["video_extractors"].append(told)
-    metrics |= {"n_clips": len(splits[searches["test"][0] or "validation"])}
+    metrics |= {"n_clips": len(run.splits[searches["test"][0] or "validation"])}
     for name, (split, kind) in searches.items():
         if split:
             metrics["figures"][name], ranked[name] = run.search(split, kind)
-    if cache is not None:
-        cache.save()
+    if run.cache is not None:
+        run.cache.save()
 
-    # 7. Save
+    # 6. Save
     if accelerator.is_main_process:
         output_dir = Path(recipe.output_dir)
         model.save_pretrained(output_dir)
-        processor.save_pretrained(output_dir)
+        run.processor.save_pretrained(output_dir)
         write_json(output_dir / "metrics.json", metrics)
         write_json(output_dir / "ranks.json", ranked)
         write_json(output_dir / "recipe.json", {k: v for k, v in options.items() if k not in HUB_OPTIONS})
@@ -180,6 +169,49 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             publish(output_dir, recipe.push_to_hub, revision=recipe.hub_revision, tag=recipe.hub_tag)
     accelerator.end_training()
     return metrics
+
+
+def prepare(recipe: Recipe, accelerator: Accelerator) -> "Run":
+    """The data, the model and the processor that a recipe names."""
+    data = recipe.data
+    columns = [f"{kind}_{lang}" for kind in (data.text_column, *data.other_text_columns) for lang in data.languages]
+    columns += [data.exclude_column] if data.exclude_column else []
+    columns += [] if data.features or data.video_column else ["video_features"]
+    reads = {name: list(columns) for name in ("train", "validation", data.test_split) if name}
+    trained = [stage for stage in (recipe.pretraining, recipe.finetuning) if stage]
+    own = [source for stage in trained for source in stage.sources if source.dataset is None]
+    reads["train"] += [column for source in own for column in columns_of(source)]
+    reads["train"] += [f"{data.text_column}_en"] if recipe.model.standardize_inputs else []
+    reads["validation"] += [f"{data.text_column}_en"] if any(stage.evaluations for stage in trained) else []
+    with in_one_line(data.dataset):
+        splits = {name: load_split(data.dataset, data.revision, name, read) for name, read in reads.items()}
+    features = FeatureStores(data.features) if data.features else None
+    with in_one_line(f"model {', '.join([recipe.model.text_model, *recipe.model.vision_model])}"):
+        model, processor = build(recipe, features)
+    model = model.to(accelerator.device)
+    cache = FrozenTextCache(model.text_model, recipe.frozen_states_dir) if recipe.cache_frozen_layers else None
+    return Run(recipe, accelerator, model, processor, cache, splits, features)
+
+
+@contextmanager
+def in_one_line(name: str = "") -> Iterator[None]:
+    """Make what a library says of a missing or misshapen file an error of the recipe, which names it.
+
+    Args:
+        name: of what is opened; put before words that do not have it.
+
+    Raises:
+        RecipeError: the library's words in one line, and where it said them.
+    """
+    try:
+        yield
+    except RecipeError:
+        raise
+    except (ValueError, OSError, ImportError, MissingClipError, PackagedEncoderError, StrictDataclassError) as error:
+        *_, last = traceback.extract_tb(error.__traceback__)
+        told = " ".join(str(error).split()) or type(error).__name__
+        told = told if name in told else f"{name}: {told}"
+        raise RecipeError(f"{told} ({Path(last.filename).name}, line {last.lineno})") from error
 
 
 def build(recipe: Recipe, features: FeatureStores | None) -> tuple[MMTModel, MMTProcessor]:
@@ -244,6 +276,9 @@ class Run:
             for kind in kinds.get(split, [data.text_column]):
                 for problem in search_problems(rows, kind, data.languages, data.exclude_column):
                     raise RecipeError(f"{data.dataset} ({split}): {problem}")
+            if self.features and (split != "train" or self.recipe.model.standardize_inputs):
+                for _, problem in self.features.problems(rows["video_id"]):
+                    raise RecipeError(f"{data.dataset} ({split}): {problem}")
         for name in ("pretraining", "finetuning"):
             stage = getattr(self.recipe, name)
             for prefix in stage.freeze if stage else ():
@@ -252,7 +287,9 @@ class Run:
                     hint = near(prefix, known)
                     raise RecipeError(f"{name}.freeze: no parameter's name begins with {prefix!r}; {hint}")
             for source in stage.sources if stage else ():
-                rows, _ = self.open_source(source)
+                rows, features = self.open_source(source)
+                for _, problem in features.problems(rows["video_id"]) if features and source.with_video else ():
+                    raise RecipeError(f"{source.dataset or data.dataset} (train): {problem}")
                 for column in columns_of(source) if source.clip_seconds is None else ():
                     for problem in blank_texts(rows, column):
                         raise RecipeError(f"{source.dataset or data.dataset} (train): {problem}")
@@ -448,7 +485,8 @@ class Run:
         if key not in self.opened:
             features = FeatureStores(source.features) if source.features else None
             inside = [] if features or self.recipe.data.video_column or not source.with_video else ["video_features"]
-            rows = load_split(source.dataset, source.revision, "train", [*columns_of(source), *inside])
+            with in_one_line(source.dataset):
+                rows = load_split(source.dataset, source.revision, "train", [*columns_of(source), *inside])
             self.opened[key] = rows, features
         return self.opened[key]
 
@@ -794,6 +832,6 @@ if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: STOP.set())
     try:
         sys.exit(1 if main().get("problems") else 0)
-    except RecipeError as error:
+    except (RecipeError, CheckpointError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         sys.exit(2)

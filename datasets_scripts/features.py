@@ -550,6 +550,19 @@ class FeatureStores(Mapping[str, Any]):
             )
         return self._side_by_side(found)
 
+    def problems(self, video_ids: Sequence[str]) -> Iterator[tuple[str, str]]:
+        """For each store that lacks clips, its folder and a sentence: how many, which, and what to do."""
+        for store in self.stores:
+            missing = [video_id for video_id in video_ids if video_id not in store]
+            if missing:
+                yield (
+                    str(store.folder),
+                    (
+                        f"{len(missing):,} of {len(video_ids):,} clips are not in {store.folder}, the first "
+                        f"{missing[0]!r}: extract them, or build the dataset with --missing_features skip"
+                    ),
+                )
+
     def num_steps(self, video_id: str) -> int:
         """F of a clip: of its shortest stream, since extractors differ by a step at a video's end."""
         return min(store.num_steps(video_id) for store in self.stores)

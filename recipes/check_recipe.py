@@ -162,14 +162,8 @@ class RecipeCheck:
             return
         if not names and "video_features" not in rows.column_names:
             self.problem(f"{where}: neither feature stores in the recipe nor a column video_features")
-        for store in features.stores if features else ():
-            missing = [video_id for video_id in rows["video_id"] if video_id not in store]
-            if missing:
-                self.problem(
-                    f"{where}: {len(missing):,} of {len(rows):,} clips are not in {store.folder}, the first "
-                    f"{missing[0]!r}: extract them, or build the dataset with --missing_features skip",
-                    str(store.folder),
-                )
+        for folder, problem in features.problems(rows["video_id"]) if features else ():
+            self.problem(f"{where}: {problem}", folder)
 
     def source(self, where: str, stage: StageArguments, source: Source, features: FeatureStores | None) -> None:
         """Whether a stage has something to learn from: columns, captions, features of the model's width."""

@@ -22,7 +22,7 @@ from train_process import FSDP2, ROOT, Group
 from transformers import AutoModel, AutoProcessor, AutoTokenizer
 
 import train
-from datasets_scripts.features import FeatureStore, FeatureStores
+from datasets_scripts.features import FeatureStore, FeatureStores, write_feature_store
 from modeling_mmt import MMTModel, MMTProcessor, MMTVideoFeatureExtractor
 from modeling_mmt.checkpointing import CheckpointError
 from modeling_mmt.evaluation import search_problems
@@ -419,6 +419,41 @@ def test_data_that_would_fail_after_hours_are_refused_before_training_and_by_a_d
     assert any(re.search(message, problem) for problem in train.main([recipe, "--dry_run"])["problems"])
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data.dataset": "nope/nowhere"}, "nope/nowhere"),
+        ({"data.text_column": "captoin"}, r"corpus \(\w+\): no column captoin_en; found .*caption_en"),
+        ({"data.features": ["features/none"]}, "features/none"),
+        ({"model.text_model": "nope/none"}, "nope/none"),
+        ({"model.config.pooling": "frist"}, "Field 'pooling' expected one of .* got frist"),
+        ({"model.config.text_output_layer": 99}, "text_output_layer"),
+        ({"data.test_split": "tset"}, "tset"),
+    ],
+    ids="dataset column store encoder pooling layer split".split(),
+)
+def test_whatever_is_wrong_with_what_a_recipe_names_is_one_line_before_training(corpus, tmp_path, changes, message):
+    with pytest.raises(RecipeError, match=message) as refused:
+        train.main([write_recipe(corpus, tmp_path, changes)])
+    assert "\n" not in str(refused.value)
+    assert list(tmp_path.glob("stages/*")) == []
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_a_clip_without_features_is_noticed_before_training(corpus, tmp_path, split):
+    rows = Dataset.from_parquet(str(next((corpus / "corpus/data").glob(f"{split}-*.parquet"))))
+    lost = rows["video_id"][-1]
+    whole = FeatureStore(corpus / "animals")
+    kept = ((video_id, whole[video_id]) for video_id in whole if video_id != lost)
+    write_feature_store(tmp_path / "animals", kept, extractor="made up", revision="1")
+    recipe = write_recipe(corpus, tmp_path, {"data.features": [str(corpus / "colours"), str(tmp_path / "animals")]})
+    with pytest.raises(
+        RecipeError, match=rf"\({split}\): 1 of {len(rows)} clips are not in .*first '{lost}': extract"
+    ):
+        train.main([recipe])
+    assert list(tmp_path.glob("stages/*")) == []
+
+
 def test_a_language_whose_texts_are_all_of_excluded_clips_is_refused():
     rows = Dataset.from_dict({"video_id": ["a", "b"], "caption_de": ["x", ""], "is_flag": [True, False]})
     (problem,) = search_problems(rows, "caption", ["de"], "is_flag")
@@ -455,7 +490,7 @@ def test_damaged_weights_are_refused_by_file_and_tensor(corpus, tmp_path, name, 
         save_file(tensors, path, metadata={"format": "pt"})
         message = f"{path if name == 'result' else path.parent}: {key} holds NaN or infinity; "
     remedy = f"delete {path.parent}, and pretraining is run again" if name == "result" else "text"
-    with pytest.raises(CheckpointError, match=message + f".*{remedy}"):
+    with pytest.raises(CheckpointError if name == "result" else RecipeError, match=message + f".*{remedy}"):
         train.main([recipe])
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 from tiny_corpus import write_recipe
 
 import train
 from modeling_mmt.hub import pinned_snapshot, publish
+from modeling_mmt.training_arguments import RecipeError
 
 SHORT = {
     "pretraining": None,
@@ -67,6 +67,7 @@ def test_a_run_that_could_not_publish_fails_before_it_trains(hub, corpus, tmp_pa
         monkeypatch.setenv("HF_TOKEN", token)
     else:
         monkeypatch.delenv("HF_TOKEN")
-    with pytest.raises((LocalTokenNotFoundError, HfHubHTTPError)):
+    with pytest.raises(RecipeError, match="^push_to_hub: .*[Tt]oken|^push_to_hub: 401") as refused:
         train.main([write_recipe(corpus, tmp_path, SHORT, "model"), "--push_to_hub", "org/model"])
+    assert "hf_wrong" not in str(refused.value)
     assert not (tmp_path / "stages").exists() and not (tmp_path / "model").exists()
