@@ -94,7 +94,7 @@ from recipes.check_recipe import check_recipe
 
 logger = logging.getLogger("train")
 
-STOP = threading.Event()  # set by SIGTERM: write a checkpoint after this step, then exit with STOPPED
+STOP = threading.Event()  # set by a signal: write a checkpoint after this step, then exit with STOPPED
 STOPPED = 75
 
 
@@ -135,7 +135,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     for name, stage, folder, identity in to_train:
         with FileLock(f"{folder}.lock") if accelerator.is_main_process else nullcontext():  # rows may share a stage
             accelerator.wait_for_everyone()  # all see the same: a stage that another run has just finished, or none
-            metrics[name] = run.train(name, stage, folder, identity)
+            with stopping_by_signals():
+                metrics[name] = run.train(name, stage, folder, identity)
 
     # 5. Search in every language
     data, model, features = recipe.data, run.model, run.features
@@ -191,6 +192,26 @@ def prepare(recipe: Recipe, accelerator: Accelerator) -> "Run":
     model = model.to(accelerator.device)
     cache = FrozenTextCache(model.text_model, recipe.frozen_states_dir) if recipe.cache_frozen_layers else None
     return Run(recipe, accelerator, model, processor, cache, splits, features)
+
+
+@contextmanager
+def stopping_by_signals() -> Iterator[None]:
+    """Let SIGTERM and a first Ctrl-C set `STOP`; a second Ctrl-C interrupts at once."""
+    if threading.current_thread() is not threading.main_thread():  # only there may signals be handled
+        yield
+        return
+
+    def stop(number: int, frame: Any):
+        STOP.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        logger.info("stopping after this step, with a checkpoint; Ctrl-C stops at once")
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
@@ -717,7 +738,7 @@ class Run:
         return figures, ranked
 
     def is_told_to_stop(self) -> bool:
-        """Whether any process got SIGTERM: they hear it at different steps, and must stop after the same one."""
+        """Whether any process got a signal: they hear it at different steps, and must stop after the same one."""
         heard = torch.tensor([int(STOP.is_set())], device=self.accelerator.device)
         return bool(self.accelerator.gather(heard).any())
 
@@ -829,9 +850,11 @@ def write_json(path: Path, value: Any):
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: STOP.set())
     try:
         sys.exit(1 if main().get("problems") else 0)
     except (RecipeError, CheckpointError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("train.py: interrupted", file=sys.stderr)
+        sys.exit(130)

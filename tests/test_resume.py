@@ -120,7 +120,8 @@ def test_a_killed_fsdp2_run_resumes_from_whole_checkpoints(corpus, tmp_path):
         torch.testing.assert_close(found[1][name], value, rtol=1e-3, atol=1e-4)
 
 
-def test_sigterm_writes_a_checkpoint_and_exits_with_75(corpus, uninterrupted, tmp_path):
+@pytest.mark.parametrize("told", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_writes_a_checkpoint_and_exits_with_75(corpus, uninterrupted, tmp_path, told):
     recipe = write_recipe(corpus, tmp_path / "stopped", EVERY_STEP | {"pretraining.save_steps": 1000})
     env = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "HF_HUB_OFFLINE": "1"}
     with open(tmp_path / "log.txt", "w") as log:
@@ -129,7 +130,7 @@ def test_sigterm_writes_a_checkpoint_and_exits_with_75(corpus, uninterrupted, tm
         while not list((tmp_path / "stopped").glob("stages/*/best.safetensors")):  # the first step's
             assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "log.txt").read_text()[-3000:]
             time.sleep(0.002)
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(told)
         assert process.wait(60) == train.STOPPED == 75
     (checkpoint,) = (tmp_path / "stopped").glob("stages/*/step-*")
     assert 1 <= json.loads((checkpoint / "state.json").read_text())["step"]

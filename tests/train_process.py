@@ -86,7 +86,6 @@ def run(argv, rank, world_size, port, steps, env):
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
         os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
     os.environ["ACCELERATE_USE_CPU"] = "true"
-    signal.signal(signal.SIGTERM, lambda *_: train.STOP.set())
 
     class Bar(train.tqdm):
         def update(self, n=1):
