@@ -21,6 +21,7 @@ from .processing_mmt import clean_caption
 from .retrieval import average_over_languages
 
 BAD_INPUT, INTERRUPTED = 2, 130
+SOURCE = "source.json"  # beside an index: what `mmt search` built it from
 MAX_QUERY = 10_000  # characters; a model reads some dozens of tokens
 BUNDLED = Path(datasets_scripts.__file__).parent  # where the wheel keeps the corpora that it brings
 
@@ -37,8 +38,8 @@ def run(command: Callable[[argparse.Namespace], None], arguments: argparse.Names
             return 0
         if arguments.traceback:
             raise
-        first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        print(f"{program}: {printable(first_line)}", file=sys.stderr)
+        told = " ".join(str(error).split()) or type(error).__name__
+        print(f"{program}: {printable(told)}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
@@ -90,8 +91,9 @@ def search_command(arguments: argparse.Namespace):
     model, processor = open_checkpoint(arguments.checkpoint, arguments.revision)
     if arguments.index and arguments.index.exists():
         index = SearchIndex.load(arguments.index, model)
+        check_source(arguments)
     else:
-        _, corpus = open_question(arguments)
+        question, corpus = open_question(arguments)
         columns = [
             name
             for name, feature in corpus.rows.features.items()
@@ -103,6 +105,8 @@ def search_command(arguments: argparse.Namespace):
         )
         if arguments.index:
             index.save(arguments.index)
+            told = json.dumps(source_of(question), indent=1, ensure_ascii=False)
+            (arguments.index / SOURCE).write_text(told + "\n", encoding="utf-8")
     found = index.search_texts(model, processor, queries, arguments.top, where)
     name_column = next((name for name in index.clips.column_names if name.endswith("_en")), "video_id")
     results: list[dict[str, Any]] = [
@@ -170,7 +174,13 @@ def publish_command(arguments: argparse.Namespace):
 
 def open_question(arguments: argparse.Namespace) -> tuple[Question, Corpus]:
     """What the options of `mmt.add_question` name, opened."""
-    question = Question.of_checkpoint(
+    question = question_of(arguments)
+    return question, open_corpus(question, FeatureStores, ClipColumn)
+
+
+def question_of(arguments: argparse.Namespace) -> Question:
+    """What the options of `mmt.add_question` name."""
+    return Question.of_checkpoint(
         arguments.checkpoint,
         dataset=bundled(arguments.dataset),
         revision=arguments.dataset_revision,
@@ -181,7 +191,40 @@ def open_question(arguments: argparse.Namespace) -> tuple[Question, Corpus]:
         languages=arguments.languages,
         exclude_column=arguments.exclude_column,
     )
-    return question, open_corpus(question, FeatureStores, ClipColumn)
+
+
+def source_of(question: Question) -> dict[str, Any]:
+    """The clips that a question is asked of; folders in full, since a command may be given anywhere."""
+
+    def place(name: str) -> str:
+        return str(Path(name).resolve()) if Path(name).exists() else name
+
+    return {
+        "dataset": place(question.dataset),
+        "dataset_revision": question.revision,
+        "split": question.split,
+        "features": [place(name) for name in question.features],
+        "video_column": question.video_column,
+    }
+
+
+def check_source(arguments: argparse.Namespace):
+    """Refuse options that name other clips than the index of `--index` holds.
+
+    Raises:
+        ValueError: names the option, and what the index was built from.
+    """
+    given = [name for name in ("dataset", "dataset_revision", "split", "features", "video_column")
+             if getattr(arguments, name)]  # fmt: skip
+    path = arguments.index / SOURCE
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    asked = source_of(question_of(arguments)) if given else {}
+    for name in given:
+        if name not in kept or kept[name] != asked[name]:
+            raise ValueError(
+                f"--index {arguments.index} was built from {name} {kept.get(name, '(not told)')}, and --{name} is "
+                f"{asked[name]}; leave --{name} out, or name another folder for another index"
+            )
 
 
 def bundled(dataset: str | None) -> str | None:

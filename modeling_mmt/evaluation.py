@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset, Image, Video, load_dataset
+from datasets import Dataset, Image, Value, Video, load_dataset
+from huggingface_hub.errors import StrictDataclassError
 from tqdm.auto import tqdm
 
-from .checkpointing import check_finite, naming_torn_weights
+from .checkpointing import CheckpointError, check_finite, naming_torn_weights
 from .kept_clips import InOrder
 from .modeling_mmt import MMTModel
 from .processing_mmt import MMTProcessor
@@ -28,6 +29,7 @@ Ranks = dict[str, dict[str, np.ndarray]]  # direction -> language -> (queries,)
 METRICS = ("R@1", "R@5", "R@10", "MedR", "MRR")  # what people are shown
 WAYS = {"t2v": "text to video", "v2t": "video to text"}
 AVERAGES = {"avg": "all", "avg_non_en": "all but en"}
+MAX_TOLD = 600  # characters of a library's error that are passed on
 RECIPE = "recipe.json"  # beside a checkpoint: what train.py was told
 
 
@@ -65,11 +67,11 @@ class Question:
         """
         path, asked = Path(folder) / RECIPE, cls(dataset="")
         if path.is_file():
-            data = json.loads(path.read_text(encoding="utf-8"))["data"]
+            data = _recipe_data(path)
             same = {key: data[key] for key in ("dataset", "revision", "features", "text_column", "languages")}
             same["video_column"] = data.get("video_column")
             asked = cls(**same, split=data["test_split"] or "validation", exclude_column=data["exclude_column"])
-        if (given := changes.get("dataset")) is not None and given != asked.dataset:
+        if (given := changes.get("dataset")) is not None and Path(given).resolve() != Path(asked.dataset).resolve():
             asked = cls(dataset=given)  # the recipe's columns and features are another dataset's
         if changes.get("features"):
             asked = replace(asked, video_column=None)
@@ -199,10 +201,27 @@ def open_corpus(
         clips = rows["video_features"][:]
     parts = {"all": np.zeros(len(rows), dtype=bool)}
     if question.exclude_column:
+        for problem in not_boolean(rows, question.exclude_column):
+            raise ValueError(f"{where}: {problem}")
         excluded = np.array(rows[question.exclude_column], dtype=bool)
         if not excluded.all():
             parts[f"without_{question.exclude_column}"] = excluded
     return Corpus(question, rows, captions, clip_of, clips, parts)
+
+
+def _recipe_data(path: Path) -> Mapping[str, Any]:
+    """The part `data` of a checkpoint's recipe."""
+    remedy = "download or save the checkpoint again, or name the dataset and its columns"
+    try:
+        recipe = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error}); {remedy}") from error
+    data = recipe.get("data") if isinstance(recipe, dict) else None
+    needed = ("dataset", "revision", "features", "text_column", "languages", "test_split", "exclude_column")
+    missing = [key for key in needed if not isinstance(data, dict) or key not in data]
+    if missing:
+        raise ValueError(f"{path}: no data.{missing[0]}; {remedy}")
+    return data
 
 
 def check_checkpoint(source: str):
@@ -221,14 +240,28 @@ def open_checkpoint(source: str, revision: str | None = None) -> tuple[MMTModel,
 
     Raises:
         FileNotFoundError: as `check_checkpoint`.
-        CheckpointError: a file of weights is torn, or a weight is not finite; names it.
+        CheckpointError: a file is missing or torn, does not fit the others, or a weight is not finite; names it.
     """
     check_checkpoint(source)
     remedy = "download or save the checkpoint again"
     with naming_torn_weights(source, remedy):
-        model = MMTModel.from_pretrained(source, revision=revision or "main").eval()
+        try:
+            model = MMTModel.from_pretrained(source, revision=revision or "main").eval()
+        except RuntimeError as error:  # transformers has listed the tensors by now
+            raise CheckpointError(f"{source}: config.json does not fit the weights, as listed; {remedy}") from error
+        except (OSError, ValueError, TypeError, StrictDataclassError) as error:
+            raise CheckpointError(_in_one_line(source, error, remedy)) from error
     check_finite(model.state_dict(), source, remedy)
-    return model, MMTProcessor.from_pretrained(source, revision=revision or "main")
+    try:
+        return model, MMTProcessor.from_pretrained(source, revision=revision or "main")
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        raise CheckpointError(_in_one_line(f"{source}: processor and tokenizer", error, remedy)) from error
+
+
+def _in_one_line(what: str, error: Exception, remedy: str) -> str:
+    """What could not be read, a library's words for why, and what to do."""
+    told = " ".join(str(error).split()) or type(error).__name__
+    return f"{what}: {told if len(told) <= MAX_TOLD else told[:MAX_TOLD] + '...'}; {remedy}"
 
 
 def evaluate(
@@ -307,6 +340,7 @@ def search_problems(
         yield f"video_id {video_id!r} stands in {most} rows; give a clip one row, and all its texts there as a list"
     excluded = np.zeros(len(rows), dtype=bool)
     if exclude_column in rows.column_names:
+        yield from not_boolean(rows, exclude_column)
         excluded = np.array(rows[exclude_column], dtype=bool)
     if len(rows) and excluded.all():
         yield f"{exclude_column} holds for every clip, which leaves none; set data.exclude_column to null"
@@ -321,6 +355,14 @@ def search_problems(
         elif excluded[clip_of].all():
             yield f"{column} is empty but for clips that {exclude_column} leaves out; take {language} out, or fill it"
         yield from blank_texts(rows, column)
+
+
+def not_boolean(rows: Dataset, column: str) -> Iterator[str]:
+    """Says that a column which leaves clips out is not of true and false: every text would be taken for true."""
+    kind = rows.features[column]
+    if kind != Value("bool"):
+        told = getattr(kind, "dtype", kind)
+        yield f"{column}, of clips to leave out, is a column of {told}; give one of true and false"
 
 
 def blank_texts(rows: Dataset, column: str) -> Iterator[str]:

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -159,6 +160,57 @@ def test_a_checkpoint_without_a_recipe_asks_for_a_dataset(checkpoint, tmp_path, 
     (tmp_path / "bare" / "recipe.json").unlink()
     code, _, err = call(capsys, "evaluate", tmp_path / "bare")
     assert code == 2 and "name one with --dataset" in err
+
+
+def change(name, **fields):
+    """A change of a checkpoint's JSON file."""
+
+    def write(folder):
+        content = json.loads((folder / name).read_text(encoding="utf-8"))
+        (folder / name).write_text(json.dumps(content | fields), encoding="utf-8")
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (change("config.json", projection_dim=6), "config.json does not fit the weights"),
+        (change("config.json", pooling="frist"), "expected one of .*frist"),
+        (change("config.json", num_hidden_layers=9), "the checkpoint lacks"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "broken.*; download or save"),
+        (lambda folder: (folder / "config.json").write_text('{"a":'), "config.json"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors"),
+        (lambda folder: (folder / "processor_config.json").unlink(), "processor"),
+        (lambda folder: (folder / "processor_config.json").write_text("{"), "processor_config.json"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer"),
+        (lambda folder: (folder / "recipe.json").write_text("[]"), "recipe.json: no data.dataset"),
+        (lambda folder: (folder / "recipe.json").write_text("{"), "recipe.json: not JSON"),
+        (change("recipe.json", data={"dataset": "x"}), "recipe.json: no data.revision"),
+    ],
+)
+def test_a_checkpoint_whose_files_do_not_fit_is_refused_by_name(checkpoint, tmp_path, capsys, damage, message):
+    shutil.copytree(checkpoint, tmp_path / "broken")
+    damage(tmp_path / "broken")
+    code, out, err = call(capsys, "evaluate", tmp_path / "broken")
+    assert (code, out) == (2, "") and "Traceback" not in err
+    told = err.splitlines()[-1]
+    assert told.startswith("mmt: ") and str(tmp_path / "broken") in told
+    assert re.search(message, told)
+
+
+def test_clips_are_not_left_out_by_a_column_of_texts(checkpoint, capsys):
+    """Every text that is not empty would be taken for true."""
+    code, out, err = call(capsys, "evaluate", checkpoint, "--exclude_column", "caption_en")
+    assert (code, out) == (2, "")
+    assert "(test): caption_en, of clips to leave out, is a column of string; give one of true and false" in err
+
+
+def test_a_dataset_named_by_another_path_is_still_the_recipes(checkpoint, corpus, capsys, monkeypatch):
+    monkeypatch.chdir(corpus)
+    expected = call(capsys, "evaluate", checkpoint, "--json")[1]
+    code, out, _ = call(capsys, "evaluate", checkpoint, "--json", "--dataset", "./corpus")
+    assert code == 0 and json.loads(out)["figures"] == json.loads(expected)["figures"]
 
 
 def test_weights_that_are_not_finite_are_named(corpus, checkpoint, tmp_path, capsys):

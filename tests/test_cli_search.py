@@ -93,3 +93,17 @@ def test_an_index_of_another_model_is_refused(checkpoint, corpus, tmp_path, caps
     model.save_pretrained(other)
     code, _, err = call(capsys, "search", other, "dog", "--index", tmp_path / "index")
     assert code == 2 and "fingerprint" in err and err.count("\n") == 1
+
+
+def test_an_index_of_other_clips_than_the_options_name_is_refused(checkpoint, corpus, tmp_path, capsys):
+    index = tmp_path / "index"
+    assert call(capsys, "search", checkpoint, "dog", "--index", index, "--split", "validation")[0] == 0
+    for options in ([], ["--split", "validation"], ["--dataset", corpus / "corpus", "--split", "validation"]):
+        assert call(capsys, "search", checkpoint, "dog", "--index", index, *options)[0] == 0
+    for options, told in (
+        (["--split", "test"], "built from split validation, and --split is test; leave --split out"),
+        (["--features", corpus / "colours"], "--features is"),
+        (["--dataset", corpus / "corpus_with_features"], "--dataset is"),
+    ):
+        code, out, err = call(capsys, "search", checkpoint, "dog", "--index", index, *options)
+        assert (code, out) == (2, "") and told in err and err.count("\n") == 1

@@ -454,6 +454,12 @@ def test_a_clip_without_features_is_noticed_before_training(corpus, tmp_path, sp
     assert list(tmp_path.glob("stages/*")) == []
 
 
+def test_clips_are_not_left_out_by_a_column_of_texts():
+    rows = Dataset.from_dict({"video_id": ["a", "b"], "caption_de": ["x", "y"], "is_flag": ["no", ""]})
+    (problem,) = search_problems(rows, "caption", ["de"], "is_flag")
+    assert problem == "is_flag, of clips to leave out, is a column of string; give one of true and false"
+
+
 def test_a_language_whose_texts_are_all_of_excluded_clips_is_refused():
     rows = Dataset.from_dict({"video_id": ["a", "b"], "caption_de": ["x", ""], "is_flag": [True, False]})
     (problem,) = search_problems(rows, "caption", ["de"], "is_flag")
