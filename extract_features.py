@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import modeling_mmt  # noqa: F401  registers the packaged image encoder with AutoModel
-from datasets_scripts.extraction import Extraction, TooManyFailuresError, run
+from datasets_scripts.extraction import FAILURES, Extraction, TooManyFailuresError, run
 from datasets_scripts.extraction_clips import Clips, clips_of_dataset, clips_of_folder_or_list, filmstrip_frames
 from datasets_scripts.features import MANIFEST, FeatureStore
 from datasets_scripts.worker_pool import WorkerPool
@@ -94,6 +94,7 @@ def main(argv: Sequence[str] | None = None) -> FeatureStore | None:
     if not is_whole:
         print(f"{name}: its shards are done; the last process puts the store together, or this command again")
         return None
+    print(f"{arguments.output_dir}: {of_how_many(arguments.output_dir)}")
     return FeatureStore(arguments.output_dir)
 
 
@@ -180,8 +181,16 @@ def kept_store(folder: Path, settings: Mapping[str, Any]) -> FeatureStore:
                 f"--output_dir {folder} holds other features: {field} is {store.manifest.get(field)!r}, now "
                 f"{value!r}; choose another folder or delete it"
             )
-    print(f"{folder} already holds these features of {len(store)} clips")
+    print(f"{folder} already holds these features: {of_how_many(folder)}")
     return store
+
+
+def of_how_many(folder: Path) -> str:
+    """The clips of a finished store, and those that failed."""
+    listed, clips = folder / FAILURES, f"{len(FeatureStore(folder)):,} clips"
+    if not listed.is_file():
+        return clips
+    return f"{clips}; {len(listed.read_text(encoding='utf-8').splitlines()):,} failed, listed in {listed}"
 
 
 def _refuse(message: str) -> NoReturn:

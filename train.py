@@ -292,6 +292,13 @@ class Run:
             RecipeError: names the dataset and column, or the stage's field.
         """
         data, parameters = self.recipe.data, [name for name, _ in self.model.named_parameters()]
+        processor = self.processor
+        around = len(processor.tokenizer(processor.text_prefix)["input_ids"])
+        if around >= processor.max_text_length:
+            raise RecipeError(
+                f"model.max_text_length is {processor.max_text_length}, and prefix and special tokens are {around}: "
+                "nothing of a caption would be read; raise it"
+            )
         for split, rows in self.splits.items():
             kinds = {"train": [], "validation": [data.text_column, *data.other_text_columns]}
             for kind in kinds.get(split, [data.text_column]):

@@ -32,6 +32,13 @@ def require(values: Any, name: str, holds: bool, allowed: str):
         raise RecipeError(f"{name} is {getattr(values, name)!r}; allowed: {allowed}")
 
 
+def require_languages(values: Any):
+    """Refuse no language, and one that is named twice, which would be drawn twice as often."""
+    languages = values.languages
+    require(values, "languages", bool(languages), "one language or more, such as [en]")
+    require(values, "languages", len(set(languages)) == len(languages), "each language once")
+
+
 @dataclass
 class DataArguments:
     """What is read.
@@ -63,7 +70,7 @@ class DataArguments:
     def __post_init__(self):
         """Check the values."""
         require(self, "dataset", bool(self.dataset), "a folder or a name on the Hub")
-        require(self, "languages", bool(self.languages), "one language or more, such as [en]")
+        require_languages(self)
         require(self, "text_column", bool(self.text_column), "a kind of text, the columns being <kind>_<language>")
 
 
@@ -99,7 +106,9 @@ class ModelArguments:
     def __post_init__(self):
         """Check the values, and the names of `MMTConfig`'s fields; their values are checked where one is built."""
         require(self, "text_model", bool(self.text_model), "a folder, a name on the Hub or a packaged encoder")
-        require(self, "max_text_length", self.max_text_length >= 1, "1 or more")
+        for name in ("max_text_length", "image_size", "num_frames"):
+            value = getattr(self, name)
+            require(self, name, value is None or value >= 1, "1 or more")
         require(self, "config", isinstance(self.config, dict), "fields of MMTConfig with values; {} for none")
         known = {known.name for known in fields(MMTConfig)}
         for name in self.config:
@@ -149,7 +158,7 @@ class Source:
     def __post_init__(self):
         """Check the values."""
         require(self, "text_column", bool(self.text_column), "a kind of text, the columns being <kind>_<language>")
-        require(self, "languages", bool(self.languages), "one language or more, such as [en]")
+        require_languages(self)
         require(self, "languages_per_clip", self.languages_per_clip in (1, 2), "1, or 2 for pairs")
         enough = len(set(self.languages)) >= self.languages_per_clip
         require(self, "languages", enough, "two different ones or more, where languages_per_clip is 2")
@@ -228,10 +237,14 @@ class StageArguments:
         require(self, "sources", bool(self.sources), "one source or more")
         for name in ("num_train_epochs", "train_batch_size", "gradient_accumulation_steps", "save_steps"):
             require(self, name, getattr(self, name) >= 1, "1 or more")
-        tokens, memory, rate = self.micro_batch_tokens, self.activation_memory, self.text_learning_rate
+        tokens, memory = self.micro_batch_tokens, self.activation_memory
         require(self, "micro_batch_tokens", tokens is None or tokens >= 1, "null, or 1 or more")
         require(self, "activation_memory", memory is None or 0 <= memory < math.inf, "null, or 0 GiB or more")
-        require(self, "text_learning_rate", rate is None or 0 <= rate < math.inf, "null, or 0 or more, and finite")
+        for name in ("text_learning_rate", "vision_learning_rate"):
+            rate = getattr(self, name)
+            require(self, name, rate is None or 0 <= rate < math.inf, "null, or 0 or more, and finite")
+        layers = self.learn_vision_layers
+        require(self, "learn_vision_layers", layers is None or layers >= 0, "null, or 0 or more")
         for name in ("learning_rate", "weight_decay", "max_grad_norm"):
             require(self, name, 0 <= getattr(self, name) < math.inf, "0 or more, and finite")
         require(self, "adam_beta2", 0 <= self.adam_beta2 < 1, "at least 0 and below 1")
@@ -300,6 +313,7 @@ class Recipe:
         require(self, "seed", 0 <= self.seed < 2**32, f"0 to {2**32 - 1}")
         require(self, "mixed_precision", self.mixed_precision in ("no", "bf16"), "no or bf16")
         require(self, "log_steps", self.log_steps >= 1, "1 or more")
+        require(self, "clip_memory", 0 <= self.clip_memory < math.inf, "0 GiB or more, and finite")
         if self.data.features and "video_feature_dims" in self.model.config:
             raise RecipeError(
                 f"model.config.video_feature_dims is {self.model.config['video_feature_dims']!r}, and data.features "

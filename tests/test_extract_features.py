@@ -288,6 +288,11 @@ def test_too_many_failures_end_with_their_own_exit_code(videos_folder, encoder_f
         main([*command, "--max_failures", "0.2"])  # of nine: one may
     assert stopped.value.code == 3 and "2 of 9 clips failed" in capsys.readouterr().err
     assert len(main(command)) == 7
+    for _ in range(2):
+        assert (
+            capsys.readouterr().out.rstrip().endswith(f"7 clips; 2 failed, listed in {tmp_path}/store/failures.jsonl")
+        )
+        main(command)
 
 
 def test_a_dataset_of_videos_is_read_by_its_bytes(videos_folder, encoder_folder, tmp_path):

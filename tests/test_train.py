@@ -429,8 +429,9 @@ def test_data_that_would_fail_after_hours_are_refused_before_training_and_by_a_d
         ({"model.config.pooling": "frist"}, "Field 'pooling' expected one of .* got frist"),
         ({"model.config.text_output_layer": 99}, "text_output_layer"),
         ({"data.test_split": "tset"}, "tset"),
+        ({"model.max_text_length": 2}, "model.max_text_length is 2, and prefix and special tokens are 2: nothing"),
     ],
-    ids="dataset column store encoder pooling layer split".split(),
+    ids="dataset column store encoder pooling layer split length".split(),
 )
 def test_whatever_is_wrong_with_what_a_recipe_names_is_one_line_before_training(corpus, tmp_path, changes, message):
     with pytest.raises(RecipeError, match=message) as refused:

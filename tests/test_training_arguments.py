@@ -17,6 +17,7 @@ from modeling_mmt.training_arguments import (
 
 BAD_SOURCES = [
     ("languages", []),
+    ("languages", ["en", "de", "en"]),
     ("languages_per_clip", 0),
     ("languages_per_clip", 3),
     ("max_keywords", 0),
@@ -44,6 +45,9 @@ BAD_STAGES = [
     ("learning_rate", math.nan),
     ("learning_rate", math.inf),
     ("text_learning_rate", -0.1),
+    ("vision_learning_rate", -0.1),
+    ("vision_learning_rate", math.nan),
+    ("learn_vision_layers", -1),
     ("weight_decay", -0.1),
     ("adam_beta2", 1.0),
     ("warmup_ratio", 2.0),
@@ -60,7 +64,10 @@ BAD_RECIPES = [
     ("mixed_precision", "fp8"),
     ("mixed_precision", "fp16"),
     ("log_steps", 0),
+    ("clip_memory", -1.0),
+    ("clip_memory", math.nan),
 ]
+BAD_MODELS = [("max_text_length", 0), ("image_size", -8), ("num_frames", 0), ("config", None)]
 
 
 @pytest.mark.parametrize(
@@ -68,7 +75,8 @@ BAD_RECIPES = [
     [(Source, *bad) for bad in BAD_SOURCES]
     + [(StageArguments, *bad) for bad in BAD_STAGES]
     + [(Recipe, *bad) for bad in BAD_RECIPES]
-    + [(DataArguments, "languages", []), (ModelArguments, "max_text_length", 0), (ModelArguments, "config", None)],
+    + [(ModelArguments, *bad) for bad in BAD_MODELS]
+    + [(DataArguments, "languages", []), (DataArguments, "languages", ["en", "en"])],
 )
 def test_a_value_that_is_not_allowed_is_refused_with_what_is(kind, field, value):
     stage = StageArguments(sources=[Source()])
@@ -83,7 +91,7 @@ def test_a_value_that_is_not_allowed_is_refused_with_what_is(kind, field, value)
 def test_pairs_need_two_languages():
     assert Source(languages=["en", "de"], languages_per_clip=2).languages_per_clip == 2
     with pytest.raises(RecipeError, match="two different ones or more"):
-        Source(languages=["en", "en"], languages_per_clip=2)
+        Source(languages=["en"], languages_per_clip=2)
 
 
 @pytest.mark.parametrize("extreme", [0.0, 1.0])
