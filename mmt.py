@@ -109,7 +109,7 @@ def _command(commands: Any, name: str, about: str) -> argparse.ArgumentParser:
         name,
         help=about,
         description=about[0].upper() + about[1:] + ".",
-        epilog="\n".join(["examples:", *(line.partition("   ")[0].rstrip() for line in examples)]),
+        epilog="\n".join(["examples:", *("  " + line.strip().split("  ")[0] for line in examples)]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder of a checkpoint, or its name on the Hub")

@@ -82,6 +82,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, int]]:
         search.check_ending(arguments.output)
         model, processor, rows, features = search.open_inputs(arguments, [name_column])
         languages, names = languages_of(rows, kind), rows[name_column][:]
+        if not 1 <= arguments.num_clips <= len(rows):
+            raise ValueError(f"--num_clips is {arguments.num_clips}; there are {len(rows)} clips")
         chosen = choose(rows, arguments.clips, names) or sorted(
             random.Random(arguments.seed).sample(range(len(rows)), arguments.num_clips)
         )
@@ -89,9 +91,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, dict[str, int]]:
         texts = [text for of_clip in queries for text in of_clip.values()]
         found = iter(search.search(model, processor, texts, rows, features, len(rows)))
         if not 1 <= arguments.top <= len(rows):
-            raise ValueError(f"top is {arguments.top}; there are {len(rows)} clips")
-    except (FileNotFoundError, KeyError, ValueError) as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
+            raise ValueError(f"--top is {arguments.top}; there are {len(rows)} clips")
+    except (OSError, KeyError, ValueError) as error:
+        parser.exit(2, f"{parser.prog}: {' '.join(str(error).split())}\n")
     ranks: dict[str, dict[str, int]] = {}
     blocks = []
     for row, of_clip in zip(chosen, queries, strict=True):

@@ -25,6 +25,7 @@ from PIL import Image, ImageDraw, ImageFont
 from datasets_scripts.emoji9 import frames_of
 from datasets_scripts.features import FeatureStore
 from datasets_scripts.video_lists import find_videos
+from modeling_mmt.cli import check_query
 from modeling_mmt.evaluation import open_checkpoint
 from modeling_mmt.search import Hit, SearchIndex
 from modeling_mmt.video_decoding_mmt import FrameSampling, read_clip
@@ -321,21 +322,20 @@ def main(argv: Sequence[str] | None = None) -> list[list[Hit]]:
     arguments = parser.parse_args(argv)
     try:
         check_ending(arguments.output)
+        queries = [check_query(query, place) for place, query in enumerate(arguments.queries, start=1)]
         rows: Any
         if arguments.videos is not None:
             model, processor = open_model(arguments)
-            processor(text=arguments.queries)
             arguments.name_column = "video_id"
-            found, rows = search_folder(model, processor, arguments.queries, arguments.videos, arguments.top)
+            found, rows = search_folder(model, processor, queries, arguments.videos, arguments.top)
         else:
             model, processor, rows, features = open_inputs(arguments, [arguments.name_column])
-            processor(text=arguments.queries)  # names a bad query by its place; `embed_texts` sorts them
-            found = search(model, processor, arguments.queries, rows, features, arguments.top)
-    except (FileNotFoundError, KeyError, ValueError) as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
-    for query, hits in zip(arguments.queries, found, strict=True):
+            found = search(model, processor, queries, rows, features, arguments.top)
+    except (OSError, KeyError, ValueError) as error:
+        parser.exit(2, f"{parser.prog}: {' '.join(str(error).split())}\n")
+    for query, hits in zip(queries, found, strict=True):
         print(result_table(query, hits, rows, arguments.name_column), end="\n\n")
-    save(draw(arguments.queries, found, rows, arguments.name_column, font=arguments.font), arguments.output)
+    save(draw(queries, found, rows, arguments.name_column, font=arguments.font), arguments.output)
     print(f"picture: {arguments.output}")
     return found
 

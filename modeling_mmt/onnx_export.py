@@ -20,6 +20,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from transformers import AutoProcessor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from .evaluation import check_checkpoint
 from .modeling_mmt import MMTTextModelWithProjection, MMTVideoModelWithProjection, unit_norm
 
 INPUTS = {"text": ("input_ids", "attention_mask"), "video": ("video_features", "video_mask")}
@@ -159,7 +160,11 @@ def main(argv: Sequence[str] | None = None):
     parser.add_argument("output", help="folder to write to")
     parser.add_argument("--revision", help="tag or commit of a name on the Hub")
     arguments = parser.parse_args(argv)
-    output = export(arguments.folder, arguments.output, arguments.revision)
+    try:
+        check_checkpoint(arguments.folder)
+        output = export(arguments.folder, arguments.output, arguments.revision)
+    except (OSError, ValueError) as error:
+        parser.exit(2, f"{parser.prog}: {' '.join(str(error).split())}\n")
     for path in sorted(output.glob("*.onnx")):
         print(f"{path}  {path.stat().st_size / 2**20:.1f} MiB")
 

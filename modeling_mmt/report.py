@@ -45,6 +45,9 @@ def write_report(arguments: argparse.Namespace) -> tuple[dict[str, Any], Path]:
     """
     if bool(arguments.zero_shot) != bool(arguments.translate_train):
         raise ValueError("--zero_shot and --translate_train are the two ends of a gap; give both or neither")
+    folder = arguments.output_dir
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--output_dir {folder} is a file; name a folder")
     given = [arguments.checkpoint if not arguments.name else f"{arguments.name}={arguments.checkpoint}"]
     given += [*arguments.compare, *filter(None, (arguments.zero_shot, arguments.translate_train))]
     names = label(list(dict.fromkeys(given)))
@@ -61,7 +64,6 @@ def write_report(arguments: argparse.Namespace) -> tuple[dict[str, Any], Path]:
     commands |= {"this report": shlex.join(command_of(arguments))}
     commands |= {"versions": ", ".join(f"{name} {number}" for name, number in measures["versions"].items())}
     page = Reporter(measures, evaluations, corpus, pictures_of(corpus.rows), commands).page()
-    folder = arguments.output_dir
     folder.mkdir(parents=True, exist_ok=True)
     page.save_figures(folder)
     (folder / "README.md").write_text(page.markdown(), encoding="utf-8")

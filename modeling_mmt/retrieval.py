@@ -346,7 +346,7 @@ STATISTIC: dict[str, Callable[..., Any]] = {name: np.median if name == "MedR" el
 
 
 def average_over_languages(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Adds `avg`, over all languages, and `avg_non_en`, over all but English (absent if English is alone).
+    """Adds `avg`, over all languages, and `avg_non_en`, over all but English (absent if English is alone, or absent).
 
     Args:
         values: language code -> number or array; every language weighs the same.
@@ -354,7 +354,7 @@ def average_over_languages(values: Mapping[str, Any]) -> dict[str, Any]:
     result = dict(values)
     result["avg"] = np.mean(list(values.values()), axis=0)
     foreign = [value for language, value in values.items() if language != "en"]
-    if foreign:
+    if 0 < len(foreign) < len(values):
         result["avg_non_en"] = np.mean(foreign, axis=0)
     return result
 

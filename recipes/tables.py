@@ -134,8 +134,9 @@ def markdown_report(results: Mapping[str, Any], title: str = "emoji9", figure: s
     if results.get("comparisons"):
         parts += [
             "## Paired comparisons",
+            "The interval draws clips and seeds; p flips the signs of clips' differences, for these runs alone. "
+            "Where they disagree, the interval decides: a difference whose interval holds 0 has not been shown.",
             comparison_table(results["comparisons"]),
-            "p: sign flips of each clip's difference, averaged over seeds. Interval: clips and seeds both resampled.",
         ]
     parts += ["## How each row was made", _commands(results["rows"])]
     return "\n\n".join(parts) + "\n"

@@ -192,7 +192,8 @@ def test_the_command_prints_ranks_and_writes_a_picture(options, split, tmp_path,
         (["--output", "found.bmp"], "choose .png"),
         (["--name_column", "title"], "no column title"),
         (["--top", "301"], "top is 301; there are 300 clips"),
-        (["--", " \t"], "caption 1 is empty"),
+        (["--", " \t"], "query 2 is empty"),
+        (["--dataset", "no/where"], "no/where"),
     ],
 )
 def test_a_bad_option_is_one_line_and_not_a_traceback(options, capsys, monkeypatch, tmp_path, change, words):
