@@ -462,6 +462,7 @@ class Run:
                 if accelerator.is_main_process:
                     prune_checkpoints(folder, keep_last=2)
                 if told_to_stop:
+                    STOP.clear()  # or the next run of this process would stop too
                     raise SystemExit(STOPPED)
         bar.close()
 
