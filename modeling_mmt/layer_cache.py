@@ -90,7 +90,7 @@ class FrozenTextCache:
         """
         if not self._warned:  # else the cache is full, and what is encoded now would be encoded again
             captions = [caption for batch in batches for view in _views(batch) for caption in _captions(batch, view)]
-            self._fill(captions, progress)
+            self._fill(captions, progress, until_full=True)
 
     def ahead(
         self, batches: Iterable[MutableMapping[str, Any]], count: int = 16, max_bytes: int = 2**28
@@ -150,9 +150,9 @@ class FrozenTextCache:
             first += length
 
     def _fill(
-        self, captions: Iterable[tuple[int, ...]], progress: str | None = None
+        self, captions: Iterable[tuple[int, ...]], progress: str | None = None, until_full: bool = False
     ) -> Mapping[tuple[int, ...], torch.Tensor]:
-        """Encode what is not kept yet; return the states that did not fit the bound.
+        """Encode what is not kept yet; return the states that did not fit the bound, or with `until_full` stop there.
 
         The encoder sees batches of one shape for each length, filled up with padding: matrix products of one shape
         give a row the same bits wherever it lies, so that a caption's states do not depend on what came with it, and a
@@ -175,6 +175,8 @@ class FrozenTextCache:
                     self._unsaved.append(caption)
                 else:
                     overflow[caption] = state[: len(caption)]
+            if overflow and until_full:
+                break
         return overflow
 
     def _chunks(self, captions: Sequence[tuple[int, ...]]) -> list[tuple[Sequence[tuple[int, ...]], int]]:

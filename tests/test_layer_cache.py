@@ -140,6 +140,16 @@ def test_a_full_cache_encodes_nothing_ahead(make_model, make_batch):
         assert tokens == []
 
 
+def test_what_does_not_fit_is_not_held_while_filling(make_model, make_processor):
+    """Or the captions of a large corpus would be, beyond the bound."""
+    model, processor = make_model(), make_processor()
+    texts = [f"{a} {b} {c}" for a in ("red", "dog") for b in ("runs", "fast") for c in ("home", "red", "dog")] * 2
+    cache, tokens = FrozenTextCache(model.text_model, max_bytes=12 * ROW_BYTES, batch_tokens=8), []
+    tokens = count_encoder_tokens(model)
+    cache.fill([processor(text=texts)])
+    assert len(cache) == 2 and tokens == [8] * 3  # of twelve: five tokens each, twelve rows
+
+
 def test_a_half_precision_run_leaves_the_states_of_a_full_precision_one(make_model, make_batch, tmp_path):
     model = make_model()
     wanted = FrozenTextCache(model.text_model).attach(make_batch())
