@@ -149,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         told = {"extractor": encoder, "revision": recipe.model.vision_revision, "rate": None, "dim": dim}
         metrics["video_extractors"].append(told)
     metrics |= {"n_clips": len(run.splits[searches["test"][0] or "validation"])}
-    for name, (split, kind) in searches.items():
+    for name, (split, kind) in tqdm(searches.items(), "search", disable=not accelerator.is_main_process):
         if split:
             metrics["figures"][name], ranked[name] = run.search(split, kind)
     if run.cache is not None:
