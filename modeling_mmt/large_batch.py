@@ -182,7 +182,8 @@ def two_pass_backward(
         if saved is not None:
             largest = max(largest, agree(saved.total))
             spent += largest
-            keeping = spent + largest * (number < last) <= room  # of the first chunk nothing was known
+            # Of the first chunk nothing was known. The last one's graph is armed to communicate, and must be used.
+            keeping = number == last or spent + largest <= room
         kept += keeping
         outputs.append(output if keeping else {name: tensor.detach() for name, tensor in output.items()})
     torch.clear_autocast_cache()  # it holds half-precision weights made without a graph

@@ -264,6 +264,33 @@ def mmt_errors(world, rank):
     return errors
 
 
+def uneven_budgets_error(world, rank):
+    """Processes that keep different chunks, the last of which may turn out larger than what was known of chunks."""
+    generator = torch.Generator().manual_seed(1 + rank)
+    chunks = [torch.randn(n, 8, generator=generator, dtype=torch.float64) for n in (4, 4, 12)]
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 64), nn.GELU(), nn.Linear(64, 8)).double()
+    wrapped = nn.parallel.DistributedDataParallel(net) if world > 1 else net
+
+    def gradient(budget):
+        net.zero_grad()
+        two_pass_backward(
+            lambda chunk: {"x": wrapped(chunk)},
+            chunks,
+            lambda embeds: gather_embeddings(embeds["x"]).tanh().sum(dim=1).square().mean(),
+            memory_budget=budget,
+            **({"no_sync": wrapped.no_sync} if world > 1 else {}),
+        )
+        return torch.cat([parameter.grad.flatten() for parameter in net.parameters()])
+
+    wanted, largest = gradient(None).clone(), 0.0
+    for mine in range(0, 60_000, 3_000):
+        for other in (0, 8_000, 14_000, 40_000):
+            found = gradient(mine if rank == 0 else other)
+            largest = max(largest, ((found - wanted).norm() / wanted.norm()).item())
+    return largest
+
+
 def run_scenarios():
     world, rank = dist.get_world_size(), dist.get_rank()
     mesh = init_device_mesh("cpu", (world,))
@@ -307,6 +334,7 @@ def run_scenarios():
         expected = reference(model, parts, whole_chunk, "symmetric_softmax", seed=400)
         errors["ddp, a process without rows"] = largest_error(loss, wrapped, *expected)
 
+    errors["ddp, budgets that differ"] = uneven_budgets_error(world, rank)
     errors |= mmt_errors(world, rank)
     own = torch.arange(N).tensor_split(world)[rank]
     errors["gathered ids"] = float((gather_ids(own) != torch.arange(N)).sum())
