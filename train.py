@@ -111,8 +111,15 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
     # 2. Processes, logging, seed
     accelerator = Accelerator(
-        mixed_precision=recipe.mixed_precision, log_with=recipe.report_to, project_dir=recipe.output_dir
+        cpu=not torch.accelerator.is_available(),  # or it leaves processes on CPUs to themselves
+        mixed_precision=recipe.mixed_precision,
+        log_with=recipe.report_to,
+        project_dir=recipe.output_dir,
     )
+    if (started := int(os.environ.get("WORLD_SIZE", 1))) != accelerator.num_processes:
+        raise RecipeError(
+            f"WORLD_SIZE is {started}, and Accelerate has {accelerator.num_processes} processes; unset it"
+        )
     logging.basicConfig(level=logging.INFO if accelerator.is_main_process else logging.ERROR, format="%(message)s")
     if recipe.report_to:
         accelerator.init_trackers("train")

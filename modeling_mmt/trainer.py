@@ -7,6 +7,7 @@ that many fewer. Both take `MMTDataCollator`, and `remove_unused_columns=False` 
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from transformers import Trainer
 
 from .large_batch import gather_embeddings, gather_ids
@@ -20,7 +21,19 @@ class MMTTrainer(Trainer):
     every parameter and averages the gradients; see `gather_embeddings` for why the average is exact.
     `per_device_train_batch_size` times the number of processes is the contrastive batch; gradient accumulation adds no
     negatives.
+
+    Raises:
+        ValueError: more processes were started than `Trainer` knows of, as by `torchrun` on CPUs without `use_cpu`.
     """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        started = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+        if started != self.args.world_size:
+            raise ValueError(
+                f"{started} processes were started, and Trainer knows of {self.args.world_size}, so that each would "
+                "train by itself; on CPUs set use_cpu=True among the TrainingArguments, or ACCELERATE_USE_CPU=true"
+            )
 
     def compute_loss(
         self,

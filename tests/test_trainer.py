@@ -126,6 +126,14 @@ def test_two_processes_have_the_losses_and_weights_of_one_with_the_whole_batch(o
     assert ("logit_bias" in moved) == (name == "sigmoid")
 
 
+def test_processes_that_the_trainer_does_not_know_of_are_refused(tmp_path, monkeypatch):
+    """As `torchrun` on CPUs without use_cpu makes them: each would train by itself, and say nothing."""
+    for name, value in (("is_initialized", True), ("get_world_size", 2)):
+        monkeypatch.setattr(dist, name, lambda *_, value=value: value)
+    with pytest.raises(ValueError, match="2 processes were started, and Trainer knows of 1.*use_cpu=True"):
+        MMTTrainer(build_model(), TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none"))
+
+
 def test_a_plain_trainer_has_the_local_loss(one_and_two):
     (one, _), (two, _) = one_and_two
     assert one["local"] == pytest.approx(one["losses"]["nce"], rel=1e-5)  # one process: the batch is the whole

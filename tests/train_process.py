@@ -85,7 +85,8 @@ def run(argv, rank, world_size, port, steps, env):
     if world_size > 1:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}
         os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-    os.environ["ACCELERATE_USE_CPU"] = "true"
+    if torch.accelerator.is_available():  # elsewhere train.py finds out by itself
+        os.environ["ACCELERATE_USE_CPU"] = "true"
 
     class Bar(train.tqdm):
         def update(self, n=1):
