@@ -26,15 +26,6 @@ class MMTTrainer(Trainer):
         ValueError: more processes were started than `Trainer` knows of, as by `torchrun` on CPUs without `use_cpu`.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        started = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-        if started != self.args.world_size:
-            raise ValueError(
-                f"{started} processes were started, and Trainer knows of {self.args.world_size}, so that each would "
-                "train by itself; on CPUs set use_cpu=True among the TrainingArguments, or ACCELERATE_USE_CPU=true"
-            )
-
     def compute_loss(
         self,
         model: torch.nn.Module,
@@ -43,6 +34,9 @@ class MMTTrainer(Trainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         """The objectives over the batch of all processes, `()`; the `MMTOutput` is this process's own."""
+        if dist.is_initialized() and dist.get_world_size() != self.args.world_size:  # each would train by itself
+            told = f"{dist.get_world_size()} processes were started, and Trainer knows of {self.args.world_size}"
+            raise ValueError(f"{told}: on CPUs set use_cpu=True in TrainingArguments, or ACCELERATE_USE_CPU=true")
         outputs = model(**inputs)
         embeds = {name: gather_embeddings(value.float()) for name, value in outputs.items() if "_embeds" in name}
         ids = inputs.get("positive_ids")

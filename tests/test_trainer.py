@@ -130,8 +130,9 @@ def test_processes_that_the_trainer_does_not_know_of_are_refused(tmp_path, monke
     """As `torchrun` on CPUs without use_cpu makes them: each would train by itself, and say nothing."""
     for name, value in (("is_initialized", True), ("get_world_size", 2)):
         monkeypatch.setattr(dist, name, lambda *_, value=value: value)
+    trainer = MMTTrainer(build_model(), TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none"))
     with pytest.raises(ValueError, match="2 processes were started, and Trainer knows of 1.*use_cpu=True"):
-        MMTTrainer(build_model(), TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none"))
+        trainer.compute_loss(trainer.model, {})
 
 
 def test_a_plain_trainer_has_the_local_loss(one_and_two):
