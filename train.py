@@ -159,8 +159,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     for name, (split, kind) in tqdm(searches.items(), "search", disable=not accelerator.is_main_process):
         if split:
             metrics["figures"][name], ranked[name] = run.search(split, kind)
-    if run.cache is not None:
-        run.cache.save()
+    run.save_cache()
 
     # 6. Save
     if accelerator.is_main_process:
@@ -468,6 +467,7 @@ class Run:
                 )
                 if accelerator.is_main_process:
                     prune_checkpoints(folder, keep_last=2)
+                self.save_cache()
                 if told_to_stop:
                     STOP.clear()  # or the next run of this process would stop too
                     raise SystemExit(STOPPED)
@@ -490,8 +490,7 @@ class Run:
             save_tensors(folder / "result.safetensors", trainable_state(model))
             write_json(folder / "result.json", result)
             prune_checkpoints(folder, keep_last=0)
-        if self.cache is not None:
-            self.cache.save()
+        self.save_cache()
         return result
 
     def standardize_inputs(self):
@@ -700,6 +699,14 @@ class Run:
                 return InOrder(self.encoded_clips(data, split), rows["video_id"][:])
             return InOrder(self.frames(data, split), rows["video_id"][:])
         return [self.features[key] for key in rows["video_id"]] if self.features else rows["video_features"][:]
+
+    def save_cache(self):
+        """Write the frozen layers' output that is new: one process after the other, each what is still missing."""
+        if self.cache is not None and self.cache.directory is not None:
+            for rank in range(self.accelerator.num_processes):
+                if rank == self.accelerator.process_index:
+                    self.cache.save()
+                self.accelerator.wait_for_everyone()
 
     def encode_ahead(self, texts: list[str]):
         """Keep the frozen layers' output for captions that will be embedded, if it is kept."""

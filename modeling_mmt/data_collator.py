@@ -147,7 +147,13 @@ class MMTDataCollator:
             batch[f"{prefix}attention_mask"] = tokens["attention_mask"]
             if self.noise_probability:
                 batch[f"noised_{prefix}input_ids"] = self._mask_tokens(**tokens, generators=generators)
-            ids.append([stable_id(text) for text in texts])
+            lengths = tokens["attention_mask"].sum(dim=1).tolist()  # equal is what the encoder reads as equal
+            ids.append(
+                [
+                    stable_id(repr(row[:length]))
+                    for row, length in zip(tokens["input_ids"].tolist(), lengths, strict=True)
+                ]
+            )
         if self.with_video:
             clips = self._clips(rows, generators)
             batch.update(clips)

@@ -185,6 +185,8 @@ def open_corpus(
     for column in ("video_id", question.exclude_column, own):
         if column and column not in rows.column_names:
             raise ValueError(f"{where}: no column {column}; found {', '.join(rows.column_names)}")
+    for problem in repeated_clips(rows):
+        raise ValueError(f"{where}: {problem}")
     captions, clip_of = {}, {}
     for language in question.languages or found:
         clip_of[language], captions[language] = flat_captions(rows[f"{kind}_{language}"])
@@ -334,10 +336,7 @@ def search_problems(
         languages: that are searched in.
         exclude_column: boolean, of clips that a second set of figures leaves out.
     """
-    times = Counter(rows["video_id"])
-    video_id, most = max(times.items(), key=lambda item: item[1], default=("", 1))
-    if most > 1:
-        yield f"video_id {video_id!r} stands in {most} rows; give a clip one row, and all its texts there as a list"
+    yield from repeated_clips(rows)
     excluded = np.zeros(len(rows), dtype=bool)
     if exclude_column in rows.column_names:
         yield from not_boolean(rows, exclude_column)
@@ -355,6 +354,14 @@ def search_problems(
         elif excluded[clip_of].all():
             yield f"{column} is empty but for clips that {exclude_column} leaves out; take {language} out, or fill it"
         yield from blank_texts(rows, column)
+
+
+def repeated_clips(rows: Dataset) -> Iterator[str]:
+    """Says that a clip has several rows: it would be its own rival, as many times over."""
+    times = Counter(rows["video_id"])
+    video_id, most = max(times.items(), key=lambda item: item[1], default=("", 1))
+    if most > 1:
+        yield f"video_id {video_id!r} stands in {most} rows; give a clip one row, and all its texts there as a list"
 
 
 def not_boolean(rows: Dataset, column: str) -> Iterator[str]:

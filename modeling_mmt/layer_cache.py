@@ -9,8 +9,9 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from hashlib import sha256
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 from zlib import crc32
 
@@ -63,6 +64,7 @@ class FrozenTextCache:
         self._place: dict[tuple[int, ...], int] = {}  # token ids -> first row
         self._num_rows = 0
         self._unsaved: list[tuple[int, ...]] = []
+        self._shards: set[Path] = set()  # on disk, whose captions are kept or not to be saved again
         self._warned = False
         if self.directory is not None and self.directory.is_dir():
             for path in sorted(self.directory.glob("*.safetensors")):
@@ -115,10 +117,23 @@ class FrozenTextCache:
         yield from held
 
     def save(self):
-        """Write what is new as one more shard: whole or not at all."""
+        """Write what no shard in the folder has yet as one more: whole or not at all.
+
+        A run does not need its cache: where it cannot be written a warning says so, and the next call tries again.
+        """
         if self.directory is None or not self._unsaved:
             return
-        self.directory.mkdir(parents=True, exist_ok=True)
+        try:
+            for path in sorted(set(self.directory.glob("*.safetensors")) - self._shards):  # of another process, or run
+                there = set(_captions_of(*self._read(path)[:2]))
+                self._unsaved = [caption for caption in self._unsaved if caption not in there]
+            if self._unsaved:
+                self._write()
+        except (OSError, ValueError, SafetensorError) as error:
+            logger.warning("%s: the layer cache was not written (%s)", self.directory, error)
+
+    def _write(self):
+        assert self.directory is not None
         index = torch.cat([self._rows(caption) for caption in self._unsaved])
         tensors = {
             "lengths": torch.tensor([len(caption) for caption in self._unsaved]),
@@ -127,27 +142,39 @@ class FrozenTextCache:
         }
         digest = sha256(tensors["input_ids"].numpy().tobytes()).hexdigest()[:16]
         path = self.directory / f"states-{digest}.safetensors"
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        save_file(tensors, temporary, metadata={"fingerprint": self.fingerprint, "crc32": _crc32(tensors["states"])})
-        os.replace(temporary, path)
+        temporary = path.with_suffix(f".{token_hex(4)}.tmp")
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            save_file(tensors, temporary, metadata={"fingerprint": self.fingerprint, "crc32": _crc32(tensors)})
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        self._shards.add(path)
         self._unsaved = []
 
-    def _load(self, path: Path):
+    def _read(self, path: Path) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """A shard's lengths, token ids and states; one that does not fit is refused."""
         try:
             with safe_open(path, framework="pt") as shard:
                 told = shard.metadata() or {}
-                lengths, ids, states = (shard.get_tensor(name) for name in ("lengths", "input_ids", "states"))
+                tensors = {name: shard.get_tensor(name) for name in ("lengths", "input_ids", "states")}
         except SafetensorError as error:
             raise ValueError(f"{path}: not a readable shard of the layer cache ({error}); delete the file") from error
+        lengths, ids, states = tensors.values()
         found = told.get("fingerprint")
         if found != self.fingerprint or states.shape != (int(lengths.sum()), self.width) or len(ids) != len(states):
             raise ValueError(f"{path}: fingerprint {found} does not fit these frozen weights; delete the file")
-        if "crc32" in told and told["crc32"] != _crc32(states):  # a shard of an earlier version has none
-            raise ValueError(f"{path}: its states are not those that were written; delete the file")
-        tokens, first = ids.tolist(), 0
-        for length in lengths.tolist():
-            self._keep(tuple(tokens[first : first + length]), states[first : first + length])
-            first += length
+        if told.get("crc32") != _crc32(tensors):
+            raise ValueError(f"{path}: it does not hold what was written; delete the file")
+        self._shards.add(path)
+        return lengths, ids, states
+
+    def _load(self, path: Path):
+        lengths, ids, states = self._read(path)
+        first = 0
+        for caption in _captions_of(lengths, ids):
+            self._keep(caption, states[first : first + len(caption)])
+            first += len(caption)
 
     def _fill(
         self, captions: Iterable[tuple[int, ...]], progress: str | None = None, until_full: bool = False
@@ -262,8 +289,17 @@ def frozen_vision_fingerprint(vision_model: Any) -> str:
     return digest.hexdigest()[:32]
 
 
-def _crc32(states: torch.Tensor) -> str:
-    return str(crc32(states.contiguous().numpy().data))
+def _crc32(tensors: Mapping[str, torch.Tensor]) -> str:
+    value = 0
+    for name in ("lengths", "input_ids", "states"):
+        value = crc32(tensors[name].contiguous().numpy().data, value)
+    return str(value)
+
+
+def _captions_of(lengths: torch.Tensor, ids: torch.Tensor) -> list[tuple[int, ...]]:
+    """A shard's token ids, cut to captions."""
+    tokens = iter(ids.tolist())
+    return [tuple(islice(tokens, length)) for length in lengths.tolist()]
 
 
 def _views(batch: Mapping[str, Any]) -> list[str]:

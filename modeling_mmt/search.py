@@ -290,7 +290,7 @@ class SearchIndex:
     def search_clips(
         self, video_ids: Sequence[str], top: int, where: Mapping[str, Any] | None = None
     ) -> list[list[Hit]]:
-        """The best clips of each clip of the index; itself is the first.
+        """The best clips of each clip of the index; the first is itself, or one with the same embedding.
 
         Raises:
             KeyError: no such clip.

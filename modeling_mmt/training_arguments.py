@@ -179,7 +179,7 @@ class Source:
         """Whether captions come again, so that the frozen layers' output for them is worth keeping."""
         fresh_noise = self.noise_probability > 0 and self.noise_pool_size == 0
         fresh_keywords = self.max_keywords is not None and self.keyword_pool_size == 0
-        return not (fresh_noise or fresh_keywords)
+        return not (fresh_noise or fresh_keywords or self.clip_seconds is not None)  # a window is drawn anew
 
 
 @dataclass

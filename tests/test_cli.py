@@ -199,6 +199,15 @@ def test_a_checkpoint_whose_files_do_not_fit_is_refused_by_name(checkpoint, tmp_
     assert re.search(message, told)
 
 
+def test_a_row_a_caption_is_refused(checkpoint, corpus, tmp_path, capsys):
+    """Each clip would be its own rival: R@5 of 92 became 33."""
+    rows = load_dataset(str(corpus / "corpus"), split="test").to_list()
+    write_split(tmp_path / "rows", "test", [*rows, rows[3]])
+    code, out, err = call(capsys, "evaluate", checkpoint, "--dataset", tmp_path / "rows", "--features",
+                          *(corpus / name for name in ("colours", "animals")))  # fmt: skip
+    assert (code, out) == (2, "") and f"video_id '{rows[3]['video_id']}' stands in 2 rows; give a clip one row" in err
+
+
 def test_clips_are_not_left_out_by_a_column_of_texts(checkpoint, capsys):
     """Every text that is not empty would be taken for true."""
     code, out, err = call(capsys, "evaluate", checkpoint, "--exclude_column", "caption_en")

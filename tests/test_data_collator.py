@@ -338,6 +338,16 @@ def test_positive_ids_are_equal_for_the_same_clip_and_for_an_equal_caption(make_
     assert paired["positive_ids"].shape == (4, 3)
 
 
+def test_captions_that_the_encoder_reads_alike_are_equal(make_collator, make_rows):
+    rows = make_rows(4)
+    for row, name in zip(rows, ["red dog", " red  dog ", "red\ndog", "dog red"], strict=True):
+        row["name_en"] = name
+    clips = ClipDataset(rows)
+    batch = make_collator(text_column="name", languages=["en"])([clips[(0, 0, row)] for row in range(4)])
+    assert len(batch["positive_ids"][:3, 1].unique()) == 1
+    assert len(batch["positive_ids"][:, 1].unique()) == 2
+
+
 def test_a_clip_with_too_few_languages_is_refused_by_name(make_collator, make_rows):
     rows = make_rows(3)
     rows[1]["caption_de"] = None

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from modeling_mmt import MMTModel
@@ -250,8 +251,46 @@ def test_a_shard_of_which_a_bit_was_flipped_is_refused_by_name(make_model, make_
     damaged = bytearray(path.read_bytes())
     damaged[-3] ^= 1
     path.write_bytes(damaged)
-    with pytest.raises(ValueError, match=f"{path.name}: its states are not those that were written; delete the file"):
+    with pytest.raises(ValueError, match=f"{path.name}: it does not hold what was written; delete the file"):
         FrozenTextCache(model.text_model, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["lengths", "input_ids"])
+def test_a_shard_of_which_captions_were_changed_is_refused_by_name(make_model, make_batch, tmp_path, name):
+    """Else a caption would be given another one's states."""
+    model = make_model()
+    cache = FrozenTextCache(model.text_model, tmp_path)
+    cache.attach(make_batch())
+    cache.save()
+    path = shard(tmp_path)
+    with safe_open(path, framework="pt") as opened:
+        told, tensors = opened.metadata(), {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
+    tensors[name] = tensors[name].roll(1)
+    assert not torch.equal(tensors[name], load_file(path)[name])
+    save_file(tensors, path, metadata=told)
+    with pytest.raises(ValueError, match=f"{path.name}: it does not hold what was written; delete the file"):
+        FrozenTextCache(model.text_model, tmp_path)
+
+
+def test_what_another_process_has_written_is_not_written_again(make_model, make_processor, tmp_path):
+    model, processor = make_model(), make_processor()
+    caches = [FrozenTextCache(model.text_model, tmp_path) for _ in range(3)]
+    for cache, texts in zip(caches, (["red dog", "home"], ["home", "runs"], ["red dog", "runs"]), strict=True):
+        cache.attach(dict(processor(text=texts)))
+    for cache in caches:
+        cache.save()
+    assert sorted(len(load_file(path)["lengths"]) for path in tmp_path.glob("*/*")) == [1, 2]
+
+
+def test_a_cache_that_cannot_be_written_does_not_stop_a_run(make_model, make_batch, tmp_path, caplog):
+    cache = FrozenTextCache(make_model().text_model, tmp_path / "folder")
+    cache.attach(make_batch())
+    (tmp_path / "folder").write_text("a file where the folder should be")
+    cache.save()
+    assert "the layer cache was not written" in caplog.text
+    (tmp_path / "folder").unlink()
+    cache.save()
+    assert len(FrozenTextCache(make_model().text_model, tmp_path / "folder")) == len(cache)
 
 
 def test_a_foreign_shard_is_refused_by_name(make_model, make_batch, tmp_path):

@@ -159,6 +159,14 @@ def stopped(corpus, tmp_path):
     return recipe, last_checkpoint(folder)
 
 
+def test_a_stopped_run_leaves_what_its_frozen_layers_said(corpus, tmp_path):
+    recipe = write_recipe(corpus, tmp_path, EVERY_STEP | {"frozen_states_dir": str(tmp_path / "frozen")})
+    train.STOP.set()
+    with pytest.raises(SystemExit):
+        train.main([recipe])
+    assert list(tmp_path.glob("frozen/*/states-*.safetensors"))
+
+
 @pytest.mark.parametrize("name", ["trainable.safetensors", "optimizer.safetensors", "rng-0.safetensors", "state.json"])
 def test_a_torn_checkpoint_is_refused_by_name(stopped, name):
     recipe, checkpoint = stopped

@@ -88,6 +88,12 @@ def test_a_value_that_is_not_allowed_is_refused_with_what_is(kind, field, value)
     assert str(refusal.value).startswith(f"{field} is {value!r}; allowed: ")
 
 
+def test_frozen_states_are_kept_of_captions_that_come_again():
+    assert Source().draws_from_pools
+    for fresh in ({"noise_pool_size": 0}, {"max_keywords": 2, "keyword_pool_size": 0}, {"clip_seconds": [4.0, 32.0]}):
+        assert not Source(**fresh).draws_from_pools
+
+
 def test_pairs_need_two_languages():
     assert Source(languages=["en", "de"], languages_per_clip=2).languages_per_clip == 2
     with pytest.raises(RecipeError, match="two different ones or more"):
