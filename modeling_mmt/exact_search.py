@@ -31,6 +31,7 @@ survivors, and all of them are there if the last of the list does not reach it; 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -143,11 +144,12 @@ class ExactSearch:
         self, queries: torch.Tensor, top: int, allowed: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         kind = self.choose_screen(len(queries))
-        if kind == "float32" and len(queries) >= MANY_QUERIES:
+        with _whole_float32():
+            if kind != "float32" or len(queries) < MANY_QUERIES:
+                return self._search_screen(queries, top, allowed, kind)
             parts = [self._search_products(part, top, allowed) for part in queries.split(QUERIES_AT_ONCE)]
-            self.last_survivors = sum(survivors for _, _, survivors in parts)
-            return torch.cat([scores for scores, _, _ in parts]), torch.cat([rows for _, rows, _ in parts])
-        return self._search_screen(queries, top, allowed, kind)
+        self.last_survivors = sum(survivors for _, _, survivors in parts)
+        return torch.cat([scores for scores, _, _ in parts]), torch.cat([rows for _, rows, _ in parts])
 
     def _search_products(
         self, queries: torch.Tensor, top: int, allowed: torch.Tensor | None
@@ -200,6 +202,17 @@ class ExactSearch:
         first = torch.searchsorted(query[order], torch.arange(len(queries)))
         chosen = order[first[:, None] + torch.arange(top)]
         return scores[chosen], row[chosen]
+
+
+@contextmanager
+def _whole_float32() -> Iterator[None]:
+    """Products as `_product_error` bounds them: not in bfloat16, as on some processors if a program allows it."""
+    allowed = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(allowed)
 
 
 def _sum_loss(width: int) -> float:

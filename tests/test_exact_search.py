@@ -233,3 +233,22 @@ NAN = torch.tensor([[1.0, 0.0], [float("nan"), 0.0]])
 def test_bad_input_is_named(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+@pytest.mark.parametrize(("num_queries", "name"), [(1, "_product"), (exact_search.MANY_QUERIES, "_largest_products")])
+def test_a_program_that_allows_coarser_products_has_exact_search_still(monkeypatch, num_queries, name):
+    """On a processor with bfloat16 products the bounds would not hold, and nobody would be told."""
+    seen, multiply = [], getattr(exact_search, name)
+
+    def watched(*arguments):
+        seen.append(torch.get_float32_matmul_precision())
+        return multiply(*arguments)
+
+    monkeypatch.setattr(exact_search, name, watched)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        ExactSearch(unit(50, 8), "float32").search(unit(num_queries, 8, seed=1), 3)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert set(seen) == {"highest"}
