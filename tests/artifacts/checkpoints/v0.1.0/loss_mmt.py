@@ -14,11 +14,18 @@ import torch
 OBJECTIVES = ("inter", "intra", "cross", "text")
 
 
+def compared_columns(positive_ids: torch.Tensor) -> list[tuple[int, int]]:
+    """The pairs of columns of `positive_ids` `(N, K)` whose ids are compared: clip with clip, caption with caption."""
+    captions = range(1, positive_ids.shape[1])
+    return [(0, 0), *((k, other) for k in captions for other in captions)]
+
+
 def positive_mask(positive_ids: torch.Tensor) -> torch.Tensor:
-    """Say which rows are mutual positives: those that share an id in any column.
+    """Say which rows are mutual positives: those of the same clip, and those with an equal caption.
 
     Args:
-        positive_ids: `(N, K)` int64. Column 0 is the clip's id, column 1 the caption's hash, and so on.
+        positive_ids: `(N, K)` int64. Column 0 is the clip's id, the others are hashes of its captions (one for each
+            language of a pair). A caption is looked for among all captions of another row.
 
     Returns:
         `(N, N)` bool, symmetric, its diagonal always True: row i is `P(i)`.
@@ -28,7 +35,8 @@ def positive_mask(positive_ids: torch.Tensor) -> torch.Tensor:
     """
     if positive_ids.dim() != 2 or positive_ids.shape[1] == 0:
         raise ValueError(f"positive_ids has shape {tuple(positive_ids.shape)}; give (N, K) with K at least 1")
-    return (positive_ids[:, None, :] == positive_ids[None, :, :]).any(dim=-1)
+    compared = compared_columns(positive_ids)
+    return torch.stack([positive_ids[:, k, None] == positive_ids[:, other] for k, other in compared]).any(dim=0)
 
 
 def nce_loss(

@@ -667,7 +667,7 @@ class MMTModel(MMTPreTrainedModel):
         Args:
             embeds: from `embed`, or gathered over processes; with `loss_scalars` if they went another way (through the
                 forward of a data-parallel wrapper).
-            positive_ids: `(B, K)` long; rows that share an id in a column are mutual positives. `None`: the diagonal.
+            positive_ids: `(B, K)` long, as `loss_mmt.positive_mask` takes them. `None`: the diagonal alone.
             contrastive_loss: called as `contrastive_loss(loss_type, a, b, scale, positive_ids, logit_bias)` in place
                 of the dense loss; `streaming_loss.contrastive_loss` needs no `(B, B)` matrix and has the same value.
         """
@@ -710,8 +710,8 @@ class MMTModel(MMTPreTrainedModel):
             video_features: `(B_video, F, D_v)` float.
             attention_mask: `(B_text, L)`, 1 = token.
             video_mask: `(B_video, F)`, 1 = real step.
-            positive_ids: `(B, K)` long; rows that share an id in a column (clip, caption) are no negatives of each
-                other. `None`: only the diagonal is positive.
+            positive_ids: `(B, K)` long: the clip's id, then hashes of its captions; rows of one clip, and rows with an
+                equal caption, are no negatives of each other. `None`: only the diagonal is positive.
             noised_input_ids: `(B, L)` long, x^m; shares `attention_mask`.
             noised_video_features: `(B, F, D_v)`, v^m; shares `video_mask`.
             paired_input_ids: `(B, L_y)` long, captions y of the same clips in a second language.
