@@ -600,7 +600,7 @@ class Run:
 
     def collated(
         self, rows: ClipDataset | SampledClips, sampler: EpochBatchSampler, source: Source, left: int
-    ) -> Iterator[dict[str, Any]]:
+    ) -> Iterator[Any]:
         """The `left` batches that are still to come of a source."""
         loader = DataLoader(
             rows,
@@ -608,7 +608,8 @@ class Run:
             collate_fn=collator(self.processor, source),
             generator=torch.Generator(),  # or the iterator draws from the generator that dropout resumes with
         )
-        batches, cache = islice(loader, left), self.cache_of(source)
+        batches: Iterator[Any] = islice(loader, left)
+        cache = self.cache_of(source)
         return batches if cache is None else cache.ahead(batches)
 
     def cache_of(self, source: Source) -> FrozenTextCache | None:

@@ -218,7 +218,7 @@ def _recipe_data(path: Path) -> Mapping[str, Any]:
         recipe = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path}: not JSON ({error}); {remedy}") from error
-    data = recipe.get("data") if isinstance(recipe, dict) else None
+    data = recipe.get("data", {}) if isinstance(recipe, dict) else {}
     needed = ("dataset", "revision", "features", "text_column", "languages", "test_split", "exclude_column")
     missing = [key for key in needed if not isinstance(data, dict) or key not in data]
     if missing:
@@ -338,7 +338,7 @@ def search_problems(
     """
     yield from repeated_clips(rows)
     excluded = np.zeros(len(rows), dtype=bool)
-    if exclude_column in rows.column_names:
+    if exclude_column is not None and exclude_column in rows.column_names:
         yield from not_boolean(rows, exclude_column)
         excluded = np.array(rows[exclude_column], dtype=bool)
     if len(rows) and excluded.all():

@@ -208,7 +208,7 @@ class FrozenTextCache:
 
     def _chunks(self, captions: Sequence[tuple[int, ...]]) -> list[tuple[Sequence[tuple[int, ...]], int]]:
         """Captions, shortest first, cut to what the encoder sees at once, and the length that these are padded to."""
-        chunks = []
+        chunks: list[tuple[Sequence[tuple[int, ...]], int]] = []
         for length, group in groupby(captions, key=self._padded_length):
             waiting, count = list(group), self._count(length)
             chunks += [(waiting[first : first + count], length) for first in range(0, len(waiting), count)]

@@ -206,10 +206,10 @@ class _StreamingLoss(torch.autograd.Function):
     def backward(ctx: Any, grad_loss: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         if torch.is_grad_enabled():  # only where create_graph=True asks for a derivative of these gradients
             raise RuntimeError("streaming_loss is differentiable once; for second derivatives use loss_mmt.LOSSES")
-        a, b, logit_scale, logit_bias, *ids, pair_weights = ctx.saved_tensors
+        a, b, logit_scale, logit_bias, row_ids, column_ids, pair_weights = ctx.saved_tensors
         need_a, need_b, need_scale, need_bias = ctx.needs_input_grad[:4]
         with torch.autocast(device_type=a.device.type, enabled=False):
-            tiles = _Tiles(a, b, logit_scale, logit_bias, *ids, ctx.block_size)
+            tiles = _Tiles(a, b, logit_scale, logit_bias, row_ids, column_ids, ctx.block_size)
             grad_a = torch.zeros_like(tiles.a) if need_a or need_scale else None
             grad_b = torch.zeros_like(tiles.b) if need_b else None
             grad_scale, grad_bias = tiles.vector(0.0), pair_weights.clone()
@@ -339,8 +339,10 @@ def _ids_to_compare(positive_ids: torch.Tensor | None) -> tuple[torch.Tensor | N
 
     Columns of `positive_ids` without an id that comes twice are left out.
     """
+    if positive_ids is None:
+        return None, None
     pairs = []
-    for k, other in compared_columns(positive_ids) if positive_ids is not None else ():
+    for k, other in compared_columns(positive_ids):
         rows, columns = positive_ids[:, k], positive_ids[:, other]
         if torch.isin(rows, columns).any() if k != other else len(rows.unique()) < len(rows):
             pairs.append((rows, columns))
