@@ -1,12 +1,18 @@
 """Frames to feature vectors outside a model: a frozen encoder, and what reads the frames for it in other processes.
 
 The vectors are those that a model with `vision_config` makes of the same pixels: the same encoder, sizes and cuts.
+
+Which frames those are differs in one thing. With `frames_per_second`, a frame that is shown at several of the sampling
+times is repeated here, so that row n of a store is second n / rate of the clip, as windows need it; the processor
+gives a model such a frame once. Of a video that holds still, or is slower than the rate, a store has more steps than
+the model sees.
 """
 
+import bisect
 import hashlib
 import math
 import multiprocessing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +25,7 @@ from .image_processing_mmt import PixelSettings
 from .packaged_encoders import resolve_encoder
 from .video_backbones import load_backbone
 from .video_decoding_mmt import Clip, FrameSampling, read_clip
+from .video_streams_mmt import NUDGE
 from .vision_encoders_mmt import MMTVisionEncoder
 
 FRAMES_PER_PIECE = 64  # of a long video, decoded at once
@@ -142,6 +149,12 @@ class VideoReader:
     def __call__(self, video: Any) -> np.ndarray:
         """The pixels of a video, which has `source`, `start` and `end`, in seconds.
 
+        At a rate, one frame for each of `FrameSampling.times`: the one shown then, again where it still is. With
+        `num_frames`, and of what has no times (pictures, lists of frames), each frame once, as `read_clip` gives it.
+
+        Returns:
+            `(F, 3, S, S)` uint8, or `(ceil(F / T), T, 3, S, S)` for an encoder of T frames a step.
+
         Raises:
             VideoDecodingError: it cannot be decoded.
             ValueError: it has too many frames at this rate.
@@ -153,10 +166,11 @@ class VideoReader:
         pieces = [(video.start, video.end)] if rate is None else self._pieces(source, video.start, video.end, rate)
         parts: list[torch.Tensor] = []
         for start, end in pieces:
-            frames = self._read(source, self.sampling, start, end).frames
-            pixels = self.prepare(frames)
-            is_shown_still = parts and torch.equal(parts[-1][-1], pixels[0])  # over the bound of two pieces
-            parts.append(pixels[1:] if is_shown_still and len(pixels) > 1 else pixels)
+            clip = self._read(source, self.sampling, start, end)
+            pixels = self.prepare(clip.frames)
+            if rate is not None and clip.duration is not None:
+                pixels = pixels[shown_at(self.sampling.times(clip.duration), clip.timestamps.tolist())]
+            parts.append(pixels)
         return self.prepare.steps(torch.cat(parts))
 
     def _pieces(
@@ -179,3 +193,13 @@ class VideoReader:
 
     def _read(self, source: Any, sampling: FrameSampling, start: float, end: float | None) -> Clip:
         return read_clip(source, sampling, start=start, end=end, max_side=MAX_SIDE, decoder=self.decoder)
+
+
+def shown_at(times: Sequence[float], timestamps: Sequence[float]) -> list[int]:
+    """Which frame is shown at each time: the last one that began by then; before the first one, the first.
+
+    Args:
+        times: `(N,)` seconds.
+        timestamps: `(F,)` rising seconds, when each frame began to be shown.
+    """
+    return [max(bisect.bisect_right(timestamps, time + NUDGE) - 1, 0) for time in times]
