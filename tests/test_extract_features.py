@@ -261,10 +261,8 @@ def read_at(path, rate, start=0.0, end=None):
     return numbers_of(torch.from_numpy(reader(Video("a", path, start, end))))
 
 
-@pytest.mark.parametrize("piece", [3, 64])
-@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
-def test_each_row_is_the_frame_of_its_second_where_the_frame_rate_varies(tmp_path, monkeypatch, suffix, piece):
-    monkeypatch.setattr(feature_extraction, "FRAMES_PER_PIECE", piece)
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "ts"])
+def test_each_row_is_the_frame_of_its_second_where_the_frame_rate_varies(tmp_path, suffix):
     path, begins = slides_then_motion(tmp_path / f"slides.{suffix}")
     for rate, start, end in [(4.0, 0.0, 10.0), (0.5, 0.0, 10.0), (10.0, 0.0, 10.0), (4.0, 2.3, 9.3), (20.0, 7.1, 8.6)]:
         seconds = [start + (row + 0.5) / rate for row in range(round((end - start) * rate))]
@@ -273,7 +271,7 @@ def test_each_row_is_the_frame_of_its_second_where_the_frame_rate_varies(tmp_pat
 
 
 def test_a_video_that_holds_still_has_a_row_for_every_sampling_time(tmp_path):
-    frames = [number_frame(0)] * 150 + [number_frame(200)] * 50  # at 10 a second; pieces end at rows 64 and 128
+    frames = [number_frame(0)] * 150 + [number_frame(200)] * 50  # at 10 a second
     path = write_frames(tmp_path / "still.mp4", frames, rate=10)
     assert read_at(path, 10.0) == [0] * 150 + [200] * 50
     assert read_at(path, 5.0) == [0] * 75 + [200] * 25
@@ -290,10 +288,9 @@ def test_an_animation_has_rows_for_as_long_as_it_shows_a_frame_and_a_picture_has
     assert read_at(tmp_path / "a.png", 10.0) == [17]
 
 
-def test_a_video_read_in_pieces_has_the_rows_of_the_whole(videos_folder, tmp_path, encoder_folder, monkeypatch):
+def test_the_rows_are_the_pixels_of_the_clip_read_whole(videos_folder, tmp_path, encoder_folder):
     preparation = StepPreparation(PixelSettings.from_pretrained(encoder_folder))
     slides, _ = slides_then_motion(tmp_path / "slides.mp4")
-    monkeypatch.setattr(feature_extraction, "FRAMES_PER_PIECE", 4)
     # a grey one of 1.2 seconds at 10 frames a second, whose frames are shown once, twice or never
     even = videos_folder / "part1/clip3.mp4"
     clips = [(even, rate, start) for rate in (4.0, 7.0, 10.0, 15.0, 20.0) for start in (0, 0.2)]
@@ -304,6 +301,15 @@ def test_a_video_read_in_pieces_has_the_rows_of_the_whole(videos_folder, tmp_pat
         shown = begun.sum(dim=1) - 1
         found = VideoReader(preparation, sampling)(Video("a", str(path), start))
         assert np.array_equal(found, preparation(clip.frames)[shown].numpy())
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "ts"])  # with an index, and without: decoded from the start
+def test_a_long_video_is_decoded_once(tmp_path, monkeypatch, suffix):
+    path = write_frames(tmp_path / f"long.{suffix}", 240, rate=24, options={"preset": "ultrafast"})
+    opened, whole = [], av.open
+    monkeypatch.setattr(av, "open", lambda *given, **how: opened.append(given) or whole(*given, **how))
+    assert read_at(path, 24.0) == list(range(240))
+    assert len(opened) <= 2  # for its length, and to decode it
 
 
 def test_frames_per_second_is_the_rate_and_long_videos_fail(videos_folder, encoder_folder, tmp_path):

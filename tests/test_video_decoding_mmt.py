@@ -10,6 +10,7 @@ import sys
 import time
 import types
 import zlib
+from collections import deque
 from pathlib import Path
 
 import av
@@ -21,7 +22,7 @@ from video_files import number_frame, numbers_of, write_video
 
 from modeling_mmt import video_decoding_mmt as decoding
 from modeling_mmt import video_streams_mmt as streams
-from modeling_mmt.video_decoding_mmt import FrameSampling, VideoDecodingError, read_clip
+from modeling_mmt.video_decoding_mmt import FrameSampling, VideoDecodingError, clip_frames, read_clip
 
 COUNT = 60
 SOURCES = {  # name -> suffix, codec, options; the arguments of write_video
@@ -627,6 +628,17 @@ def test_memory_does_not_grow_with_the_length_of_a_video(tmp_path):
     read_clip(short, fixed(8), max_side=32, decoder="pyav")
     grown = peak_mib(lambda: read_clip(long, fixed(8), max_side=32, decoder="pyav"))
     assert grown < 25  # all frames of it: 230 MB
+
+
+def test_frames_one_at_a_time_are_those_of_the_clip_and_none_is_kept(tmp_path):
+    path = write_video(tmp_path / "a.mp4", [number_frame(number, (640, 480)) for number in range(200)])
+    clip = read_clip(path, per_second(25.0), start=0.5, max_side=64)
+    duration, frames = clip_frames(path, per_second(25.0), start=0.5, max_side=64)
+    timestamps, pixels = zip(*frames, strict=True)
+    assert (duration, list(timestamps)) == (clip.duration, clip.timestamps.tolist())
+    assert torch.equal(torch.stack(pixels).permute(0, 3, 1, 2), clip.frames)
+    grown = peak_mib(lambda: deque(clip_frames(path, per_second(25.0))[1], maxlen=1))
+    assert grown < 30  # all frames of it: 184 MB
 
 
 # --- without the decoders
