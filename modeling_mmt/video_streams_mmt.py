@@ -485,7 +485,7 @@ def _rgb(frame: Any, name: str) -> torch.Tensor:
 
 def _upright(pixels: torch.Tensor, frame: Any) -> torch.Tensor:
     """Turned and mirrored as the display matrix says: (x, y) is shown at (a x + c y, b x + d y)."""
-    for data in frame.side_data:
+    for data in av.sidedata.sidedata.SideDataContainer(frame):  # `frame.side_data` is a cycle: it waits for gc
         if data.type.name == "DISPLAYMATRIX":
             a, b, _, c, d = struct.unpack("=5i", bytes(data)[:20])
             flips = []
