@@ -7,6 +7,10 @@
         --output_dir features/emoji9-lite0-128
     torchrun --nproc_per_node 8 extract_features.py ...         (or accelerate launch; any number of machines)
 
+With `--frames_per_second` a clip has a row for every sampling time (for every T of them, where an encoder's step is T
+frames); a frame that is shown for longer is repeated, so that row n is second n / rate. The processor, which gives a
+model its frames, takes such a frame once.
+
 `--videos` is a folder or a list (`datasets_scripts/video_lists.py`), `--dataset` a dataset with a column of videos, or
 with film strips as emoji9's. An encoder is any `AutoModel` image encoder, from the Hub, a folder or a package
 (`modeling_mmt.packaged_encoders`), or a published file of S3D or R(2+1)D (`modeling_mmt.video_backbones`). Running it
@@ -157,6 +161,8 @@ def prepared(
             num_frames = 8 * encoder.frames_per_step
         rate = frames_per_second and frames_per_second / encoder.frames_per_step
         source |= {"num_frames": num_frames, "frames_per_second": frames_per_second}
+        if frames_per_second is not None:
+            source["held_frames"] = "repeated"  # shards of a version that took them once are refused
         sampling = FrameSampling(num_frames, frames_per_second, arguments.max_frames)
         reader = VideoReader(encoder.prepare, sampling, arguments.decoder)
     source["image_size"] = encoder.image_size

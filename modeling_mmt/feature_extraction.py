@@ -1,12 +1,17 @@
 """Frames to feature vectors outside a model: a frozen encoder, and what reads the frames for it in other processes.
 
 The vectors are those that a model with `vision_config` makes of the same pixels: the same encoder, sizes and cuts.
+
+Which frames those are differs in one thing. With `frames_per_second`, a frame that is shown at several of the sampling
+times is repeated here, so that row n of a store is second n / rate of the clip, as windows need it; the processor
+gives a model such a frame once. Of a video that holds still, or is slower than the rate, a store has more steps than
+the model sees.
 """
 
+import bisect
 import hashlib
-import math
 import multiprocessing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +23,11 @@ from transformers import PreTrainedModel
 from .image_processing_mmt import PixelSettings
 from .packaged_encoders import resolve_encoder
 from .video_backbones import load_backbone
-from .video_decoding_mmt import Clip, FrameSampling, read_clip
+from .video_decoding_mmt import FrameSampling, clip_frames
+from .video_streams_mmt import NUDGE
 from .vision_encoders_mmt import MMTVisionEncoder
 
-FRAMES_PER_PIECE = 64  # of a long video, decoded at once
-MAX_SIDE = 1920  # of a frame before it is resized, as the processor's: 64 frames take 400 MB
+MAX_SIDE = 1920  # of a frame before it is resized, as the processor's
 
 
 class StepEncoder:
@@ -142,6 +147,12 @@ class VideoReader:
     def __call__(self, video: Any) -> np.ndarray:
         """The pixels of a video, which has `source`, `start` and `end`, in seconds.
 
+        At a rate, one frame for each of `FrameSampling.times`: the one shown then, again where it still is. With
+        `num_frames`, and of what has no times (pictures, lists of frames), each frame once, as `read_clip` gives it.
+
+        Returns:
+            `(F, 3, S, S)` uint8, or `(ceil(F / T), T, 3, S, S)` for an encoder of T frames a step.
+
         Raises:
             VideoDecodingError: it cannot be decoded.
             ValueError: it has too many frames at this rate.
@@ -149,33 +160,36 @@ class VideoReader:
         if multiprocessing.parent_process() is not None:
             torch.set_num_threads(1)  # a worker is a core's work
         source = video.source if self.unpack is None else self.unpack(video.source)
-        rate = self.sampling.frames_per_second
-        pieces = [(video.start, video.end)] if rate is None else self._pieces(source, video.start, video.end, rate)
+        duration, frames = clip_frames(
+            source, self.sampling, start=video.start, end=video.end, max_side=MAX_SIDE, decoder=self.decoder
+        )
+        times = None
+        if duration is not None and self.sampling.frames_per_second is not None:
+            times = self._times(duration, self.sampling.frames_per_second)
+        timestamps: list[float] = []
         parts: list[torch.Tensor] = []
-        for start, end in pieces:
-            frames = self._read(source, self.sampling, start, end).frames
-            pixels = self.prepare(frames)
-            is_shown_still = parts and torch.equal(parts[-1][-1], pixels[0])  # over the bound of two pieces
-            parts.append(pixels[1:] if is_shown_still and len(pixels) > 1 else pixels)
+        for timestamp, frame in frames:  # one at a time: a long video's do not fit in memory
+            timestamps.append(timestamp)
+            parts.append(self.prepare(frame.permute(2, 0, 1)[None]).contiguous())  # no view of the frame
+        if times is not None:
+            parts = [parts[number] for number in shown_at(times, timestamps)]
         return self.prepare.steps(torch.cat(parts))
 
-    def _pieces(
-        self, source: Any, start: float, end: float | None, rate: float
-    ) -> Iterator[tuple[float, float | None]]:
-        """Spans of so few frames that these fit in memory as they are decoded."""
-        duration = self._read(source, FrameSampling(num_frames=1), start, end).duration
-        if duration is None or math.isinf(duration):
-            yield start, end
-            return
+    def _times(self, duration: float, rate: float) -> list[float]:
+        """When the rows' frames are shown, in seconds from the clip's start."""
         if duration * rate > self.sampling.max_frames + 0.5:
             raise ValueError(
                 f"{duration:.0f} seconds are {duration * rate:.0f} frames at {rate:g} a second, more than "
                 f"--max_frames {self.sampling.max_frames}; raise it, or cut the video by start and end in a list"
             )
-        count = len(self.sampling.times(duration))
-        for first in range(0, count, FRAMES_PER_PIECE):
-            last = first + FRAMES_PER_PIECE
-            yield start + first / rate, end if last >= count else start + last / rate
+        return self.sampling.times(duration)
 
-    def _read(self, source: Any, sampling: FrameSampling, start: float, end: float | None) -> Clip:
-        return read_clip(source, sampling, start=start, end=end, max_side=MAX_SIDE, decoder=self.decoder)
+
+def shown_at(times: Sequence[float], timestamps: Sequence[float]) -> list[int]:
+    """Which frame is shown at each time: the last one that began by then; before the first one, the first.
+
+    Args:
+        times: `(N,)` seconds.
+        timestamps: `(F,)` rising seconds, when each frame began to be shown.
+    """
+    return [max(bisect.bisect_right(timestamps, time + NUDGE) - 1, 0) for time in times]

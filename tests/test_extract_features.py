@@ -19,6 +19,8 @@ import pytest
 import torch
 from PIL import Image
 from transformers import ResNetConfig, ResNetModel
+from video_files import number_frame, numbers_of
+from video_files import write_video as write_frames
 
 from datasets_scripts.extraction import encode_clips
 from datasets_scripts.features import FeatureStore
@@ -33,6 +35,7 @@ from modeling_mmt.vision_encoders_mmt import MMTVisionEncoder
 
 SIZE = 32
 STATISTICS = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4], "do_normalize": True}
+NUMBERS_STAY = PixelSettings(SIZE, SIZE, (SIZE, SIZE), (0.0,) * 3, (1.0,) * 3)
 OWN_PREPARATION = STATISTICS | {"size": {"height": SIZE, "width": SIZE}, "resample": 3}
 
 
@@ -245,25 +248,68 @@ def test_features_are_those_of_a_model_that_takes_the_pixels(videos_folder, enco
     assert np.allclose(store["part0/clip4"], expected, rtol=1e-3, atol=1e-5)
 
 
-def test_long_videos_are_decoded_in_pieces_with_the_same_frames(videos_folder, encoder_folder, monkeypatch):
-    settings = PixelSettings.from_pretrained(encoder_folder)
-    spans, whole = [], read_clip
+def slides_then_motion(path):
+    """A frame a second for 8 seconds, then ten a second for 2.5; they say their number."""
+    begins = [1000 * number for number in range(8)] + [8000 + 100 * number for number in range(25)]
+    return write_frames(path, len(begins), times=begins), [begin / 1000 for begin in begins]
 
-    def counted(source, sampling, **how):
-        spans.append((how["start"], how["end"]))
-        return whole(source, sampling, **how)
 
-    monkeypatch.setattr(feature_extraction, "read_clip", counted)
-    monkeypatch.setattr(feature_extraction, "FRAMES_PER_PIECE", 4)
-    # of 12 frames at 10 a second; at 20 a second each is shown at two times, also over the bounds of pieces
-    for rate, start, num_spans in [(10.0, 0.0, 3), (7.0, 0.0, 2), (4.0, 0.3, 1), (20.0, 0.0, 6), (15.0, 0.2, 4)]:
-        spans.clear()
+def read_at(path, rate, start=0.0, end=None):
+    """The numbers that the rows say of a video of `video_files`, read at a rate."""
+    sampling = FrameSampling(num_frames=None, frames_per_second=rate)
+    reader = VideoReader(StepPreparation(NUMBERS_STAY), sampling)
+    return numbers_of(torch.from_numpy(reader(Video("a", path, start, end))))
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "ts"])
+def test_each_row_is_the_frame_of_its_second_where_the_frame_rate_varies(tmp_path, suffix):
+    path, begins = slides_then_motion(tmp_path / f"slides.{suffix}")
+    for rate, start, end in [(4.0, 0.0, 10.0), (0.5, 0.0, 10.0), (10.0, 0.0, 10.0), (4.0, 2.3, 9.3), (20.0, 7.1, 8.6)]:
+        seconds = [start + (row + 0.5) / rate for row in range(round((end - start) * rate))]
+        shown = [max(number for number, begin in enumerate(begins) if begin <= second) for second in seconds]
+        assert read_at(path, rate, start, end) == shown
+
+
+def test_a_video_that_holds_still_has_a_row_for_every_sampling_time(tmp_path):
+    frames = [number_frame(0)] * 150 + [number_frame(200)] * 50  # at 10 a second
+    path = write_frames(tmp_path / "still.mp4", frames, rate=10)
+    assert read_at(path, 10.0) == [0] * 150 + [200] * 50
+    assert read_at(path, 5.0) == [0] * 75 + [200] * 25
+    assert read_at(path, 25.0) == [0] * 375 + [200] * 125
+
+
+def test_an_animation_has_rows_for_as_long_as_it_shows_a_frame_and_a_picture_has_one(tmp_path):
+    pictures = [Image.fromarray(number_frame(number)) for number in (17, 34, 51)]
+    pictures[0].save(
+        tmp_path / "a.webp", save_all=True, append_images=pictures[1:], duration=[500, 100, 900], lossless=True
+    )
+    pictures[0].save(tmp_path / "a.png")
+    assert read_at(tmp_path / "a.webp", 10.0) == [17] * 5 + [34] + [51] * 9
+    assert read_at(tmp_path / "a.png", 10.0) == [17]
+
+
+def test_the_rows_are_the_pixels_of_the_clip_read_whole(videos_folder, tmp_path, encoder_folder):
+    preparation = StepPreparation(PixelSettings.from_pretrained(encoder_folder))
+    slides, _ = slides_then_motion(tmp_path / "slides.mp4")
+    # a grey one of 1.2 seconds at 10 frames a second, whose frames are shown once, twice or never
+    even = videos_folder / "part1/clip3.mp4"
+    clips = [(even, rate, start) for rate in (4.0, 7.0, 10.0, 15.0, 20.0) for start in (0, 0.2)]
+    for path, rate, start in [*clips, (slides, 4.0, 0), (slides, 3.0, 0.7)]:
         sampling = FrameSampling(num_frames=None, frames_per_second=rate)
-        reader = VideoReader(StepPreparation(settings), sampling)
-        path = str(videos_folder / "part1/clip3.mp4")
-        found = reader(Video("a", path, start))
-        assert len(spans) == 1 + num_spans
-        assert np.array_equal(found, settings.resized(whole(path, sampling, start=start).frames).numpy())
+        clip = read_clip(path, sampling, start=start)
+        begun = clip.timestamps[None] <= torch.tensor(sampling.times(clip.duration))[:, None] + 1e-6
+        shown = begun.sum(dim=1) - 1
+        found = VideoReader(preparation, sampling)(Video("a", str(path), start))
+        assert np.array_equal(found, preparation(clip.frames)[shown].numpy())
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "ts"])  # with an index, and without: decoded from the start
+def test_a_long_video_is_decoded_once(tmp_path, monkeypatch, suffix):
+    path = write_frames(tmp_path / f"long.{suffix}", 240, rate=24, options={"preset": "ultrafast"})
+    opened, whole = [], av.open
+    monkeypatch.setattr(av, "open", lambda *given, **how: opened.append(given) or whole(*given, **how))
+    assert read_at(path, 24.0) == list(range(240))
+    assert len(opened) <= 2  # for its length, and to decode it
 
 
 def test_frames_per_second_is_the_rate_and_long_videos_fail(videos_folder, encoder_folder, tmp_path):
@@ -277,6 +323,7 @@ def test_frames_per_second_is_the_rate_and_long_videos_fail(videos_folder, encod
     store = main(command)
     assert store.manifest["rate"] == 5 and {key: len(store[key]) for key in store} == {"whole": 6, "end": 2}
     assert np.array_equal(store["whole"][4:], store["end"])
+    assert store.manifest["source"]["held_frames"] == "repeated"  # what held them once is refused as another store
     command[command.index("--output_dir") + 1] = str(tmp_path / "short")
     short = main([*command, "--max_frames", "3"])
     assert list(short) == ["end"] and "--max_frames 3" in (tmp_path / "short" / "failures.jsonl").read_text()
@@ -361,6 +408,11 @@ def test_a_published_networks_steps_are_runs_of_frames(videos_folder, tmp_path, 
     assert store.manifest["rate"] == 2 and store.manifest["extractor"] == "weights.pth"
     grey = [60 + 4 * min(number, 11) for number in range(15)]  # 12 frames, the last one repeated to fill
     assert np.allclose(store["part1/clip3"], np.reshape(grey, (3, 5)), atol=3)
+    command[at : at + 2] = ["--frames_per_second", "50"]  # each frame is shown five times: a run of its own
+    command[command.index("--output_dir") + 1] = str(tmp_path / "slow")
+    store = main(command)
+    assert store.manifest["rate"] == 10
+    assert np.allclose(store["part1/clip3"], [[60 + 4 * number] * 5 for number in range(12)], atol=3)
 
 
 def test_a_reader_can_be_sent_to_a_worker(videos_folder):

@@ -1,5 +1,6 @@
 """Frames at the times asked for, of every kind of source; what is damaged or absurd is named, at little cost."""
 
+import gc
 import importlib
 import io
 import itertools
@@ -10,6 +11,7 @@ import sys
 import time
 import types
 import zlib
+from collections import deque
 from pathlib import Path
 
 import av
@@ -21,7 +23,7 @@ from video_files import number_frame, numbers_of, write_video
 
 from modeling_mmt import video_decoding_mmt as decoding
 from modeling_mmt import video_streams_mmt as streams
-from modeling_mmt.video_decoding_mmt import FrameSampling, VideoDecodingError, read_clip
+from modeling_mmt.video_decoding_mmt import FrameSampling, VideoDecodingError, clip_frames, read_clip
 
 COUNT = 60
 SOURCES = {  # name -> suffix, codec, options; the arguments of write_video
@@ -627,6 +629,27 @@ def test_memory_does_not_grow_with_the_length_of_a_video(tmp_path):
     read_clip(short, fixed(8), max_side=32, decoder="pyav")
     grown = peak_mib(lambda: read_clip(long, fixed(8), max_side=32, decoder="pyav"))
     assert grown < 25  # all frames of it: 230 MB
+
+
+def test_frames_come_one_at_a_time_as_in_the_clip(videos):
+    for path in videos.values():
+        clip = read_clip(path, per_second(20.0), start=0.5, max_side=32)
+        duration, frames = clip_frames(path, per_second(20.0), start=0.5, max_side=32)
+        timestamps, pixels = zip(*frames, strict=True)
+        assert (duration, list(timestamps)) == (clip.duration, clip.timestamps.tolist())
+        assert torch.equal(torch.stack(pixels).permute(0, 3, 1, 2), clip.frames)
+
+
+def test_a_frame_that_is_done_with_leaves_no_memory_behind(tmp_path):
+    path = write_video(tmp_path / "a.mp4", [number_frame(number, (1280, 720)) for number in range(100)])
+    read_clip(path, fixed(1))
+    gc.collect()
+    gc.disable()  # a cycle would wait for it
+    try:
+        grown = peak_mib(lambda: deque(clip_frames(path, per_second(25.0))[1], maxlen=1))
+    finally:
+        gc.enable()
+    assert grown < 60  # all frames: 276 MB, and 138 MB as they were decoded
 
 
 # --- without the decoders
