@@ -23,16 +23,22 @@ largest lower bound among distinct rows (we take at most one of a group). Then k
 best score is at least `t`, and a row whose upper bound is below `t` is no result, nor tied with one. All others are
 scored again in float64. A coarse screen costs survivors, never a result; `last_survivors` counts them.
 
-**Many queries** spend their time in the products, so float32 serves: torch's product and top-k, a block of rows at a
-time, give the `k + SPARE` largest `z`. With one `e` for all rows, those that reach the k-th `z - 2 e` are the
-survivors, and all of them are there if the last of the list does not reach it; a query with more ties is screened.
+**Many queries** spend their time in the products, so float32 serves: FAISS's flat search where it is installed, else
+torch's product and top-k, a block of rows at a time, give the `k + SPARE` largest `z`. With one `e` for all rows, those
+that reach the k-th `z - 2 e` are the survivors, and all of them are there if the last of the list does not reach it; a
+query with more ties is screened.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,6 +52,7 @@ MANY_QUERIES = 128
 SCORES_AT_ONCE = 1 << 21  # of a block of rows with all queries
 PRODUCTS_AT_ONCE = 1 << 25  # likewise, of many queries: 128 MiB
 QUERIES_AT_ONCE = 1024  # of many
+FAISS_COUNT = 100  # rows a query from which FAISS sorts otherwise, and slower
 SPARE = 16  # rows beyond k that many queries keep
 PAIRS_AT_ONCE = 1 << 14  # settled together: each two float64 rows
 
@@ -154,7 +161,7 @@ class ExactSearch:
     def _search_products(
         self, queries: torch.Tensor, top: int, allowed: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor, int]:
-        """Scores, rows and the number of survivors by torch's product and top-k."""
+        """Scores, rows and the number of survivors by float32 products."""
         largest, rows = _largest_products(queries, self.embeddings, top + SPARE, allowed)
         threshold = largest[:, top - 1].double() - 2 * _product_error(queries.shape[1])
         keep = largest >= threshold[:, None]
@@ -225,10 +232,22 @@ def _product_error(width: int) -> float:
     return _sum_loss(width) * (1 + UNIT_TOLERANCE) ** 2 * _SLACK + 2.0**-24
 
 
+@cache
+def _faiss() -> Any:
+    """The library, if it may be used; elsewhere than on Linux its OpenMP beside torch's can end the program."""
+    if sys.platform != "linux" or find_spec("faiss") is None:
+        return None
+    return import_module("faiss")
+
+
 def _largest_products(
     queries: torch.Tensor, embeddings: torch.Tensor, count: int, allowed: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The `count` largest float32 products of each query, largest first, and their rows: no other row has a larger."""
+    if allowed is None and count < FAISS_COUNT and (faiss := _faiss()) is not None:
+        count = min(count, len(embeddings))
+        found = faiss.knn(queries.numpy(), embeddings.numpy(), count, metric=faiss.METRIC_INNER_PRODUCT)
+        return torch.from_numpy(found[0]), torch.from_numpy(found[1])
     size = max(GROUP, PRODUCTS_AT_ONCE // len(queries) // GROUP * GROUP)
     best, rows = torch.empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.int64)
     memory = torch.empty(len(queries) * min(size, len(embeddings)))
