@@ -24,9 +24,9 @@ best score is at least `t`, and a row whose upper bound is below `t` is no resul
 scored again in float64. A coarse screen costs survivors, never a result; `last_survivors` counts them.
 
 **Many queries** spend their time in the products, so float32 serves: FAISS's flat search where it is installed, else
-torch's product and top-k, a block of rows at a time, give the `k + SPARE` largest `z`. With one `e` for all rows, those
-that reach the k-th `z - 2 e` are the survivors, and all of them are there if the last of the list does not reach it; a
-query with more ties is screened.
+torch's product and top-k, a block of rows at a time, give the `k + SPARE` largest `z`. With one `e` for all rows,
+those that reach the k-th `z - 2 e` are the survivors, and all of them are there if the last of the list does not reach
+it; a query with more ties is screened.
 """
 
 from __future__ import annotations

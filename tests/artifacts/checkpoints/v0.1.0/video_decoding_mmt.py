@@ -103,6 +103,31 @@ def read_clip(
             frame between `start` and `end`.
         ValueError: an argument has no meaning.
     """
+    duration, sampled = clip_frames(source, sampling, start=start, end=end, max_side=max_side, decoder=decoder)
+    timestamps, frames = zip(*sampled, strict=True)
+    stack = torch.stack(frames).permute(0, 3, 1, 2)
+    return Clip(stack, torch.tensor(timestamps, dtype=torch.float64), duration)
+
+
+def clip_frames(
+    source: Any,
+    sampling: FrameSampling,
+    *,
+    start: float = 0.0,
+    end: float | None = None,
+    max_side: int | None = None,
+    decoder: str | None = None,
+) -> tuple[float | None, Frames]:
+    """As `read_clip`, one frame at a time: for clips that are too long to lie in memory.
+
+    Returns:
+        duration: seconds, or None, before anything is decoded.
+        frames: the timestamp of each, and its `(H, W, 3)` uint8, as it is decoded; at least one.
+
+    Raises:
+        VideoDecodingError: as `read_clip`, at once or on the way.
+        ValueError: an argument has no meaning.
+    """
     if start < 0 or (end is not None and end <= start):
         raise ValueError(f"start is {start} and end is {end}: give 0 <= start < end, in seconds")
     if max_side is not None and max_side < 1:
@@ -112,23 +137,23 @@ def read_clip(
     if isinstance(source, Mapping):
         source = source["path"] if source.get("bytes") is None else source["bytes"]
     name = _name(source)
-    frames: list[torch.Tensor] = []
-    timestamps: list[float] = []
     duration, sampled = _open(source, name, sampling, start, end, decoder)
-    for timestamp, frame in sampled:
-        frame = _shrunk(frame, max_side)
-        if frames and frame.shape != frames[0].shape:
-            height, width, _ = frames[0].shape
-            raise VideoDecodingError(
-                f"{name}: the frame at {timestamp:g} has {frame.shape[1]} x {frame.shape[0]} pixels, the first one "
-                f"{width} x {height}; frames of one clip must have one size"
-            )
-        frames.append(frame)
-        timestamps.append(timestamp)
-    if not frames:
-        raise VideoDecodingError(f"{name} holds no frame")
-    stack = torch.stack(frames).permute(0, 3, 1, 2)
-    return Clip(stack, torch.tensor(timestamps, dtype=torch.float64), duration)
+
+    def of_one_size() -> Frames:
+        first = None
+        for timestamp, frame in sampled:
+            frame = _shrunk(frame, max_side)
+            first = frame.shape if first is None else first
+            if frame.shape != first:
+                raise VideoDecodingError(
+                    f"{name}: the frame at {timestamp:g} has {frame.shape[1]} x {frame.shape[0]} pixels, the first "
+                    f"one {first[1]} x {first[0]}; frames of one clip must have one size"
+                )
+            yield timestamp, frame
+        if first is None:
+            raise VideoDecodingError(f"{name} holds no frame")
+
+    return duration, of_one_size()
 
 
 def _name(source: Any) -> str:

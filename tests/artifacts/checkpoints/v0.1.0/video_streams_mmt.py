@@ -30,6 +30,7 @@ import torch
 
 try:
     import av
+    from av.sidedata.sidedata import SideDataContainer
 except ImportError:
     av = None  # type: ignore[assignment]
 
@@ -485,7 +486,8 @@ def _rgb(frame: Any, name: str) -> torch.Tensor:
 
 def _upright(pixels: torch.Tensor, frame: Any) -> torch.Tensor:
     """Turned and mirrored as the display matrix says: (x, y) is shown at (a x + c y, b x + d y)."""
-    for data in frame.side_data:
+    # `frame.side_data` is a cycle, which would hold the frame until the garbage collector runs
+    for data in SideDataContainer(frame):  # type: ignore[call-arg]
         if data.type.name == "DISPLAYMATRIX":
             a, b, _, c, d = struct.unpack("=5i", bytes(data)[:20])
             flips = []
