@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset, Image, Value, Video, load_dataset
+from datasets.exceptions import DatasetGenerationError
 from huggingface_hub.errors import StrictDataclassError
 from tqdm.auto import tqdm
 
@@ -304,10 +305,18 @@ def token_counts(processor: MMTProcessor, captions: Sequence[str]) -> np.ndarray
 
 
 def read_split(name: str, revision: str | None, split: str) -> Dataset:
-    """One split of a folder, or of a Hub dataset at a revision that holds offline too."""
-    if Path(name).is_dir():
-        return load_dataset(name, split=split)
-    return load_pinned_dataset(name, split=split, revision=revision)
+    """One split of a folder, or of a Hub dataset at a revision that holds offline too.
+
+    Raises:
+        ValueError: a file of it is torn, or is not what its name says.
+    """
+    try:
+        if Path(name).is_dir():
+            return load_dataset(name, split=split)
+        return load_pinned_dataset(name, split=split, revision=revision)
+    except DatasetGenerationError as error:
+        why = f"{error.__cause__ or error}".strip(". ")
+        raise ValueError(f"{name}: a file cannot be read ({why}); build or download the dataset again") from error
 
 
 def load_split(name: str, revision: str | None, split: str, columns: Sequence[str]) -> Dataset:
