@@ -31,6 +31,7 @@ from typing import Any
 import evaluate
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import set_seed
 from datasets import Dataset
 from filelock import FileLock
@@ -110,6 +111,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         return check_recipe(recipe)
 
     # 2. Processes, logging, seed
+    check_machine(recipe)
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),  # or it leaves processes on CPUs to themselves
         mixed_precision=recipe.mixed_precision,
@@ -178,6 +180,25 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     return metrics
 
 
+def check_machine(recipe: Recipe):
+    """Refuse what would be noticed when all is trained: a folder that cannot be made, or no such tracker.
+
+    Raises:
+        RecipeError: names the field.
+    """
+    trackers = [str(getattr(tracker, "value", tracker)) for tracker in get_available_trackers()]
+    if recipe.report_to not in (None, *trackers):
+        raise RecipeError(
+            f"report_to is {recipe.report_to!r}; installed are: {', '.join(trackers) or 'none'}; null for no tracker"
+        )
+    for name in ("output_dir", "work_dir", "frozen_states_dir"):
+        folder = Path(getattr(recipe, name) or ".").absolute()
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        if not (there.is_dir() and os.access(there, os.W_OK)):
+            kind = "cannot be written to" if there.is_dir() else "is a file"
+            raise RecipeError(f"{name} is {getattr(recipe, name)}, and {there} {kind}; name another folder")
+
+
 def prepare(recipe: Recipe, accelerator: Accelerator) -> "Run":
     """The data, the model and the processor that a recipe names."""
     data = recipe.data
@@ -225,18 +246,24 @@ def in_one_line(name: str = "") -> Iterator[None]:
     """Make what a library says of a missing or misshapen file an error of the recipe, which names it.
 
     Args:
-        name: of what is opened; put before words that do not have it.
+        name: of what is opened; put before words that do not have it. What somebody else wrote may be wrong in any
+            way: with a name, every error is caught.
 
     Raises:
         RecipeError: the library's words in one line, and where it said them.
     """
+    told_of = (ValueError, OSError, ImportError, MissingClipError, PackagedEncoderError, StrictDataclassError)
     try:
         yield
     except RecipeError:
         raise
-    except (ValueError, OSError, ImportError, MissingClipError, PackagedEncoderError, StrictDataclassError) as error:
+    except Exception as error:
+        is_told_of = isinstance(error, told_of)
+        if not (name or is_told_of):
+            raise
         *_, last = traceback.extract_tb(error.__traceback__)
         told = " ".join(str(error).split()) or type(error).__name__
+        told = told if is_told_of else f"{type(error).__name__}: {told}; is it whole, and what it is taken for?"
         told = told if name in told else f"{name}: {told}"
         raise RecipeError(f"{told} ({Path(last.filename).name}, line {last.lineno})") from error
 
@@ -253,7 +280,10 @@ def build(recipe: Recipe, features: FeatureStores | None) -> tuple[MMTModel, MMT
             model = MMTModel.from_text_encoder(text_model, **hub, **dims, **told.config)
         check_finite(model.text_model.encoder.state_dict(), text_model, "choose another text_model, or mend this one")
         extractor = MMTVideoFeatureExtractor(model.config.video_feature_dim, model.config.max_video_length)
-        return model, MMTProcessor(extractor, AutoTokenizer.from_pretrained(text_model, **hub), **texts)
+        tokenizer = AutoTokenizer.from_pretrained(text_model, **hub)
+        if len(tokenizer) <= len(tokenizer.all_special_ids):  # what is built where its files are not there
+            raise RecipeError(f"model.text_model is {told.text_model}: its tokenizer knows no word; add its files")
+        return model, MMTProcessor(extractor, tokenizer, **texts)
     vision_models = [resolve_encoder(name, recipe.cache_dir) for name in told.vision_model]
     vision: dict[str, Any] = {"vision_revision": told.vision_revision}
     with naming_torn_weights(text_model, "download or save the encoders again"):
@@ -320,8 +350,22 @@ class Run:
                     known = {parameter.split(".")[0] for parameter in parameters}
                     hint = near(prefix, known)
                     raise RecipeError(f"{name}.freeze: no parameter's name begins with {prefix!r}; {hint}")
-            for source in stage.sources if stage else ():
+            frozen = tuple(stage.freeze + idle(stage)) if stage else ()
+            if (
+                stage
+                and stage.learn_vision_layers == 0
+                and not any(
+                    parameter.requires_grad and not key.startswith(frozen)
+                    for key, parameter in self.model.named_parameters()
+                )
+            ):
+                raise RecipeError(f"{name}.freeze is {stage.freeze}, which leaves nothing that learns; take one out")
+            for position, source in enumerate(stage.sources if stage else ()):
                 rows, features = self.open_source(source)
+                with in_one_line(f"{name}.sources[{position}]"):
+                    num_rows = len(self.training_clips(source, stage))
+                with in_one_line(f"{name}.train_batch_size"):
+                    self.sampler(stage, position, num_rows, 0)
                 for _, problem in features.problems(rows["video_id"]) if features and source.with_video else ():
                     raise RecipeError(f"{source.dataset or data.dataset} (train): {problem}")
                 for column in columns_of(source) if source.clip_seconds is None else ():
@@ -371,9 +415,8 @@ class Run:
             load_trainable_state(model, weights, source=str(folder))
             return json.loads((folder / "result.json").read_text())
         start = {key: value.clone() for key, value in trainable_state(model).items()}
-        idle = [] if any(source.with_video for source in stage.sources) else ["video_"]  # or data parallelism waits
         for key, parameter in model.named_parameters():
-            if key.startswith(tuple(stage.freeze + idle)):
+            if key.startswith(tuple(stage.freeze + idle(stage))):
                 parameter.requires_grad_(False)
 
         # Optimizer and schedule
@@ -808,6 +851,11 @@ def content(
     if features is not None:
         return [rows_fingerprint(rows, ["video_id", *columns]), *features.fingerprints]
     return [rows_fingerprint(rows, ["video_id", *columns, "video_features"])]
+
+
+def idle(stage: StageArguments) -> list[str]:
+    """Prefixes of the parameters that a stage never uses, which data parallelism would wait for."""
+    return [] if any(source.with_video for source in stage.sources) else ["video_"]
 
 
 def collator(processor: MMTProcessor, source: Source) -> MMTDataCollator:

@@ -87,7 +87,7 @@ def naming_torn_weights(source: str | os.PathLike, remedy: str) -> Iterator[None
     """Let safetensors' errors name the file: `source`, or the first torn one in it where it is a folder.
 
     Raises:
-        CheckpointError: in place of what safetensors raised.
+        CheckpointError: in place of what safetensors raised, and of transformers' refusal of weights of other shapes.
     """
     try:
         yield
@@ -95,6 +95,10 @@ def naming_torn_weights(source: str | os.PathLike, remedy: str) -> Iterator[None
         path = Path(source)
         torn = next((file for file in sorted(path.glob("*.safetensors")) if not _has_header(file)), path)
         raise CheckpointError(f"{torn}: torn ({error}); {remedy}") from error
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" not in str(error):
+            raise
+        raise CheckpointError(f"{source}: config.json does not fit the weights; {remedy}") from error
 
 
 def _has_header(path: Path) -> bool:

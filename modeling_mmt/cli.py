@@ -217,8 +217,13 @@ def check_source(arguments: argparse.Namespace):
     given = [name for name in ("dataset", "dataset_revision", "split", "features", "video_column")
              if getattr(arguments, name)]  # fmt: skip
     path = arguments.index / SOURCE
-    kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    asked = source_of(question_of(arguments)) if given else {}
+    if not given:
+        return
+    try:
+        kept = dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: not the JSON that `mmt search` writes ({error}); build the index again") from error
+    asked = source_of(question_of(arguments))
     for name in given:
         if name not in kept or kept[name] != asked[name]:
             raise ValueError(

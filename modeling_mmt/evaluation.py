@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset, Image, Value, Video, load_dataset
+from datasets.exceptions import DatasetGenerationError
 from huggingface_hub.errors import StrictDataclassError
 from tqdm.auto import tqdm
 
@@ -189,6 +190,8 @@ def open_corpus(
         raise ValueError(f"{where}: {problem}")
     captions, clip_of = {}, {}
     for language in question.languages or found:
+        for problem in (*not_texts(rows, f"{kind}_{language}"), *blank_texts(rows, f"{kind}_{language}")):
+            raise ValueError(f"{where}: {problem}")
         clip_of[language], captions[language] = flat_captions(rows[f"{kind}_{language}"])
         if not captions[language]:
             raise ValueError(f"{where}: column {kind}_{language} is empty; leave language {language!r} out")
@@ -223,6 +226,9 @@ def _recipe_data(path: Path) -> Mapping[str, Any]:
     missing = [key for key in needed if not isinstance(data, dict) or key not in data]
     if missing:
         raise ValueError(f"{path}: no data.{missing[0]}; {remedy}")
+    for key, kind in (("dataset", str), ("text_column", str), ("features", list), ("languages", list)):
+        if not isinstance(data[key], kind):
+            raise ValueError(f"{path}: data.{key} is {data[key]!r}, no {kind.__name__}; {remedy}")
     return data
 
 
@@ -252,12 +258,29 @@ def open_checkpoint(source: str, revision: str | None = None) -> tuple[MMTModel,
         except RuntimeError as error:  # transformers has listed the tensors by now
             raise CheckpointError(f"{source}: config.json does not fit the weights, as listed; {remedy}") from error
         except (OSError, ValueError, TypeError, StrictDataclassError) as error:
-            raise CheckpointError(_in_one_line(source, error, remedy)) from error
+            raise CheckpointError(_in_one_line(_suspect(source, "config.json"), error, remedy)) from error
     check_finite(model.state_dict(), source, remedy)
+    suspect = _suspect(source, "processor_config.json", "tokenizer.json", "tokenizer_config.json")
     try:
-        return model, MMTProcessor.from_pretrained(source, revision=revision or "main")
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-        raise CheckpointError(_in_one_line(f"{source}: processor and tokenizer", error, remedy)) from error
+        processor = MMTProcessor.from_pretrained(source, revision=revision or "main")
+    except Exception as error:  # the libraries read what is there before they look whether it makes sense
+        raise CheckpointError(_in_one_line(f"{suspect}: processor and tokenizer", error, remedy)) from error
+    if processor.tokenizer.pad_token is None:
+        raise CheckpointError(f"{suspect}: the tokenizer has no padding token; {remedy}")
+    return model, processor
+
+
+def _suspect(source: str, *names: str) -> str:
+    """The first of a checkpoint's JSON files that is not there or holds no object; the checkpoint if all do."""
+    for path in (Path(source) / name for name in names if Path(source).is_dir()):
+        try:
+            if not isinstance(json.loads(path.read_text(encoding="utf-8")), dict):
+                return f"{path} holds no JSON object"
+        except FileNotFoundError:
+            return f"{path} is not there"
+        except ValueError:
+            return f"{path} is not JSON"
+    return source
 
 
 def _in_one_line(what: str, error: Exception, remedy: str) -> str:
@@ -304,10 +327,18 @@ def token_counts(processor: MMTProcessor, captions: Sequence[str]) -> np.ndarray
 
 
 def read_split(name: str, revision: str | None, split: str) -> Dataset:
-    """One split of a folder, or of a Hub dataset at a revision that holds offline too."""
-    if Path(name).is_dir():
-        return load_dataset(name, split=split)
-    return load_pinned_dataset(name, split=split, revision=revision)
+    """One split of a folder, or of a Hub dataset at a revision that holds offline too.
+
+    Raises:
+        ValueError: a file of it is torn, or is not what its name says.
+    """
+    try:
+        if Path(name).is_dir():
+            return load_dataset(name, split=split)
+        return load_pinned_dataset(name, split=split, revision=revision)
+    except DatasetGenerationError as error:
+        why = f"{error.__cause__ or error}".strip(". ")
+        raise ValueError(f"{name}: a file cannot be read ({why}); build or download the dataset again") from error
 
 
 def load_split(name: str, revision: str | None, split: str, columns: Sequence[str]) -> Dataset:
@@ -348,6 +379,9 @@ def search_problems(
         column = f"{kind}_{language}"
         if column not in rows.column_names:
             continue
+        if others := list(not_texts(rows, column)):
+            yield from others
+            continue
         clip_of, captions = flat_captions(rows[column])
         if not captions:
             yield f"{column} is empty; take {language} out of data.languages, or fill it"
@@ -372,8 +406,18 @@ def not_boolean(rows: Dataset, column: str) -> Iterator[str]:
         yield f"{column}, of clips to leave out, is a column of {told}; give one of true and false"
 
 
+def not_texts(rows: Dataset, column: str) -> Iterator[str]:
+    """Says that a column is neither of strings nor of lists of them."""
+    kind = rows.features[column]
+    inner = getattr(kind, "feature", kind)
+    if getattr(inner, "dtype", None) not in ("string", "large_string", "null"):
+        yield f"{column} is a column of {getattr(kind, 'dtype', kind)}; give one of texts, or of lists of texts"
+
+
 def blank_texts(rows: Dataset, column: str) -> Iterator[str]:
     """Says how many texts of a column hold nothing but white space; no text at all is fine: null, or an empty list."""
+    if any(not_texts(rows, column)):
+        return
     clip_of, captions = flat_captions(rows[column])
     blank = [clip for clip, caption in zip(clip_of, captions, strict=True) if not caption.strip()]
     if blank:

@@ -19,6 +19,13 @@ from .augmentation import VideoAugmentation
 from .configuration_mmt import MMTConfig
 
 EVALUATION_ONLY = ("test_split", "languages", "other_text_columns", "exclude_column")  # no stage depends on these
+NEED_MORE = (  # schedules that are told more than the numbers of steps
+    "reduce_lr_on_plateau",
+    "cosine_with_min_lr",
+    "cosine_warmup_with_min_lr",
+    "warmup_stable_decay",
+    "greedy",
+)
 HUB_OPTIONS = ("push_to_hub", "hub_revision", "hub_tag")  # where a run goes, not what it is
 
 
@@ -250,7 +257,7 @@ class StageArguments:
         require(self, "adam_beta2", 0 <= self.adam_beta2 < 1, "at least 0 and below 1")
         for name in ("warmup_ratio", "average_with_start"):
             require(self, name, 0 <= getattr(self, name) <= 1, "0 to 1")
-        schedules = [kind.value for kind in SchedulerType]
+        schedules = [kind.value for kind in SchedulerType if kind.value not in NEED_MORE]
         require(self, "lr_scheduler_type", self.lr_scheduler_type in schedules, f"one of {', '.join(schedules)}")
         require(self, "evaluations", self.evaluations >= 0, "0 or more")
         require(self, "freeze", all(self.freeze), "prefixes of parameter names, such as text_model.")
@@ -472,11 +479,16 @@ def check_clips(recipe: Recipe):
         RecipeError: names the fields.
     """
     data, model = recipe.data, recipe.model
-    for name in ("vision_config", "learn_vision_layers"):
+    for name, teller in (
+        ("text_config", "model.text_model"),
+        ("vision_config", "model.vision_model"),
+        ("learn_vision_layers", "a stage's learn_vision_layers"),
+    ):
         if name in model.config:
-            raise RecipeError(
-                f"model.config has {name!r}, which model.vision_model and a stage's learn_vision_layers say"
-            )
+            raise RecipeError(f"model.config has {name!r}, which {teller} says; leave it out")
+    for name in ("image_size", "num_frames"):
+        if getattr(model, name) is not None and not model.vision_model:
+            raise RecipeError(f"model.{name} is {getattr(model, name)}, but model.vision_model is empty; leave it out")
     if data.video_column and data.features:
         raise RecipeError(
             f"data.features is {data.features} and data.video_column {data.video_column!r}: clips come as features or "

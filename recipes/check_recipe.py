@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, load_dataset
-from datasets.exceptions import DatasetNotFoundError
+from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from huggingface_hub.errors import HfHubHTTPError
 from transformers import AutoConfig
 
@@ -118,6 +118,9 @@ class RecipeCheck:
             rows = load_dataset(name, split=split, revision=revision)
         except (DatasetNotFoundError, FileNotFoundError, ConnectionError, HfHubHTTPError) as error:
             self.problem(f"dataset {name} cannot be had: {str(error).splitlines()[0]}", name)
+            return None
+        except DatasetGenerationError as error:
+            self.problem(f"dataset {name} cannot be read: {error.__cause__ or error}", name)
             return None
         except ValueError as error:  # datasets' word for a split that is not there
             self.problem(f"{name}: {str(error).splitlines()[0]}", name)

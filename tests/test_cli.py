@@ -172,6 +172,11 @@ def change(name, **fields):
     return write
 
 
+def change_data(folder, **fields):
+    data = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))["data"]
+    change("recipe.json", data=data | fields)(folder)
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -187,6 +192,14 @@ def change(name, **fields):
         (lambda folder: (folder / "recipe.json").write_text("[]"), "recipe.json: no data.dataset"),
         (lambda folder: (folder / "recipe.json").write_text("{"), "recipe.json: not JSON"),
         (change("recipe.json", data={"dataset": "x"}), "recipe.json: no data.revision"),
+        (lambda folder: change_data(folder, dataset=3), "recipe.json: data.dataset is 3, no str; "),
+        (lambda folder: change_data(folder, languages="en"), "recipe.json: data.languages is 'en', no list; "),
+        (lambda folder: (folder / "config.json").write_text("3"), "/config.json holds no JSON object: "),
+        (lambda folder: (folder / "processor_config.json").write_text("[]"), "/processor_config.json holds no JSON"),
+        (lambda folder: (folder / "processor_config.json").unlink(), "/processor_config.json is not there: "),
+        (lambda folder: (folder / "tokenizer.json").write_text("{"), "/tokenizer.json is not JSON: "),
+        (lambda folder: (folder / "tokenizer_config.json").write_text("[]"), "/tokenizer_config.json holds no JSON"),
+        (lambda folder: (folder / "tokenizer_config.json").unlink(), "/tokenizer_config.json is not there: .*pad"),
     ],
 )
 def test_a_checkpoint_whose_files_do_not_fit_is_refused_by_name(checkpoint, tmp_path, capsys, damage, message):
@@ -197,6 +210,30 @@ def test_a_checkpoint_whose_files_do_not_fit_is_refused_by_name(checkpoint, tmp_
     told = err.splitlines()[-1]
     assert told.startswith("mmt: ") and str(tmp_path / "broken") in told
     assert re.search(message, told)
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        (3, "caption_en is a column of int64; give one of texts, or of lists of texts"),
+        ([3], "caption_en is a column of List.*; give one of texts"),
+        (" ", "12 texts of caption_en are blank, the first of clip 'clip-52'; fill them"),
+    ],
+)
+def test_a_column_without_texts_is_refused_by_name(checkpoint, corpus, tmp_path, capsys, column, message):
+    rows = load_dataset(str(corpus / "corpus"), split="test").to_list()
+    write_split(tmp_path / "rows", "test", [row | {"caption_en": column} for row in rows])
+    stores = [corpus / name for name in ("colours", "animals")]
+    code, out, err = call(capsys, "evaluate", checkpoint, "--dataset", tmp_path / "rows", "--features", *stores)
+    assert (code, out) == (2, "") and re.search(rf"rows \(test\): {message}", err) and err.count("\n") == 1
+
+
+def test_a_torn_dataset_is_refused_by_name(checkpoint, corpus, tmp_path, capsys):
+    shutil.copytree(corpus / "corpus", tmp_path / "torn")
+    (path,) = tmp_path.glob("torn/data/test-*")
+    path.write_bytes(path.read_bytes()[:300])
+    code, out, err = call(capsys, "evaluate", checkpoint, "--dataset", tmp_path / "torn", "--features", "x")
+    assert (code, out) == (2, "") and f"mmt: {tmp_path / 'torn'}: a file cannot be read (" in err.splitlines()[-1]
 
 
 def test_a_row_a_caption_is_refused(checkpoint, corpus, tmp_path, capsys):

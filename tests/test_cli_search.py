@@ -107,3 +107,13 @@ def test_an_index_of_other_clips_than_the_options_name_is_refused(checkpoint, co
     ):
         code, out, err = call(capsys, "search", checkpoint, "dog", "--index", index, *options)
         assert (code, out) == (2, "") and told in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("content", ["{", "[]x", "3"])
+def test_a_broken_record_of_an_index_is_named_where_it_is_needed(checkpoint, tmp_path, capsys, content):
+    index = tmp_path / "index"
+    assert call(capsys, "search", checkpoint, "dog", "--index", index)[0] == 0
+    (index / "source.json").write_text(content)
+    assert call(capsys, "search", checkpoint, "dog", "--index", index)[0] == 0  # nothing to compare
+    code, out, err = call(capsys, "search", checkpoint, "dog", "--index", index, "--split", "test")
+    assert (code, out) == (2, "") and f"{index / 'source.json'}: not the JSON that `mmt search` writes" in err

@@ -17,7 +17,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny_corpus import SPLITS, WITHOUT_DROPOUT, write_recipe
+from tiny_corpus import SPLITS, WITHOUT_DROPOUT, write_recipe, write_split
 from train_process import FSDP2, ROOT, Group
 from transformers import AutoModel, AutoProcessor, AutoTokenizer
 
@@ -29,6 +29,7 @@ from modeling_mmt.evaluation import search_problems
 from modeling_mmt.retrieval import embed_texts, embed_videos, ranks_by_language
 from modeling_mmt.training_arguments import RecipeError, parse_recipe, stages
 
+FILE = str(ROOT / "setup.py")  # where a folder should be
 CHANCE = 100 / SPLITS["test"]
 ONLY_PRETRAINING = {"finetuning": None}
 PAIRS = {
@@ -430,14 +431,93 @@ def test_data_that_would_fail_after_hours_are_refused_before_training_and_by_a_d
         ({"model.config.text_output_layer": 99}, "text_output_layer"),
         ({"data.test_split": "tset"}, "tset"),
         ({"model.max_text_length": 2}, "model.max_text_length is 2, and prefix and special tokens are 2: nothing"),
+        ({"report_to": "nope"}, "report_to is 'nope'; installed are: .*tensorboard.*; null for no tracker"),
+        ({"output_dir": FILE}, f"output_dir is {FILE}, and {FILE} is a file; name another folder"),
+        ({"work_dir": f"{FILE}/stages"}, f"work_dir is {FILE}/stages, and {FILE} is a file"),
+        ({"frozen_states_dir": FILE}, f"frozen_states_dir is {FILE}, and"),
+        ({"finetuning.train_batch_size": 41}, "finetuning.train_batch_size: batch_size is 41; the corpus has 40 rows"),
+        (
+            {
+                "data.dataset": "corpus_with_cues",
+                "data.features": [],
+                "model.config.video_feature_dims": [12],
+                "finetuning.sources.0.clip_seconds": [1.0, 2.0],
+            },
+            r"finetuning.sources\[0\]: a source with clip_seconds needs features",
+        ),
+        ({"finetuning.freeze": ["text_", "video_"]}, "finetuning.freeze is .*which leaves nothing that learns"),
     ],
-    ids="dataset column store encoder pooling layer split length".split(),
+    ids="dataset column store encoder pooling layer split length tracker output work states batch cues frozen".split(),
 )
 def test_whatever_is_wrong_with_what_a_recipe_names_is_one_line_before_training(corpus, tmp_path, changes, message):
+    if changes.get("data.dataset") == "corpus_with_cues":
+        changes = changes | {"data.dataset": add_cues(corpus / "corpus_with_features", tmp_path / "corpus_with_cues")}
     with pytest.raises(RecipeError, match=message) as refused:
         train.main([write_recipe(corpus, tmp_path, changes)])
     assert "\n" not in str(refused.value)
     assert list(tmp_path.glob("stages/*")) == []
+
+
+def add_cues(corpus, folder):
+    """A copy whose captions are cues of one text from second 0 to 1; its path."""
+    for split in SPLITS:
+        rows = Dataset.from_parquet(str(next(corpus.glob(f"data/{split}-*.parquet"))), cache_dir=str(folder / "cache"))
+        write_split(folder, split, [row | {"start_en": [0.0], "end_en": [1.0]} for row in rows])
+    return str(folder)
+
+
+def damaged(folder, name, content):
+    """Write into a copy of a folder, or take a file out of it (`None`); text `half` leaves half of it."""
+    for path in folder.glob(name):
+        if content is None:
+            path.unlink()
+        else:
+            whole = path.read_bytes()
+            path.write_bytes(whole[: len(whole) // 2] if content == "half" else content.encode())
+
+
+@pytest.mark.parametrize(
+    ("field", "folder", "name", "content", "message"),
+    [
+        (
+            "data.dataset",
+            "corpus",
+            "data/test-*",
+            "half",
+            "corpus: a file cannot be read .*the dataset again",
+        ),
+        ("model.text_model", "encoder", "tokenizer.json", "{}", "encoder: KeyError: .*; is it whole"),
+        ("model.text_model", "encoder", "tokenizer_config.json", "[]", "encoder: AttributeError: .*; is it whole"),
+        ("model.text_model", "encoder", "tokenizer*", None, "encoder: its tokenizer knows no word"),
+        (
+            "model.text_model",
+            "encoder",
+            "config.json",
+            '{"model_type": "bert"}',
+            "config.json does not fit the weights",
+        ),
+        (
+            "model.text_model",
+            "encoder",
+            "config.json",
+            '{"model_type": "clip"}',
+            "encoder: AttributeError: 'CLIPConfig",
+        ),
+    ],
+    ids="torn_data tokenizer tokenizer_config no_tokenizer other_encoder no_text_encoder".split(),
+)
+def test_whatever_is_wrong_with_a_file_is_one_line_before_training(
+    corpus, tmp_path, field, folder, name, content, message
+):
+    shutil.copytree(corpus / folder, tmp_path / folder)
+    damaged(tmp_path / folder, name, content)
+    recipe = write_recipe(corpus, tmp_path, {field: str(tmp_path / folder)})
+    with pytest.raises(RecipeError, match=message) as refused:
+        train.main([recipe])
+    assert "\n" not in str(refused.value) and str(tmp_path / folder) in str(refused.value)
+    assert list(tmp_path.glob("stages/*")) == []
+    if field == "data.dataset":
+        assert any("cannot be read" in problem for problem in train.main([recipe, "--dry_run"])["problems"])
 
 
 @pytest.mark.parametrize("split", ["train", "validation", "test"])

@@ -3,9 +3,12 @@
 import math
 
 import pytest
+import torch
 from tiny_corpus import write_recipe
+from transformers import SchedulerType, get_scheduler
 
 from modeling_mmt.training_arguments import (
+    NEED_MORE,
     DataArguments,
     ModelArguments,
     Recipe,
@@ -92,6 +95,35 @@ def test_frozen_states_are_kept_of_captions_that_come_again():
     assert Source().draws_from_pools
     for fresh in ({"noise_pool_size": 0}, {"max_keywords": 2, "keyword_pool_size": 0}, {"clip_seconds": [4.0, 32.0]}):
         assert not Source(**fresh).draws_from_pools
+
+
+def test_a_schedule_that_is_accepted_needs_no_more_than_the_number_of_steps():
+    """The others fail when their stage begins, or at its first step."""
+    parameter = torch.nn.Parameter(torch.ones(1))
+    for kind in SchedulerType:
+        if kind.value in NEED_MORE:
+            with pytest.raises(RecipeError, match="lr_scheduler_type is"):
+                StageArguments(sources=[Source()], lr_scheduler_type=kind.value)
+            continue
+        StageArguments(sources=[Source()], lr_scheduler_type=kind.value)
+        optimizer = torch.optim.AdamW([parameter], lr=0.1)
+        scheduler = get_scheduler(kind.value, optimizer, 1, 3)
+        for _ in range(3):
+            optimizer.step()
+            scheduler.step()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["--model.image_size", "64"], "model.image_size is 64, but model.vision_model is empty; leave it out"),
+        (["--model.num_frames", "4"], "model.num_frames is 4, but model.vision_model is empty; leave it out"),
+        (["--model.config", '{"text_config": {}}'], "model.config has 'text_config', which model.text_model says"),
+    ],
+)
+def test_a_value_that_nothing_reads_is_refused(changes, message):
+    with pytest.raises(RecipeError, match=message):
+        parse_recipe(["recipes/emoji9/none_en.yaml", *changes])
 
 
 def test_pairs_need_two_languages():
