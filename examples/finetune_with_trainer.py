@@ -12,14 +12,15 @@ into the saved weights, which load as any checkpoint does. All of TrainingArgume
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
-from datasets import load_dataset
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModel, AutoProcessor, HfArgumentParser, Trainer, TrainingArguments, set_seed
 
 import modeling_mmt  # noqa: F401  registers the model with AutoModel
-from datasets_scripts.features import FeatureStore
+from datasets_scripts.features import FeatureStores
 from modeling_mmt.data_collator import ClipDataset, MMTDataCollator
+from modeling_mmt.evaluation import check_checkpoint, load_split
 from modeling_mmt.hub import publish
 from modeling_mmt.trainer import MMTTrainer
 
@@ -42,24 +43,43 @@ class Finetuning:
     lora: bool = field(default=False, metadata={"help": "train low-rank updates of the text encoder"})
 
 
+def open_inputs(ours: Finetuning) -> tuple[Any, Any, dict[str, ClipDataset]]:
+    """Model, processor, and the clips of each split.
+
+    Raises:
+        OSError: checkpoint, dataset or feature store is not there.
+        ValueError: a column is not there, or clips are not in the store.
+    """
+    check_checkpoint(ours.model)
+    hub = {"revision": ours.revision} if ours.revision else {}
+    features = FeatureStores([ours.features]) if ours.features else None
+    columns = [f"{ours.text_column}_{language}" for language in ours.languages]
+    columns += [] if ours.features else ["video_features"]
+    clips = {}
+    for split in ("train", "validation"):
+        rows = load_split(ours.dataset, None, split, columns)
+        for _, problem in features.problems(rows["video_id"]) if features else ():
+            raise ValueError(f"{ours.dataset} ({split}): {problem}")
+        clips[split] = ClipDataset(rows.select_columns(["video_id", *columns]), features)
+    return AutoModel.from_pretrained(ours.model, **hub), AutoProcessor.from_pretrained(ours.model, **hub), clips
+
+
 def main(argv: list[str] | None = None) -> Trainer:
     """Train, and save the model with its processor; returns the trainer."""
-    ours, arguments = HfArgumentParser([Finetuning, TrainingArguments]).parse_args_into_dataclasses(argv)  # type: ignore[list-item]
+    parser = HfArgumentParser([Finetuning, TrainingArguments])  # type: ignore[list-item]
+    ours, arguments = parser.parse_args_into_dataclasses(argv)
     arguments.remove_unused_columns = False  # the collator reads the rows' own columns
     arguments.label_names = []
     push, arguments.push_to_hub = arguments.push_to_hub, False  # by `publish` below, which sends no pickle
     set_seed(arguments.seed)
-    hub = {"revision": ours.revision} if ours.revision else {}
-    model, processor = AutoModel.from_pretrained(ours.model, **hub), AutoProcessor.from_pretrained(ours.model, **hub)
+    try:
+        model, processor, clips = open_inputs(ours)
+    except (OSError, ValueError) as error:
+        parser.exit(2, f"{parser.prog}: {' '.join(str(error).split())}\n")
     if ours.lora:  # the pooling heads and projections learn too, whole
         heads = ["text_model.pooling", "text_projection", "video_model", "video_projection"]
         attention = r"text_model\.encoder\..*\.(query|key|value|q_proj|k_proj|v_proj|q_lin|k_lin|v_lin)"
         model = get_peft_model(model, LoraConfig(r=8, target_modules=attention, modules_to_save=heads))
-    features = FeatureStore(ours.features) if ours.features else None
-    columns = ["video_id", *(f"{ours.text_column}_{language}" for language in ours.languages)]
-    columns += [] if ours.features else ["video_features"]
-    rows = {split: load_dataset(ours.dataset, split=split) for split in ("train", "validation")}
-    clips = {split: ClipDataset(whole.select_columns(columns), features) for split, whole in rows.items()}
     trainer = (MMTTrainer if arguments.world_size > 1 else Trainer)(
         model=model,
         args=arguments,

@@ -1,16 +1,19 @@
 """`examples/finetune_with_trainer.py` on one process and on two, whole and by LoRA, and what it saves."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from huggingface_hub import HfApi
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoProcessor, Trainer
 
+from datasets_scripts.features import write_feature_store
 from modeling_mmt.trainer import MMTTrainer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -177,3 +180,25 @@ def test_two_processes_take_the_step_of_one_with_the_whole_batch(corpus, start, 
     apart = sum((after_two[n] - after_one[n]).double().square().sum() for n in moved) ** 0.5
     distance = sum((after_one[n] - before[n]).double().square().sum() for n in moved) ** 0.5
     assert apart < 1e-3 * distance
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["--model", "nope"], "no checkpoint in nope: it has no config.json"),
+        (["--dataset", "no/where/at/all"], "no/where/at/all"),
+        (["--features", "nope"], "nope is no finished feature store"),
+        (["--text_column", "title"], r"corpus_with_features \(train\): no column title_en; found .*caption_en"),
+        (["--languages", "xx"], r"\(train\): no column caption_xx; found"),
+        (["--features", "one"], r"\(train\): 39 of 40 clips are not in .*one, the first"),
+    ],
+    ids="model dataset store column language clips".split(),
+)
+def test_what_is_not_there_is_one_line_and_exit_code_2(corpus, start, tmp_path, monkeypatch, capsys, changes, message):
+    monkeypatch.chdir(tmp_path)
+    one = [("clip-0", np.ones((2, 12), dtype=np.float32))]
+    write_feature_store(tmp_path / "one", one, extractor="made up", revision="1")
+    with pytest.raises(SystemExit) as stopped:
+        finetune_with_trainer.main(arguments(corpus, start, tmp_path / "out", 4, *changes))
+    err = capsys.readouterr().err.splitlines()[-1]
+    assert stopped.value.code == 2 and re.search(message, err)

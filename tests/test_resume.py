@@ -9,6 +9,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -135,6 +136,33 @@ def test_a_signal_writes_a_checkpoint_and_exits_with_75(corpus, uninterrupted, t
     (checkpoint,) = (tmp_path / "stopped").glob("stages/*/step-*")
     assert 1 <= json.loads((checkpoint / "state.json").read_text())["step"]
     assert_same(finish([recipe]), uninterrupted(1))
+
+
+def test_a_second_ctrl_c_interrupts_at_once_and_afterwards_signals_are_whose_they_were():
+    def handlers():
+        return {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    before = handlers()
+    with pytest.raises(KeyboardInterrupt), train.stopping_by_signals():
+        assert all(handlers()[number] != handler for number, handler in before.items())
+        signal.raise_signal(signal.SIGINT)
+        assert train.STOP.is_set()
+        signal.raise_signal(signal.SIGINT)
+        pytest.fail("the second Ctrl-C did not interrupt")
+    assert handlers() == before
+
+
+def test_a_run_in_another_thread_leaves_signals_alone():
+    seen = []
+
+    def run():
+        with train.stopping_by_signals():  # only the main thread may set a handler: signal.signal would raise
+            seen.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert seen == [signal.getsignal(signal.SIGINT)]
 
 
 def test_all_processes_stop_after_the_same_step_though_one_alone_is_told(corpus, tmp_path):
