@@ -152,6 +152,8 @@ def check_ending(path: Path):
     """Refuse a file name that `save` cannot write."""
     if path.suffix not in (".png", ".gif", ".webp"):
         raise ValueError(f"output {path} ends in {path.suffix!r}; choose .png, or .gif or .webp for one that moves")
+    if there := next((folder for folder in path.parents if folder.is_file()), None):
+        raise ValueError(f"output {path}: {there} is a file; name a folder")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -486,9 +486,6 @@ def check_clips(recipe: Recipe):
     ):
         if name in model.config:
             raise RecipeError(f"model.config has {name!r}, which {teller} says; leave it out")
-    for name in ("image_size", "num_frames"):
-        if getattr(model, name) is not None and not model.vision_model:
-            raise RecipeError(f"model.{name} is {getattr(model, name)}, but model.vision_model is empty; leave it out")
     if data.video_column and data.features:
         raise RecipeError(
             f"data.features is {data.features} and data.video_column {data.video_column!r}: clips come as features or "

@@ -226,7 +226,18 @@ def test_the_figures_clips_are_drawn_by_the_seed(options, tmp_path):
     assert first == again != other
 
 
-def test_an_unknown_clip_is_named(options, capsys):
-    with pytest.raises(SystemExit):
-        qualitative.main([*options, "--clips", "unicorn of no name"])
-    assert "no clip 'unicorn of no name'" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (["--clips", "unicorn of no name"], "clips: no clip 'unicorn of no name'"),
+        (["--num_clips", "0"], "--num_clips is 0; there are"),
+        (["--num_clips", "1000"], "--num_clips is 1000; there are"),
+        (["--output", f"{__file__}/figure.png"], f"{__file__} is a file; name a folder"),
+    ],
+)
+def test_a_bad_option_of_the_figure_is_one_line(options, capsys, monkeypatch, tmp_path, change, words):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        qualitative.main([*options, *change])
+    assert stopped.value.code == 2 and words in capsys.readouterr().err.splitlines()[-1]
+    assert not list(tmp_path.iterdir())
