@@ -327,8 +327,7 @@ class Run:
         Raises:
             RecipeError: names the dataset and column, or the stage's field.
         """
-        data, parameters = self.recipe.data, [name for name, _ in self.model.named_parameters()]
-        processor = self.processor
+        data, processor = self.recipe.data, self.processor
         around = len(processor.tokenizer(processor.text_prefix)["input_ids"])
         if around >= processor.max_text_length:
             raise RecipeError(
@@ -344,33 +343,36 @@ class Run:
                 for _, problem in self.features.problems(rows["video_id"]):
                     raise RecipeError(f"{data.dataset} ({split}): {problem}")
         for name in ("pretraining", "finetuning"):
-            stage = getattr(self.recipe, name)
-            for prefix in stage.freeze if stage else ():
-                if not any(parameter.startswith(prefix) for parameter in parameters):
-                    known = {parameter.split(".")[0] for parameter in parameters}
-                    hint = near(prefix, known)
-                    raise RecipeError(f"{name}.freeze: no parameter's name begins with {prefix!r}; {hint}")
-            frozen = tuple(stage.freeze + idle(stage)) if stage else ()
-            if (
-                stage
-                and stage.learn_vision_layers == 0
-                and not any(
-                    parameter.requires_grad and not key.startswith(frozen)
-                    for key, parameter in self.model.named_parameters()
-                )
-            ):
-                raise RecipeError(f"{name}.freeze is {stage.freeze}, which leaves nothing that learns; take one out")
-            for position, source in enumerate(stage.sources if stage else ()):
-                rows, features = self.open_source(source)
-                with in_one_line(f"{name}.sources[{position}]"):
-                    num_rows = len(self.training_clips(source, stage))
-                with in_one_line(f"{name}.train_batch_size"):
-                    self.sampler(stage, position, num_rows, 0)
-                for _, problem in features.problems(rows["video_id"]) if features and source.with_video else ():
-                    raise RecipeError(f"{source.dataset or data.dataset} (train): {problem}")
-                for column in columns_of(source) if source.clip_seconds is None else ():
-                    for problem in blank_texts(rows, column):
-                        raise RecipeError(f"{source.dataset or data.dataset} (train): {problem}")
+            if (stage := getattr(self.recipe, name)) is not None:
+                self.check_stage(name, stage)
+
+    def check_stage(self, name: str, stage: StageArguments):
+        """Refuse a stage in which nothing learns, or whose sources have too few clips, features or texts.
+
+        Raises:
+            RecipeError: names the stage's field, or the dataset and column.
+        """
+        parameters = dict(self.model.named_parameters())
+        for prefix in stage.freeze:
+            if not any(key.startswith(prefix) for key in parameters):
+                hint = near(prefix, {key.split(".")[0] for key in parameters})
+                raise RecipeError(f"{name}.freeze: no parameter's name begins with {prefix!r}; {hint}")
+        frozen = tuple(stage.freeze + idle(stage))
+        learning = [key for key, value in parameters.items() if value.requires_grad and not key.startswith(frozen)]
+        if not learning and stage.learn_vision_layers == 0:
+            raise RecipeError(f"{name}.freeze is {stage.freeze}, which leaves nothing that learns; take one out")
+        for position, source in enumerate(stage.sources):
+            where = f"{source.dataset or self.recipe.data.dataset} (train)"
+            rows, features = self.open_source(source)
+            with in_one_line(f"{name}.sources[{position}]"):
+                num_rows = len(self.training_clips(source, stage))
+            with in_one_line(f"{name}.train_batch_size"):
+                self.sampler(stage, position, num_rows, start=0)
+            for _, problem in features.problems(rows["video_id"]) if features and source.with_video else ():
+                raise RecipeError(f"{where}: {problem}")
+            for column in columns_of(source) if source.clip_seconds is None else ():
+                for problem in blank_texts(rows, column):
+                    raise RecipeError(f"{where}: {problem}")
 
     def contents(self, stage: StageArguments) -> dict[str, Any]:
         """What a stage reads, hashed: the encoders, how pixels are prepared, every source's rows and features."""
