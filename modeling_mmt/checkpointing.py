@@ -98,7 +98,8 @@ def naming_torn_weights(source: str | os.PathLike, remedy: str) -> Iterator[None
     except RuntimeError as error:
         if "ignore_mismatched_sizes" not in str(error):
             raise
-        raise CheckpointError(f"{source}: config.json does not fit the weights; {remedy}") from error
+        # transformers has listed the tensors by now
+        raise CheckpointError(f"{source}: config.json does not fit the weights, as listed; {remedy}") from error
 
 
 def _has_header(path: Path) -> bool:

@@ -142,7 +142,7 @@ def many(monkeypatch, request):
     if request.param == "torch":
         monkeypatch.setattr(exact_search, "_faiss", lambda: None)
     else:
-        pytest.importorskip("faiss")
+        pytest.importorskip("faiss", reason="an optional library: extra `search`")
     monkeypatch.setattr(exact_search, "MANY_QUERIES", 2)
     monkeypatch.setattr(exact_search, "QUERIES_AT_ONCE", 7)
     monkeypatch.setattr(exact_search, "PRODUCTS_AT_ONCE", 7 * 2112)
