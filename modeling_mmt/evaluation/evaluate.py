@@ -20,7 +20,8 @@ from tqdm.auto import tqdm
 from modeling_mmt.data.checks import blank_texts, flat_captions, not_boolean, not_texts, repeated_clips
 from modeling_mmt.data.clip_cache import InOrder
 from modeling_mmt.data.files import CheckpointError, check_finite, naming_torn_weights
-from modeling_mmt.data.reading import read_split
+from modeling_mmt.data.reading import dataset_folder, read_split
+from modeling_mmt.evaluation.checkpoint_recipe import RECIPE, recipe_file, searched_data
 from modeling_mmt.evaluation.embedding import embed_texts, embed_videos
 from modeling_mmt.evaluation.metrics import retrieval_metrics
 from modeling_mmt.evaluation.ranks import ranks_by_language
@@ -32,7 +33,6 @@ METRICS = ("R@1", "R@5", "R@10", "MedR", "MRR")  # what people are shown
 WAYS = {"t2v": "text to video", "v2t": "video to text"}
 AVERAGES = {"avg": "all", "avg_non_en": "all but en"}
 MAX_TOLD = 600  # characters of a library's error that are passed on
-RECIPE = "recipe.json"  # beside a checkpoint: what train.py was told
 
 
 @dataclass(frozen=True)
@@ -61,19 +61,27 @@ class Question:
     exclude_column: str | None = None
 
     @classmethod
-    def of_checkpoint(cls, folder: str | Path, **changes: Any) -> "Question":
+    def of_checkpoint(
+        cls, checkpoint: str | Path, checkpoint_revision: str | None = None, **changes: Any
+    ) -> "Question":
         """What the checkpoint's own recipe evaluates on, with the values of `changes` that are not None put over it.
+
+        Args:
+            checkpoint: folder, or name on the Hub.
+            checkpoint_revision: tag, branch or commit of a name on the Hub.
+            changes: fields.
 
         Raises:
             ValueError: neither the recipe nor `changes` names a dataset.
         """
-        path, asked = Path(folder) / RECIPE, cls(dataset="")
-        if path.is_file():
-            data = _recipe_data(path)
+        path, asked = recipe_file(checkpoint, checkpoint_revision), cls(dataset="")
+        if path is not None:
+            data = searched_data(path)
             same = {key: data[key] for key in ("dataset", "revision", "features", "text_column", "languages")}
             same["video_column"] = data.get("video_column")
             asked = cls(**same, split=data["test_split"] or "validation", exclude_column=data["exclude_column"])
-        if (given := changes.get("dataset")) is not None and Path(given).resolve() != Path(asked.dataset).resolve():
+        given = changes.get("dataset")
+        if given is not None and _folder(given) != _folder(asked.dataset):
             asked = cls(dataset=given)  # the recipe's columns and features are another dataset's
         if changes.get("features"):
             asked = replace(asked, video_column=None)
@@ -81,8 +89,14 @@ class Question:
             asked = replace(asked, features=())
         asked = replace(asked, **{key: value for key, value in changes.items() if value is not None})
         if not asked.dataset:
-            raise ValueError(f"dataset is not given, and {path} is not there to say which; name one with --dataset")
+            raise ValueError(
+                f"dataset is not given, and {checkpoint} has no {RECIPE} to say which; name one with --dataset"
+            )
         return asked
+
+
+def _folder(dataset: str) -> Path:
+    return Path(dataset_folder(dataset)).resolve()
 
 
 @dataclass
@@ -215,24 +229,6 @@ def open_corpus(
     return Corpus(question, rows, captions, clip_of, clips, parts)
 
 
-def _recipe_data(path: Path) -> Mapping[str, Any]:
-    """The part `data` of a checkpoint's recipe."""
-    remedy = "download or save the checkpoint again, or name the dataset and its columns"
-    try:
-        recipe = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error}); {remedy}") from error
-    data = recipe.get("data", {}) if isinstance(recipe, dict) else {}
-    needed = ("dataset", "revision", "features", "text_column", "languages", "test_split", "exclude_column")
-    missing = [key for key in needed if not isinstance(data, dict) or key not in data]
-    if missing:
-        raise ValueError(f"{path}: no data.{missing[0]}; {remedy}")
-    for key, kind in (("dataset", str), ("text_column", str), ("features", list), ("languages", list)):
-        if not isinstance(data[key], kind):
-            raise ValueError(f"{path}: data.{key} is {data[key]!r}, no {kind.__name__}; {remedy}")
-    return data
-
-
 def check_checkpoint(source: str):
     """Refuse what `open_checkpoint` cannot open, before anything long is begun.
 
@@ -241,7 +237,7 @@ def check_checkpoint(source: str):
     """
     folder = Path(source)
     if not (folder / "config.json").is_file() and (folder.exists() or source.count("/") != 1):
-        raise FileNotFoundError(f"no checkpoint in {source}: it has no config.json; train.py writes one")
+        raise FileNotFoundError(f"no checkpoint in {source}: it has no config.json; `mmt train` writes one")
 
 
 def open_checkpoint(source: str, revision: str | None = None) -> tuple[MMTModel, MMTProcessor]:
