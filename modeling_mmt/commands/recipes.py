@@ -1,16 +1,13 @@
 """`mmt recipes`: those that come with the package."""
 
-from pathlib import Path
-
 import yaml
 
 from modeling_mmt.commands.terminal import print_json
-
-FOLDER = Path(__file__).parents[1] / "recipes"
+from modeling_mmt.recipes import bundled_recipes, recipe_path
 
 
 def main(name: str | None = None, as_json: bool = False):
-    """Print the names, or one recipe.
+    """Print the names and what the recipes are, or one recipe.
 
     Args:
         name: of the recipe, such as `emoji9/mmp_en`.
@@ -19,22 +16,17 @@ def main(name: str | None = None, as_json: bool = False):
     Raises:
         ValueError: no recipe is called so.
     """
-    names = bundled_recipes()
+    recipes = bundled_recipes()
     if name is None:
         if as_json:
-            print_json(names)
+            print_json(recipes)
         else:
-            print("\n".join(names))
+            print("\n".join(f"{name:{max(map(len, recipes))}}  {about}" for name, about in recipes.items()))
         return
-    if name not in names:
+    if name not in recipes:
         raise ValueError(f"{name} is no recipe of the package; `mmt recipes` lists them")
-    text = (FOLDER / f"{name}.yaml").read_text(encoding="utf-8")
+    text = recipe_path(name).read_text(encoding="utf-8")
     if as_json:
         print_json(yaml.safe_load(text))
     else:
         print(text, end="")
-
-
-def bundled_recipes() -> list[str]:
-    """Their names, as `mmt train` takes them."""
-    return sorted(path.relative_to(FOLDER).with_suffix("").as_posix() for path in FOLDER.rglob("*.yaml"))

@@ -10,7 +10,8 @@ import pytest
 from command_line import call
 
 import mmt
-from modeling_mmt.commands import errors, evaluate, recipes, terminal
+from modeling_mmt.commands import errors, evaluate, terminal
+from modeling_mmt.recipes import bundled_recipes
 
 ROOT = Path(__file__).resolve().parents[2]
 PARSED = ("extract", "recipes", "evaluate", "search", "report", "export", "publish")
@@ -89,7 +90,7 @@ def test_nobody_reading_on_is_no_error():
     reader = subprocess.run(
         f'{sys.executable} -c "{script}" | head -1', shell=True, cwd=ROOT, capture_output=True, text=True
     )
-    assert reader.stdout == recipes.bundled_recipes()[0] + "\n" and "Traceback" not in reader.stderr
+    assert reader.stdout.split()[0] == next(iter(bundled_recipes())) and "Traceback" not in reader.stderr
 
 
 # The terminal

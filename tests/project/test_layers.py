@@ -12,7 +12,7 @@
         |                                                                          |
     extraction  evaluation                                                         |
         |                                                                          |
-    data  <------------------------------------------------------------------------'
+    data  recipes  <---------------------------------------------------------------'
         |
     the files that ship with a checkpoint (`*_mmt.py`) and `__init__`, flat in modeling_mmt/
 
@@ -33,7 +33,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE, BUILDERS = "modeling_mmt", "datasets_scripts"
 FLOORS = [
-    {"data"},
+    {"data", "recipes"},
     {"extraction", "evaluation"},
     {"search", "hub"},
     {"training", "report", "plugins"},
