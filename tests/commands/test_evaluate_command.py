@@ -230,3 +230,52 @@ def test_a_corpus_of_one_is_measured_and_reported(corpus, checkpoint, tmp_path, 
         "MRR": 100,
     }
     assert call(capsys, "report", checkpoint, *given, "--output_dir", tmp_path / "r")[0] == 0
+
+
+# From any folder
+
+
+@pytest.fixture
+def run_folder(corpus, tmp_path):
+    """A folder that a run was started in: its recipe names everything by relative paths."""
+    for name in ("corpus", "colours", "animals"):
+        shutil.copytree(corpus / name, tmp_path / "clone" / name)
+    names = {"dataset": "corpus", "features": ["colours", "animals"]}
+    folder = build_checkpoint(corpus, tmp_path / "clone" / "runs" / "mine", **names)
+    change("recipe.json", output_dir="runs/mine")(folder)
+    return tmp_path / "clone"
+
+
+def test_a_checkpoint_is_evaluated_from_any_folder(checkpoint, run_folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(run_folder)
+    here = json.loads(call(capsys, "evaluate", "runs/mine", "--json")[1])
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    code, out, err = call(capsys, "evaluate", run_folder / "runs" / "mine", "--json")
+    assert (code, err) == (0, "") and json.loads(out)["figures"] == here["figures"]
+
+
+def test_a_published_checkpoint_is_evaluated_as_its_own_recipe_says(hub, run_folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(run_folder)
+    expected = json.loads(call(capsys, "evaluate", "runs/mine", "--json")[1])["figures"]
+    (run_folder / "runs" / "mine" / "README.md").write_text("---\nlicense: mit\n---\n# tiny\n")
+    assert call(capsys, "publish", "runs/mine", "org/mine", "--tag", "v1.0")[0] == 0
+    change_data(run_folder / "runs" / "mine", languages=["de"])
+    assert call(capsys, "publish", "runs/mine", "org/mine")[0] == 0
+    shutil.rmtree(run_folder / "runs")
+    code, out, _ = call(capsys, "evaluate", "org/mine", "--revision", "v1.0", "--json")
+    assert code == 0 and json.loads(out)["figures"] == expected
+    assert list(json.loads(call(capsys, "evaluate", "org/mine", "--json")[1])["n_queries"]) == ["de"]
+    monkeypatch.chdir(tmp_path)  # where there is no such feature store
+    code, out, err = call(capsys, "evaluate", "org/mine", "--dataset", run_folder / "corpus", "--languages", "en")
+    assert (code, out) == (2, "") and "no column video_features" in err
+
+
+def test_a_published_checkpoint_without_a_recipe_asks_for_a_dataset(hub, run_folder, capsys, monkeypatch):
+    monkeypatch.chdir(run_folder)
+    (run_folder / "runs" / "mine" / "README.md").write_text("---\nlicense: mit\n---\n# tiny\n")
+    (run_folder / "runs" / "mine" / "recipe.json").unlink()
+    assert call(capsys, "publish", "runs/mine", "org/bare")[0] == 0
+    code, _, err = call(capsys, "evaluate", "org/bare")
+    assert code == 2 and "org/bare has no recipe.json to say which; name one with --dataset" in err
+    assert call(capsys, "evaluate", "org/absent")[0] == 2
