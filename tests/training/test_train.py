@@ -26,9 +26,11 @@ from modeling_mmt.data.checks import search_problems
 from modeling_mmt.data.feature_writer import write_feature_store
 from modeling_mmt.data.features import FeatureStore, FeatureStores
 from modeling_mmt.data.files import CheckpointError
+from modeling_mmt.data.reading import load_split
 from modeling_mmt.evaluation.embedding import embed_texts, embed_videos
 from modeling_mmt.evaluation.ranks import ranks_by_language
 from modeling_mmt.training import run as train
+from modeling_mmt.training.batches import RunData
 from modeling_mmt.training.recipe import RecipeError, stages
 from modeling_mmt.training.recipe_reading import parse_recipe
 
@@ -117,7 +119,7 @@ def test_the_model_on_disk_finds_what_was_found(trained, corpus):
     _, folder = trained
     model = AutoModel.from_pretrained(folder / "model").eval()
     processor = AutoProcessor.from_pretrained(folder / "model")
-    rows = train.load_split(str(corpus / "corpus"), None, "test", [])
+    rows = load_split(str(corpus / "corpus"), None, "test", [])
     stores = [FeatureStore(corpus / name) for name in ("colours", "animals")]
     clips = [torch.cat([torch.tensor(store[key]) for store in stores], dim=1) for key in rows["video_id"]]
     texts = {lang: embed_texts(model, processor, rows[f"caption_{lang}"][:]) for lang in ("en", "de")}
@@ -235,11 +237,11 @@ def change_tokenizer(folder):
 def folders(recipe):
     """Where `train.py` would look for each stage."""
     parsed, _ = parse_recipe([recipe])
-    splits = {split: train.load_split(parsed.data.dataset, None, split, []) for split in SPLITS}
+    splits = {split: load_split(parsed.data.dataset, None, split, []) for split in SPLITS}
     model = MMTModel.from_text_encoder(parsed.model.text_model, video_feature_dims=[6, 6], **parsed.model.config)
     processor = MMTProcessor(MMTVideoFeatureExtractor(12, 4), AutoTokenizer.from_pretrained(parsed.model.text_model))
-    run = train.Run(parsed, None, model, processor, None, splits, FeatureStores(parsed.data.features))
-    return {name: folder for name, _, folder, _ in stages(parsed, run.contents)}
+    data = RunData(parsed, None, model, processor, None, splits, FeatureStores(parsed.data.features))
+    return {name: folder for name, _, folder, _ in stages(parsed, data.contents)}
 
 
 @pytest.fixture

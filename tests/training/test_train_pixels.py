@@ -30,6 +30,7 @@ from modeling_mmt.data.collator import ClipDataset, MMTDataCollator
 from modeling_mmt.data.feature_writer import write_feature_store
 from modeling_mmt.evaluation.embedding import embed_videos
 from modeling_mmt.search.index import SearchIndex
+from modeling_mmt.training import batches
 from modeling_mmt.training import run as train
 from modeling_mmt.training.recipe_reading import parse_recipe
 from modeling_mmt.video_decoding_mmt import FrameSampling, read_clip
@@ -107,7 +108,7 @@ def run(corpus, pixels, tmp_path):
 def stored(corpus, pixels):
     """The features of the same clips, extracted beforehand."""
     processor = MMTProcessor.from_encoders(
-        str(corpus / "encoder"), str(corpus / "lite"), sampling=train.FrameSampling(FRAMES)
+        str(corpus / "encoder"), str(corpus / "lite"), sampling=FrameSampling(FRAMES)
     )
     lite = EfficientNetLiteModel.from_pretrained(corpus / "lite").eval()
     clips = {}
@@ -313,8 +314,8 @@ def test_clips_are_made_once_while_there_is_room():
 
 def test_two_revisions_of_a_dataset_have_frames_of_their_own(monkeypatch):
     read = {kind: datasets.Dataset.from_dict({"video_id": ["a"], "clip": [f"{kind}.mp4"]}) for kind in ("v1", "v2")}
-    monkeypatch.setattr(train, "read_split", lambda name, revision, split: read[revision])
-    run = object.__new__(train.Run)
+    monkeypatch.setattr(batches, "read_split", lambda name, revision, split: read[revision])
+    run = object.__new__(batches.RunData)
     run.recipe = SimpleNamespace(data=SimpleNamespace(video_column="clip"), clip_memory=1.0)
     run.processor = SimpleNamespace(
         feature_extractor=SimpleNamespace(read=lambda source, _: [torch.tensor([ord(source[-5])])])
