@@ -13,19 +13,15 @@ import huggingface_hub.utils
 import transformers
 
 import datasets_scripts
-from modeling_mmt.data.clips import ClipColumn
-from modeling_mmt.data.features import FeatureStores, MissingClipError
+from modeling_mmt.data.features import MissingClipError
 from modeling_mmt.evaluation.evaluate import (
-    AVERAGES,
-    METRICS,
-    WAYS,
     Corpus,
-    Question,
+    EvalSpec,
     evaluate,
     open_checkpoint,
     open_corpus,
 )
-from modeling_mmt.evaluation.metrics import average_over_languages
+from modeling_mmt.evaluation.metrics import AVERAGES, DIRECTIONS, SHOWN_METRICS, average_over_languages
 from modeling_mmt.processing_mmt import clean_caption
 
 BAD_INPUT, INTERRUPTED = 2, 130
@@ -79,14 +75,16 @@ def evaluate_command(arguments: argparse.Namespace):
     print(f"{asked} queries ({question.text_column}) a language")
     for part, ways in figures.items():
         for way, by_language in ways.items():
-            title = WAYS[way] + ("" if part == "all" else f", {part.replace('_', ' ', 1)}")
-            print("\n" + paint.bold(f"{title:30}" + "".join(f"{metric:>8}" for metric in METRICS)))
+            title = DIRECTIONS[way] + ("" if part == "all" else f", {part.replace('_', ' ', 1)}")
+            print("\n" + paint.bold(f"{title:30}" + "".join(f"{metric:>8}" for metric in SHOWN_METRICS)))
             columns = {
                 metric: average_over_languages({key: of[metric] for key, of in by_language.items()})
-                for metric in METRICS
+                for metric in SHOWN_METRICS
             }
             for key in columns["R@1"]:
-                line = f"{AVERAGES.get(key, key):30}" + "".join(f"{columns[metric][key]:8.1f}" for metric in METRICS)
+                line = f"{AVERAGES.get(key, key):30}" + "".join(
+                    f"{columns[metric][key]:8.1f}" for metric in SHOWN_METRICS
+                )
                 print(paint.blue(line) if key in AVERAGES else line)
 
 
@@ -180,15 +178,15 @@ def publish_command(arguments: argparse.Namespace):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def open_question(arguments: argparse.Namespace) -> tuple[Question, Corpus]:
+def open_question(arguments: argparse.Namespace) -> tuple[EvalSpec, Corpus]:
     """What the options of `mmt.add_question` name, opened."""
     question = question_of(arguments)
-    return question, open_corpus(question, FeatureStores, ClipColumn)
+    return question, open_corpus(question)
 
 
-def question_of(arguments: argparse.Namespace) -> Question:
+def question_of(arguments: argparse.Namespace) -> EvalSpec:
     """What the options of `mmt.add_question` name."""
-    return Question.of_checkpoint(
+    return EvalSpec.of_checkpoint(
         arguments.checkpoint,
         dataset=bundled(arguments.dataset),
         revision=arguments.dataset_revision,
@@ -201,7 +199,7 @@ def question_of(arguments: argparse.Namespace) -> Question:
     )
 
 
-def source_of(question: Question) -> dict[str, Any]:
+def source_of(question: EvalSpec) -> dict[str, Any]:
     """The clips that a question is asked of; folders in full, since a command may be given anywhere."""
 
     def place(name: str) -> str:

@@ -15,8 +15,10 @@ from datasets import Dataset, Image, Video, load_dataset
 from datasets.exceptions import DatasetGenerationError
 from huggingface_hub import snapshot_download
 
+from modeling_mmt.data.errors import InputError
 
-class SnapshotError(ValueError):
+
+class SnapshotError(InputError):
     """A downloaded file is not what its repository says; the message names it and the remedy."""
 
 

@@ -12,12 +12,10 @@ import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
 
 from modeling_mmt.configuration_mmt import MMTConfig
-from modeling_mmt.evaluation.metrics import average_over_languages
+from modeling_mmt.evaluation.metrics import DIRECTIONS, SHOWN_METRICS, average_over_languages
 
 TEMPLATE = Path(__file__).with_name("model_card.md")
 RECIPE, METRICS_FILE = "recipe.json", "metrics.json"
-METRICS = ("R@1", "R@5", "R@10", "MedR", "MRR")
-DIRECTIONS = {"t2v": "text-to-video", "v2t": "video-to-text"}
 PACKAGES = ("torch", "transformers", "datasets", "accelerate", "safetensors")
 NOT_STATED = "not stated"
 HUB_NAME = re.compile(r"([\w-][\w.-]*/)?[\w-][\w.-]*")
@@ -170,9 +168,9 @@ def _write_eval_results(folder: Path, recipe: Mapping[str, Any], figures: Mappin
 
 def _tables(part: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, dict[str, float]]]:
     return {
-        DIRECTIONS[way]: {
+        DIRECTIONS[way].replace(" ", "-"): {
             metric: average_over_languages({language: float(values[metric]) for language, values in of.items()})
-            for metric in METRICS
+            for metric in SHOWN_METRICS
         }
         for way, of in part.items()
     }

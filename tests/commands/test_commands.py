@@ -19,8 +19,7 @@ from tiny_corpus import write_split
 import mmt
 from modeling_mmt.commands import cli
 from modeling_mmt.data.feature_writer import write_feature_store
-from modeling_mmt.data.features import FeatureStores
-from modeling_mmt.evaluation.evaluate import Question, evaluate, open_checkpoint, open_corpus
+from modeling_mmt.evaluation.evaluate import EvalSpec, evaluate, open_checkpoint, open_corpus
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -36,7 +35,7 @@ def checkpoint(corpus, tmp_path_factory):
 def test_evaluate_prints_as_json_the_figures_of_an_evaluation(checkpoint, capsys):
     code, out, err = call(capsys, "evaluate", checkpoint, "--json")
     assert (code, err) == (0, "")
-    corpus = open_corpus(Question.of_checkpoint(checkpoint), FeatureStores)
+    corpus = open_corpus(EvalSpec.of_checkpoint(checkpoint))
     expected = evaluate(*open_checkpoint(str(checkpoint)), corpus).figures
     told = json.loads(out)
     assert told["figures"] == json.loads(json.dumps(expected))
@@ -49,7 +48,7 @@ def test_evaluate_prints_a_table_without_colours_into_a_pipe(checkpoint, capsys)
     figures = json.loads(call(capsys, "evaluate", checkpoint, "--json")[1])["figures"]["all"]["t2v"]["de"]
     assert code == 0 and "\033" not in out
     line = next(line for line in out.splitlines() if line.startswith("de "))
-    assert [float(word) for word in line.split()[1:]] == [round(figures[m], 1) for m in cli.METRICS]
+    assert [float(word) for word in line.split()[1:]] == [round(figures[m], 1) for m in cli.SHOWN_METRICS]
     assert "untrained on" in out and "12 clips, 12 queries (caption) a language" in out
     assert "all but en" in out and "without is_flag" in out
 
