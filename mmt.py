@@ -40,18 +40,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     verb = next((word for word in words if not word.startswith("-")), "")
+    options: dict[str, Any] = {}
     if verb in PASSED_ON:
         words.remove(verb)
         traceback = "--traceback" in words
-        options: dict[str, Any] = {"argv": [word for word in words if word != "--traceback"]}
+        options["argv"] = [word for word in words if word != "--traceback"]
     else:
         options = vars(build_parser().parse_args(words))
         verb, traceback = options.pop("verb"), options.pop("traceback", False)
-    from modeling_mmt.commands import (
-        errors,
-    )  # which imports torch and transformers; help and a wrong option come without
+    # What follows imports torch and transformers; help and a wrong option come without.
+    from modeling_mmt.commands import errors, terminal
 
-    return errors.run(lambda: import_module(f"modeling_mmt.commands.{verb}").main(**options), "mmt", traceback)
+    terminal.be_quiet_unless_watched()
+    if verb == "train":
+        return import_module("modeling_mmt.commands.train").command(words, "mmt")
+    return errors.exit_code_of(
+        "mmt", lambda: import_module(f"modeling_mmt.commands.{verb}").main(**options), traceback
+    )
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -36,8 +36,9 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from datasets_scripts.emoji9 import LANGUAGES, LICENCE_FILES, SPLITS
+from datasets_scripts.emoji9 import LICENCE_FILES, SPLITS
 from modeling_mmt.data.clips import frames_of
+from modeling_mmt.data.languages import LANGUAGES
 
 SIZE = 128  # pixels, of a clip
 MOVING_SIZE = 64  # pixels, of an emoji that moves

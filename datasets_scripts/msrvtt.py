@@ -14,8 +14,8 @@ from pathlib import Path
 import datasets
 
 from datasets_scripts.corpus import About, Clock, Row, build, options_of, options_parser, schema
+from modeling_mmt.data.languages import LANGUAGES
 from modeling_mmt.data.sources import (
-    LANGUAGES,
     SourceError,
     Sources,
     Tally,

@@ -25,8 +25,8 @@ import ijson
 import pyarrow as pa
 
 from datasets_scripts.corpus import About, Clock, Row, build, options_of, options_parser
+from modeling_mmt.data.languages import LANGUAGES
 from modeling_mmt.data.sources import (
-    LANGUAGES,
     SourceError,
     Sources,
     Tally,

@@ -4,9 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from modeling_mmt.data.clips import ClipColumn
-from modeling_mmt.data.features import FeatureStores
-from modeling_mmt.evaluation.evaluate import Corpus, Question, open_corpus
+from modeling_mmt.evaluation.evaluate import Corpus, EvalSpec, open_corpus
 
 
 @dataclass(frozen=True)
@@ -35,12 +33,12 @@ class EvaluationOptions:
     languages: Sequence[str] | None = None
     exclude_column: str | None = None
 
-    def spec(self, checkpoint: str) -> Question:
+    def spec(self, checkpoint: str) -> EvalSpec:
         """What the checkpoint's recipe evaluates on, with what is given here put over it."""
         given: dict[str, Any] = {key: value for key, value in vars(self).items() if value is not None}
         revision, dataset_revision = given.pop("revision", None), given.pop("dataset_revision", None)
-        return Question.of_checkpoint(checkpoint, revision, **given, revision=dataset_revision)
+        return EvalSpec.of_checkpoint(checkpoint, revision, **given, revision=dataset_revision)
 
     def open(self, checkpoint: str) -> Corpus:
         """The same, opened."""
-        return open_corpus(self.spec(checkpoint), FeatureStores, ClipColumn)
+        return open_corpus(self.spec(checkpoint))

@@ -1,6 +1,7 @@
 """`mmt export`: a checkpoint as ONNX files."""
 
 from modeling_mmt.commands.terminal import print_json
+from modeling_mmt.data.errors import InputError
 from modeling_mmt.evaluation.evaluate import check_checkpoint
 
 
@@ -17,7 +18,7 @@ def main(checkpoint: str, output_dir: str, revision: str | None = None, as_json:
     try:
         from modeling_mmt.plugins.onnx_export import export
     except ModuleNotFoundError as error:
-        raise ImportError(f"{error.name} is not installed: pip install 'modeling_mmt[plugins]'") from error
+        raise InputError(f"{error.name} is not installed: pip install 'modeling_mmt[plugins]'") from error
     files = {
         str(path): path.stat().st_size for path in sorted(export(checkpoint, output_dir, revision).glob("*.onnx"))
     }

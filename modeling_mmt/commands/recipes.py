@@ -3,6 +3,7 @@
 import yaml
 
 from modeling_mmt.commands.terminal import print_json
+from modeling_mmt.data.errors import InputError
 from modeling_mmt.recipes import bundled_recipes, recipe_path
 
 
@@ -14,7 +15,7 @@ def main(name: str | None = None, as_json: bool = False):
         as_json: print JSON.
 
     Raises:
-        ValueError: no recipe is called so.
+        InputError: no recipe is called so.
     """
     recipes = bundled_recipes()
     if name is None:
@@ -24,7 +25,7 @@ def main(name: str | None = None, as_json: bool = False):
             print("\n".join(f"{name:{max(map(len, recipes))}}  {about}" for name, about in recipes.items()))
         return
     if name not in recipes:
-        raise ValueError(f"{name} is no recipe of the package; `mmt recipes` lists them")
+        raise InputError(f"{name} is no recipe of the package; `mmt recipes` lists them")
     text = recipe_path(name).read_text(encoding="utf-8")
     if as_json:
         print_json(yaml.safe_load(text))

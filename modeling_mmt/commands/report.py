@@ -8,6 +8,7 @@ from typing import Any
 
 from modeling_mmt.commands.evaluation_options import EvaluationOptions
 from modeling_mmt.commands.terminal import is_watched, print_json
+from modeling_mmt.data.errors import InputError
 from modeling_mmt.evaluation.evaluate import check_checkpoint
 
 
@@ -34,17 +35,17 @@ def main(
         options: of `EvaluationOptions`.
 
     Raises:
-        ValueError: two checkpoints have one name, only one end of the gap is given, or `output_dir` is a file.
-        ImportError: matplotlib is not installed.
+        InputError: two checkpoints have one name, only one end of the gap is given, or `output_dir` is a file.
+        InputError: matplotlib is not installed.
     """
     if bool(zero_shot) != bool(translate_train):
-        raise ValueError("--zero_shot and --translate_train are the two ends of a gap; give both or neither")
+        raise InputError("--zero_shot and --translate_train are the two ends of a gap; give both or neither")
     if Path(output_dir).exists() and not Path(output_dir).is_dir():
-        raise ValueError(f"--output_dir {output_dir} is a file; name a folder")
+        raise InputError(f"--output_dir {output_dir} is a file; name a folder")
     try:
         from modeling_mmt.report.write import write_report
     except ModuleNotFoundError as error:
-        raise ImportError(f"{error.name} is not installed: pip install 'modeling_mmt[report]'") from error
+        raise InputError(f"{error.name} is not installed: pip install 'modeling_mmt[report]'") from error
     first = f"{name}={checkpoint}" if name else checkpoint
     names = label(list(dict.fromkeys([first, *compare, *filter(None, (zero_shot, translate_train))])))
     for source in names:
@@ -71,7 +72,7 @@ def label(sources: Sequence[str]) -> dict[str, str]:
     """What each checkpoint is called: the name before `=`, or the parts of its path that the others do not share.
 
     Raises:
-        ValueError: two would be called the same.
+        InputError: two would be called the same.
     """
     parts = {source: PurePath(path_of(source)).parts for source in sources}
     shared_start = shared_end = 0
@@ -89,7 +90,7 @@ def label(sources: Sequence[str]) -> dict[str, str]:
         names[source] = given if sign else "/".join(of[shared_start : len(of) - shared_end])
     twice = [name for name in names.values() if list(names.values()).count(name) > 1]
     if twice:
-        raise ValueError(f"two checkpoints are called {twice[0]!r}; name them, as in --compare first=FOLDER")
+        raise InputError(f"two checkpoints are called {twice[0]!r}; name them, as in --compare first=FOLDER")
     return names
 
 

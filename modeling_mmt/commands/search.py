@@ -9,10 +9,12 @@ from typing import Any
 
 import datasets
 
+from modeling_mmt.commands.errors import printable
 from modeling_mmt.commands.evaluation_options import EvaluationOptions
-from modeling_mmt.commands.terminal import Paint, is_watched, print_json, printable
+from modeling_mmt.commands.terminal import Paint, is_watched, print_json
+from modeling_mmt.data.errors import InputError
 from modeling_mmt.data.reading import dataset_folder
-from modeling_mmt.evaluation.evaluate import Corpus, Question, open_checkpoint
+from modeling_mmt.evaluation.evaluate import Corpus, EvalSpec, open_checkpoint
 from modeling_mmt.processing_mmt import clean_caption
 from modeling_mmt.search.index import INDEX, Hit, SearchIndex
 
@@ -46,7 +48,7 @@ def main(
     asked = EvaluationOptions(**options)
     if (Path(place) / INDEX).is_file():
         if index:
-            raise ValueError(f"{place} is an index already; leave --index {index} out, or name a checkpoint first")
+            raise InputError(f"{place} is an index already; leave --index {index} out, or name a checkpoint first")
         index, known = place, SearchIndex.load(place)
         place, asked = known.model, replace(asked, revision=known.revision)
     folder = Path(index) if index else None
@@ -67,7 +69,7 @@ def main(
         )
         if folder:
             searched.save(folder)
-            source = json.dumps(source_of(corpus.question), indent=1, ensure_ascii=False)
+            source = json.dumps(source_of(corpus.spec), indent=1, ensure_ascii=False)
             (folder / SOURCE).write_text(source + "\n", encoding="utf-8")
     found = searched.search_texts(model, processor, texts, top, conditions)
     results: list[dict[str, Any]] = [
@@ -105,7 +107,7 @@ def shown(index: SearchIndex, hit: Hit) -> dict[str, Any]:
     }
 
 
-def source_of(spec: Question) -> dict[str, Any]:
+def source_of(spec: EvalSpec) -> dict[str, Any]:
     """The clips that a search is over; folders in full, since a command may be given anywhere."""
 
     def full(name: str) -> str:
@@ -124,7 +126,7 @@ def check_source(folder: Path, checkpoint: str, asked: EvaluationOptions):
     """Refuse options that name other clips than the index holds.
 
     Raises:
-        ValueError: names the option, and what the index was built from.
+        InputError: names the option, and what the index was built from.
     """
     given = [name for name in SOURCE_FIELDS if getattr(asked, name)]
     if not given:
@@ -133,11 +135,11 @@ def check_source(folder: Path, checkpoint: str, asked: EvaluationOptions):
     try:
         source = dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: not the JSON that `mmt search` writes ({error}); build the index again") from error
+        raise InputError(f"{path}: not the JSON that `mmt search` writes ({error}); build the index again") from error
     wanted = source_of(asked.spec(checkpoint))
     for name in given:
         if name not in source or source[name] != wanted[name]:
-            raise ValueError(
+            raise InputError(
                 f"--index {folder} was built from {name} {source.get(name, '(not known)')}, and --{name} is "
                 f"{wanted[name]}; leave --{name} out, or name another folder for another index"
             )
@@ -147,25 +149,25 @@ def check_query(query: str, place: int) -> str:
     """A query without control characters.
 
     Raises:
-        ValueError: nothing is left of it, or it is longer than anyone would type.
+        InputError: nothing is left of it, or it is longer than anyone would type.
     """
     if len(query) > MAX_QUERY:
-        raise ValueError(f"query {place} has {len(query):,} characters; at most {MAX_QUERY:,} are taken")
+        raise InputError(f"query {place} has {len(query):,} characters; at most {MAX_QUERY:,} are taken")
     try:
         return clean_caption(query, place)
     except ValueError:
-        raise ValueError(f"query {place} is empty: {query!r}; type what the clip shows") from None
+        raise InputError(f"query {place} is empty: {query!r}; type what the clip shows") from None
 
 
 def check_condition(text: str) -> tuple[str, Any]:
     """`COLUMN=VALUE` in two; the value is read as JSON where it is JSON, as `true` or `8`, and as text elsewhere.
 
     Raises:
-        ValueError: no `=`.
+        InputError: no `=`.
     """
     column, sign, value = text.partition("=")
     if not sign:
-        raise ValueError(f"--where {text}: write COLUMN=VALUE, such as is_flag=false")
+        raise InputError(f"--where {text}: write COLUMN=VALUE, such as is_flag=false")
     try:
         return column, json.loads(value)
     except json.JSONDecodeError:

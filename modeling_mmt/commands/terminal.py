@@ -1,4 +1,4 @@
-"""What a command prints: JSON, text that is safe on a terminal, colours where somebody looks."""
+"""What a command prints: JSON, and colours where somebody looks."""
 
 import json
 import os
@@ -9,11 +9,6 @@ from typing import IO, Any
 import datasets
 import huggingface_hub.utils
 import transformers
-
-
-def printable(text: str) -> str:
-    """Text that cannot move a terminal's cursor."""
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
 
 
 def print_json(value: Any):

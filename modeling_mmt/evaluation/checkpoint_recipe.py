@@ -15,6 +15,7 @@ from typing import Any
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import LocalEntryNotFoundError, RemoteEntryNotFoundError
 
+from modeling_mmt.data.errors import InputError, naming_input
 from modeling_mmt.data.reading import dataset_folder
 
 RECIPE = "recipe.json"
@@ -33,29 +34,30 @@ def recipe_file(checkpoint: str | Path, revision: str | None = None) -> Path | N
     if Path(checkpoint).exists():
         path = Path(checkpoint, RECIPE)
         return path if path.is_file() else None
-    try:
-        return Path(hf_hub_download(str(checkpoint), RECIPE, revision=revision))
-    except (RemoteEntryNotFoundError, LocalEntryNotFoundError):  # offline, what was never fetched is not there
-        return None
+    with naming_input(str(checkpoint)):
+        try:
+            return Path(hf_hub_download(str(checkpoint), RECIPE, revision=revision))
+        except (RemoteEntryNotFoundError, LocalEntryNotFoundError):  # offline, what was never fetched is not there
+            return None
 
 
 def searched_data(path: Path) -> Mapping[str, Any]:
     """The part `data` of a recipe, its folders found.
 
     Raises:
-        ValueError: the file is not JSON, or a field is missing or of another kind.
+        InputError: the file is not JSON, or a field is missing or of another kind.
     """
     try:
         recipe = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error}); {REMEDY}") from error
+        raise InputError(f"{path}: not JSON ({error}); {REMEDY}") from error
     data = recipe.get("data", {}) if isinstance(recipe, dict) else {}
     missing = [key for key in NEEDED if not isinstance(data, dict) or key not in data]
     if missing:
-        raise ValueError(f"{path}: no data.{missing[0]}; {REMEDY}")
+        raise InputError(f"{path}: no data.{missing[0]}; {REMEDY}")
     for key, kind in KINDS.items():
         if not isinstance(data[key], kind):
-            raise ValueError(f"{path}: data.{key} is {data[key]!r}, no {kind.__name__}; {REMEDY}")
+            raise InputError(f"{path}: data.{key} is {data[key]!r}, no {kind.__name__}; {REMEDY}")
     start = folder_of_the_run(path, str(recipe.get("output_dir", "")))
     return data | {
         "dataset": found_from(start, data["dataset"]),

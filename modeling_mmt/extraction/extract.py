@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from modeling_mmt.data.errors import InputError
 from modeling_mmt.data.features import MANIFEST, FeatureStore
 from modeling_mmt.data.reading import dataset_folder
 from modeling_mmt.extraction.clips import Clips, clips_of_dataset, clips_of_folder_or_list, filmstrip_frames
@@ -74,7 +75,7 @@ def extract(
         The store; None where other processes are still at it.
 
     Raises:
-        ValueError: an option is out of range, the clips are not as they must be, or the folder holds other features.
+        InputError: an option is out of range, the clips are not as they must be, or the folder holds other features.
         FileNotFoundError: no such folder or list.
         TooManyFailuresError: more clips failed than may.
     """
@@ -82,13 +83,13 @@ def extract(
     whole |= {"max_frames": max_frames, "batch_size": batch_size, "limit": limit, "timeout": timeout}
     for name, value in (whole | {"shard_size": shard_size}).items():
         if value is not None and not value > 0:
-            raise ValueError(f"{name} is {value}; give 1 or more")
+            raise InputError(f"{name} is {value}; give 1 or more")
     if num_frames and frames_per_second:
-        raise ValueError(f"num_frames is {num_frames} and frames_per_second {frames_per_second}; give one of them")
+        raise InputError(f"num_frames is {num_frames} and frames_per_second {frames_per_second}; give one of them")
     if num_workers is not None and num_workers < 0:
-        raise ValueError(f"num_workers is {num_workers}; give 0 or more")
+        raise InputError(f"num_workers is {num_workers}; give 0 or more")
     if not 0 <= max_failures or (isinstance(max_failures, float) and max_failures > 1):
-        raise ValueError(f"max_failures is {max_failures}; give a number such as 10, or a share such as 0.05")
+        raise InputError(f"max_failures is {max_failures}; give a number such as 10, or a share such as 0.05")
 
     rank, num_processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local_rank, on_machine = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
@@ -192,13 +193,13 @@ def finished_store(folder: Path, settings: Mapping[str, Any]) -> FeatureStore:
     """A finished store that holds what is asked for.
 
     Raises:
-        ValueError: it holds other features.
+        InputError: it holds other features.
     """
     Extraction.clean(folder)
     store = FeatureStore(folder)
     for field, value in settings.items():
         if store.manifest.get(field) != value:
-            raise ValueError(
+            raise InputError(
                 f"output_dir {folder} holds other features: {field} is {store.manifest.get(field)!r}, now {value!r}; "
                 "choose another folder or delete it"
             )

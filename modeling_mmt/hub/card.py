@@ -13,12 +13,10 @@ from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardDat
 
 from modeling_mmt.configuration_mmt import MMTConfig
 from modeling_mmt.evaluation.checkpoint_recipe import RECIPE
-from modeling_mmt.evaluation.metrics import average_over_languages
+from modeling_mmt.evaluation.metrics import DIRECTIONS, SHOWN_METRICS, average_over_languages
 
 TEMPLATE = Path(__file__).with_name("model_card.md")
 METRICS_FILE = "metrics.json"
-METRICS = ("R@1", "R@5", "R@10", "MedR", "MRR")
-DIRECTIONS = {"t2v": "text-to-video", "v2t": "video-to-text"}
 PACKAGES = ("torch", "transformers", "datasets", "accelerate", "safetensors")
 NOT_STATED = "not stated"
 HOME = re.compile(r"~[\w.-]*(/|$)")  # `~/clips`, `~ann/clips`; not "~1,600 clips, see https://..."
@@ -172,9 +170,9 @@ def _write_eval_results(folder: Path, recipe: Mapping[str, Any], figures: Mappin
 
 def _tables(part: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, dict[str, float]]]:
     return {
-        DIRECTIONS[way]: {
+        DIRECTIONS[way].replace(" ", "-"): {
             metric: average_over_languages({language: float(values[metric]) for language, values in of.items()})
-            for metric in METRICS
+            for metric in SHOWN_METRICS
         }
         for way, of in part.items()
     }

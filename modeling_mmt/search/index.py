@@ -33,6 +33,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from modeling_mmt.data.clip_cache import InOrder
+from modeling_mmt.data.errors import InputError
 from modeling_mmt.data.files import file_sha256
 from modeling_mmt.evaluation.embedding import embed_images, embed_texts, embed_videos
 from modeling_mmt.search.engines import SearchEngine
@@ -49,7 +50,7 @@ _NOT_OF_THE_MODEL = (
 )  # in a config; weights tell the type
 
 
-class SearchIndexError(ValueError):
+class SearchIndexError(InputError):
     """An index is not as it must be, or not this model's; the message says where and what helps."""
 
 

@@ -12,8 +12,8 @@ from datasets import load_dataset
 from tiny_corpus import write_split
 
 from modeling_mmt.data.feature_writer import write_feature_store
-from modeling_mmt.data.features import FeatureStores
-from modeling_mmt.evaluation.evaluate import METRICS, Question, evaluate, open_checkpoint, open_corpus
+from modeling_mmt.evaluation.evaluate import EvalSpec, evaluate, open_checkpoint, open_corpus
+from modeling_mmt.evaluation.metrics import SHOWN_METRICS
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def checkpoint(corpus, tmp_path_factory):
 def test_evaluate_prints_as_json_the_figures_of_an_evaluation(checkpoint, capsys):
     code, out, err = call(capsys, "evaluate", checkpoint, "--json")
     assert (code, err) == (0, "")
-    corpus = open_corpus(Question.of_checkpoint(checkpoint), FeatureStores)
+    corpus = open_corpus(EvalSpec.of_checkpoint(checkpoint))
     expected = evaluate(*open_checkpoint(str(checkpoint)), corpus).figures
     told = json.loads(out)
     assert told["figures"] == json.loads(json.dumps(expected))
@@ -40,7 +40,7 @@ def test_evaluate_prints_a_table_without_colours_into_a_pipe(checkpoint, capsys)
     figures = json.loads(call(capsys, "evaluate", checkpoint, "--json")[1])["figures"]["all"]["t2v"]["de"]
     assert code == 0 and "\033" not in out
     line = next(line for line in out.splitlines() if line.startswith("de "))
-    assert [float(word) for word in line.split()[1:]] == [round(figures[m], 1) for m in METRICS]
+    assert [float(word) for word in line.split()[1:]] == [round(figures[m], 1) for m in SHOWN_METRICS]
     assert "untrained on" in out and "12 clips, 12 queries (caption) a language" in out
     assert "all but en" in out and "without is_flag" in out
 

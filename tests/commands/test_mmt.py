@@ -1,5 +1,6 @@
 """The grammar of `mmt`, the exit codes, and what goes to a terminal."""
 
+import calendar
 import io
 import re
 import subprocess
@@ -11,6 +12,7 @@ from command_line import call
 
 import mmt
 from modeling_mmt.commands import errors, evaluate, terminal
+from modeling_mmt.data.errors import InputError
 from modeling_mmt.recipes import bundled_recipes
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -61,7 +63,7 @@ def test_help_and_a_wrong_option_import_neither_torch_nor_transformers(words, co
 
 
 def test_bad_input_is_one_line_interrupted_is_130_and_a_bug_keeps_its_traceback(capsys, monkeypatch):
-    for error, code in ((ValueError("two\nlines"), 2), (KeyboardInterrupt(), 130)):
+    for error, code in ((InputError("two\nlines"), 2), (KeyboardInterrupt(), 130)):
 
         def fail(checkpoint, error=error, **options):
             raise error
@@ -78,6 +80,11 @@ def test_bad_input_is_one_line_interrupted_is_130_and_a_bug_keeps_its_traceback(
         mmt.main(["evaluate", "x"])
 
 
+def test_a_library_s_complaint_about_a_line_of_ours_is_no_bad_input():
+    with pytest.raises(ValueError, match="bad month number 13"):
+        errors.exit_code_of("mmt", lambda: calendar.monthrange(2024, 13))
+
+
 @pytest.mark.parametrize("words", [["--traceback", "evaluate"], ["evaluate", "--traceback"]])
 def test_traceback_shows_where_bad_input_was_found(words, tmp_path):
     with pytest.raises(FileNotFoundError, match="no checkpoint in"):
@@ -85,7 +92,7 @@ def test_traceback_shows_where_bad_input_was_found(words, tmp_path):
 
 
 def test_nobody_reading_on_is_no_error():
-    assert errors.run(lambda: 3, "mmt") == 3
+    assert errors.exit_code_of("mmt", lambda: 3) == 3
     script = "import mmt; raise SystemExit(mmt.main(['recipes']))"
     reader = subprocess.run(
         f'{sys.executable} -c "{script}" | head -1', shell=True, cwd=ROOT, capture_output=True, text=True

@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 from command_line import build_checkpoint, call
 
+from modeling_mmt.commands.errors import printable
 from modeling_mmt.commands.search import check_condition, check_query
-from modeling_mmt.commands.terminal import printable
-from modeling_mmt.data.features import FeatureStores
 from modeling_mmt.evaluation.embedding import embed_texts
-from modeling_mmt.evaluation.evaluate import Question, evaluate, open_checkpoint, open_corpus
+from modeling_mmt.evaluation.evaluate import EvalSpec, evaluate, open_checkpoint, open_corpus
 
 QUERIES = ["red dog", "weißer Wal"]
 
@@ -23,7 +22,7 @@ def checkpoint(corpus, tmp_path_factory):
 
 
 def test_search_finds_the_clips_of_a_naive_computation_with_and_without_an_index(checkpoint, tmp_path, capsys):
-    corpus = open_corpus(Question.of_checkpoint(checkpoint), FeatureStores)
+    corpus = open_corpus(EvalSpec.of_checkpoint(checkpoint))
     model, processor = open_checkpoint(str(checkpoint))
     scores = embed_texts(model, processor, QUERIES) @ evaluate(model, processor, corpus).videos.T
     ids = corpus.rows["video_id"]

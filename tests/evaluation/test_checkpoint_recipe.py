@@ -6,7 +6,7 @@ import pytest
 
 from modeling_mmt.data.reading import dataset_folder
 from modeling_mmt.evaluation.checkpoint_recipe import recipe_file, searched_data
-from modeling_mmt.evaluation.evaluate import Question
+from modeling_mmt.evaluation.evaluate import EvalSpec
 
 DATA = {"dataset": "data/mine", "revision": None, "features": ["features/a", "features/b"], "text_column": "caption"}
 DATA |= {"languages": ["en"], "test_split": "test", "exclude_column": None}
@@ -54,6 +54,6 @@ def test_a_bundled_corpus_is_the_same_by_each_of_its_names_from_any_folder(clone
     for name in ("emoji9", "datasets_scripts/emoji9"):
         write(clone / "runs/mine", data=DATA | {"dataset": name})
         for given in ("emoji9", "datasets_scripts/emoji9", dataset_folder("emoji9")):
-            spec = Question.of_checkpoint(clone / "runs/mine", dataset=given)
+            spec = EvalSpec.of_checkpoint(clone / "runs/mine", dataset=given)
             assert dataset_folder(spec.dataset) == dataset_folder("emoji9")
             assert list(spec.features) == [str(clone / "features/a"), str(clone / "features/b")]  # the recipe's still

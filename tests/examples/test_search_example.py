@@ -11,7 +11,7 @@ from PIL import Image
 
 from modeling_mmt.data.clips import frames_of
 from modeling_mmt.data.feature_writer import write_feature_store
-from modeling_mmt.data.sources import LANGUAGES
+from modeling_mmt.data.languages import LANGUAGES
 from modeling_mmt.search.index import Hit
 
 ROOT = Path(__file__).resolve().parents[2]

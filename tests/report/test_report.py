@@ -14,14 +14,15 @@ from PIL import Image
 from tiny_corpus import write_recipe
 
 import mmt
-from modeling_mmt.evaluation.evaluate import Corpus, Evaluation, Question
+from modeling_mmt.commands import train
+from modeling_mmt.data.languages import LANGUAGES
+from modeling_mmt.evaluation.evaluate import Corpus, EvalSpec, Evaluation
 from modeling_mmt.evaluation.ranks import ranks_by_language
 from modeling_mmt.report import figures as report_figures
 from modeling_mmt.report.measures import hits_by_clip, measure
 from modeling_mmt.report.page import Card, Clip, Figure, Gallery, Heading, Page, Table, Text, Words
-from modeling_mmt.report.published_results import LANGUAGES, MULTI_MSRVTT
+from modeling_mmt.report.published_results import MULTI_MSRVTT
 from modeling_mmt.report.sections import Reporter
-from modeling_mmt.training import run as train
 
 NEEDED = ("R@1", "R@5", "R@10", "MedR", "MRR")
 
@@ -69,7 +70,7 @@ def made_up(num_clips=30, languages=("en", "de", "sw"), seed=0, width=8, noise=0
         captions[language] = [f"{language} {row}" for row in owners]
     rows = Dataset.from_list([{"video_id": f"clip-{row}"} for row in range(num_clips)])
     parts = {"all": np.zeros(num_clips, dtype=bool)}
-    corpus = Corpus(Question("made/up", languages=languages), rows, captions, clip_of, [], parts)
+    corpus = Corpus(EvalSpec("made/up", languages=languages), rows, captions, clip_of, [], parts)
     videos = F.normalize(torch.tensor(rng.standard_normal((num_clips, width)), dtype=torch.float32), dim=1)
     texts = {
         language: F.normalize(videos[owners] + noise * torch.tensor(rng.standard_normal((len(owners), width))), dim=1)
