@@ -23,6 +23,7 @@ from PIL import Image as Pictures
 from mmt import add_report_options
 from modeling_mmt.commands.cli import is_watched, open_question, report_command, run
 from modeling_mmt.data.clips import frames_of
+from modeling_mmt.data.files import write_text
 from modeling_mmt.evaluation.evaluate import RECIPE, check_checkpoint, evaluate, open_checkpoint
 from modeling_mmt.report.measures import measure
 from modeling_mmt.report.sections import Reporter
@@ -65,10 +66,10 @@ def write_report(arguments: argparse.Namespace) -> tuple[dict[str, Any], Path]:
     page = Reporter(measures, evaluations, corpus, pictures_of(corpus.rows), commands).page()
     folder.mkdir(parents=True, exist_ok=True)
     page.save_figures(folder)
-    (folder / "README.md").write_text(page.markdown(), encoding="utf-8")
+    write_text(folder / "README.md", page.markdown())
     text = json.dumps(measures, indent=1, ensure_ascii=False, allow_nan=False)
-    (folder / "report.json").write_text(text + "\n", encoding="utf-8")
-    (folder / "report.html").write_text(page.html(), encoding="utf-8")
+    write_text(folder / "report.json", text + "\n")
+    write_text(folder / "report.html", page.html())
     return measures, folder / "report.html"
 
 

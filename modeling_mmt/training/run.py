@@ -45,6 +45,7 @@ from modeling_mmt.data.collator import ClipDataset, EpochBatchSampler, MMTDataCo
 from modeling_mmt.data.features import FeatureStores, MissingClipError
 from modeling_mmt.data.files import (
     CheckpointError,
+    apply_umask,
     check_finite,
     load_tensors,
     naming_torn_weights,
@@ -170,6 +171,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         output_dir = Path(recipe.output_dir)
         model.save_pretrained(output_dir)
         run.processor.save_pretrained(output_dir)
+        apply_umask(output_dir)
         write_json(output_dir / "metrics.json", metrics)
         write_json(output_dir / "ranks.json", ranked)
         write_json(output_dir / "recipe.json", {k: v for k, v in options.items() if k not in HUB_OPTIONS})
