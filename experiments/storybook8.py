@@ -19,7 +19,7 @@ import numpy as np
 import run
 import yaml
 
-from datasets_scripts import storybook8
+from modeling_mmt.commands.build import build
 from modeling_mmt.data.checks import flat_captions
 from modeling_mmt.data.reading import load_split
 from modeling_mmt.evaluation.metrics import average_over_languages, per_query
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     recipes = {name: yaml.safe_load((run.ROOT / FOLDER / f"{name}.yaml").read_text("utf-8")) for name in ROWS}
     data = recipes["none_en"]["data"]
     if not Path(data["dataset"]).is_dir():
-        storybook8.main(["--data_dir", str(arguments.data_dir), "--output_dir", data["dataset"]])
+        build("storybook8", ["--data_dir", str(arguments.data_dir), "--output_dir", data["dataset"]])
     extract(data["dataset"], data["features"][0])
     runs = {}
     for name, recipe in recipes.items():

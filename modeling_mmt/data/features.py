@@ -196,6 +196,12 @@ def _read_ids(folder: Path, shard: Mapping[str, Any]) -> list[str]:
 
 
 def read_shard(folder: Path, shard: Mapping[str, Any], manifest: Mapping[str, Any]) -> _Shard:
+    """A shard's values, checked against its SHA-256 and the manifest.
+
+    Raises:
+        FileNotFoundError: the shard is not there.
+        FeatureStoreError: it is not as the manifest says, or a value is not finite.
+    """
     path = _check_size(folder, shard)
     data = pa.memory_map(str(path)).read_buffer()
     got = hashlib.sha256(data).hexdigest()

@@ -22,7 +22,8 @@ from huggingface_hub.hf_api import RepoFile
 from safetensors import SafetensorError, safe_open
 
 from modeling_mmt.data.errors import InputError
-from modeling_mmt.data.reading import SnapshotError, file_hash, load_pinned_dataset, pinned_snapshot
+from modeling_mmt.data.files import file_hash
+from modeling_mmt.data.reading import SnapshotError, load_pinned_dataset, pinned_snapshot
 from modeling_mmt.hub.card import METRICS_FILE, RECIPE, without_local_paths, write_card
 
 __all__ = ["PublishError", "SnapshotError", "UploadError", "load_pinned_dataset", "pinned_snapshot", "publish"]

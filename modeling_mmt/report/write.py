@@ -10,6 +10,7 @@ from datasets import Dataset, Image
 from PIL import Image as Pictures
 
 from modeling_mmt.data.clips import frames_of
+from modeling_mmt.data.files import write_text
 from modeling_mmt.evaluation.checkpoint_recipe import RECIPE, recipe_file
 from modeling_mmt.evaluation.evaluate import Corpus, evaluate, open_checkpoint
 from modeling_mmt.report.measures import measure
@@ -57,10 +58,10 @@ def write_report(
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     page.save_figures(folder)
-    (folder / "README.md").write_text(page.markdown(), encoding="utf-8")
+    write_text(folder / "README.md", page.markdown())
     text = json.dumps(measures, indent=1, ensure_ascii=False, allow_nan=False)
-    (folder / "report.json").write_text(text + "\n", encoding="utf-8")
-    (folder / "report.html").write_text(page.html(), encoding="utf-8")
+    write_text(folder / "report.json", text + "\n")
+    write_text(folder / "report.html", page.html())
     return measures, folder / "report.html"
 
 

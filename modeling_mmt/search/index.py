@@ -19,7 +19,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,7 +33,7 @@ from safetensors.torch import load_file, save_file
 
 from modeling_mmt.data.clip_cache import InOrder
 from modeling_mmt.data.errors import InputError
-from modeling_mmt.data.files import file_sha256
+from modeling_mmt.data.files import file_sha256, write_json, writing_folder
 from modeling_mmt.evaluation.embedding import embed_images, embed_texts, embed_videos
 from modeling_mmt.search.engines import SearchEngine
 from modeling_mmt.search.exact import ExactSearch
@@ -149,25 +148,22 @@ class SearchIndex:
         folder = Path(folder)
         if folder.exists():
             raise FileExistsError(f"{folder} is there already; remove it, or save the index elsewhere")
-        partial = folder.with_name(folder.name + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        save_file({"embeddings": self.embeddings.contiguous()}, partial / EMBEDDINGS)
-        self.clips.to_parquet(partial / CLIPS)
-        content = {
-            "format": FORMAT,
-            "fingerprint": self.fingerprint,
-            "model": self.model,
-            "revision": self.revision,
-            "num_clips": len(self),
-            "dim": self.embeddings.shape[1],
-            "files": {
-                name: {"num_bytes": (partial / name).stat().st_size, "sha256": file_sha256(partial / name)}
-                for name in (EMBEDDINGS, CLIPS)
-            },
-        }
-        (partial / INDEX).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(partial, folder)
+        with writing_folder(folder) as partial:
+            save_file({"embeddings": self.embeddings.contiguous()}, partial / EMBEDDINGS)
+            self.clips.to_parquet(partial / CLIPS)
+            content = {
+                "format": FORMAT,
+                "fingerprint": self.fingerprint,
+                "model": self.model,
+                "revision": self.revision,
+                "num_clips": len(self),
+                "dim": self.embeddings.shape[1],
+                "files": {
+                    name: {"num_bytes": (partial / name).stat().st_size, "sha256": file_sha256(partial / name)}
+                    for name in (EMBEDDINGS, CLIPS)
+                },
+            }
+            write_json(partial / INDEX, content)
         return folder
 
     @classmethod

@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 
 from modeling_mmt.data.checks import flat_captions
 from modeling_mmt.data.errors import naming_input
-from modeling_mmt.data.files import write_json
+from modeling_mmt.data.files import apply_umask, write_json
 from modeling_mmt.hub.card import write_card
 from modeling_mmt.hub.publish import PublishError, UploadError, publish
 from modeling_mmt.pooling_mmt import masked_mean
@@ -178,6 +178,7 @@ class Run:
         write_json(output_dir / "recipe.json", {k: v for k, v in asdict(self.recipe).items() if k not in HUB_OPTIONS})
         write_training_log(output_dir / "training_log.jsonl", self.metrics)
         write_card(output_dir)
+        apply_umask(output_dir)
         logger.info("model, processor and metrics are in %s", output_dir)
         if self.recipe.push_to_hub:
             publish_run(self.recipe)
