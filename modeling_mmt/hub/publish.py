@@ -21,7 +21,9 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError, RevisionNotFoundEr
 from huggingface_hub.hf_api import RepoFile
 from safetensors import SafetensorError, safe_open
 
-from modeling_mmt.data.reading import SnapshotError, file_hash, load_pinned_dataset, pinned_snapshot
+from modeling_mmt.data.errors import InputError
+from modeling_mmt.data.files import file_hash
+from modeling_mmt.data.reading import SnapshotError, load_pinned_dataset, pinned_snapshot
 from modeling_mmt.hub.card import METRICS_FILE, RECIPE, without_local_paths, write_card
 
 __all__ = ["PublishError", "SnapshotError", "UploadError", "load_pinned_dataset", "pinned_snapshot", "publish"]
@@ -43,11 +45,11 @@ SECRET_NAME = re.compile(r"(TOKEN|SECRET|PASSWORD|KEY)$")  # of a variable, such
 SECRET_LENGTH = 12  # a shorter value is found by chance
 
 
-class PublishError(ValueError):
+class PublishError(InputError):
     """The folder cannot be published as it is; nothing was sent. The message says what to mend."""
 
 
-class UploadError(OSError):
+class UploadError(InputError, OSError):
     """The Hub did not take it, or did not answer. The message says why, and what to do."""
 
 
@@ -69,7 +71,7 @@ def publish(
     Files that are there already are not sent again. Another's commit in between is an error, not overwritten.
 
     Args:
-        folder: of a checkpoint (`save_pretrained`, `train.py`'s `output_dir`), or of a dataset with its card.
+        folder: of a checkpoint (`save_pretrained`, `mmt train`'s `output_dir`), or of a dataset with its card.
         repo_id: `org/name`.
         repo_type: `"model"` or `"dataset"`.
         revision: branch to commit to; made from `main` if it is not there.
@@ -165,7 +167,7 @@ def check_checkpoint(folder: Path, files: Mapping[str, Path]):
 
 
 def can_write_card(folder: Path) -> bool:
-    """Whether `train.py` left what the card is rendered from."""
+    """Whether `mmt train` left what the card is rendered from."""
     metrics = folder / METRICS_FILE
     if not (metrics.is_file() and (folder / RECIPE).is_file()):
         return False

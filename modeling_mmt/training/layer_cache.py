@@ -11,15 +11,14 @@ from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequenc
 from hashlib import sha256
 from itertools import groupby, islice
 from pathlib import Path
-from secrets import token_hex
 from typing import Any
 from zlib import crc32
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
+from modeling_mmt.data.files import save_tensors
 from modeling_mmt.data.fingerprints import architecture, update_with_weights
 
 logger = logging.getLogger(__name__)
@@ -142,13 +141,7 @@ class FrozenTextCache:
         }
         digest = sha256(tensors["input_ids"].numpy().tobytes()).hexdigest()[:16]
         path = self.directory / f"states-{digest}.safetensors"
-        temporary = path.with_suffix(f".{token_hex(4)}.tmp")
-        try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, temporary, metadata={"fingerprint": self.fingerprint, "crc32": _crc32(tensors)})
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        save_tensors(path, tensors, {"fingerprint": self.fingerprint, "crc32": _crc32(tensors)})
         self._shards.add(path)
         self._unsaved = []
 
