@@ -39,9 +39,9 @@ from datasets_scripts.corpus import (
     with_features,
 )
 from modeling_mmt.data.files import write_text
+from modeling_mmt.data.languages import LANGUAGES
 from modeling_mmt.data.sources import Sources, Tally
 
-LANGUAGES = ("en", "de", "fr", "cs", "zh", "ru", "vi", "sw", "es")
 SPLITS = ("train", "validation", "test")
 FRAME_SIZE = 128  # pixels, height and width
 NUM_FRAMES = 8  # of an animated clip: source frames int(j * source_frames / 8)

@@ -36,9 +36,10 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from datasets_scripts.emoji9 import LANGUAGES, LICENCE_FILES, SPLITS
+from datasets_scripts.emoji9 import LICENCE_FILES, SPLITS
 from modeling_mmt.data.clips import frames_of
 from modeling_mmt.data.files import write_text, writing_folder
+from modeling_mmt.data.languages import LANGUAGES
 from modeling_mmt.data.reading import read_split
 
 SIZE = 128  # pixels, of a clip

@@ -16,8 +16,8 @@ import datasets
 
 from datasets_scripts import corpus
 from datasets_scripts.corpus import About, Clock, Row, build, options_of, schema
+from modeling_mmt.data.languages import LANGUAGES
 from modeling_mmt.data.sources import (
-    LANGUAGES,
     SourceError,
     Sources,
     Tally,

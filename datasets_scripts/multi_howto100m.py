@@ -26,8 +26,8 @@ import pyarrow as pa
 
 from datasets_scripts import corpus
 from datasets_scripts.corpus import About, Clock, Row, build, options_of
+from modeling_mmt.data.languages import LANGUAGES
 from modeling_mmt.data.sources import (
-    LANGUAGES,
     SourceError,
     Sources,
     Tally,

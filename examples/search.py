@@ -22,7 +22,7 @@ from matplotlib import font_manager
 from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont
 
-from modeling_mmt.commands.cli import check_query
+from modeling_mmt.commands.search import check_query
 from modeling_mmt.data.clips import frames_of
 from modeling_mmt.data.features import FeatureStore
 from modeling_mmt.evaluation.evaluate import open_checkpoint

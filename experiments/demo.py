@@ -14,9 +14,9 @@ from pathlib import Path
 import run
 import tables
 
+from modeling_mmt.commands import train
 from modeling_mmt.extraction import extract as extract_features
 from modeling_mmt.extraction.packaged_encoders import packaged_encoder
-from modeling_mmt.training import run as train
 
 ROWS = ("none_en", "mmp_en")
 

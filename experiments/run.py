@@ -30,11 +30,11 @@ import numpy as np
 import tables
 import yaml
 
+from modeling_mmt.data.languages import LANGUAGES
 from modeling_mmt.evaluation.significance import paired_test, summarise_seeds
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = Path("modeling_mmt") / "recipes" / "emoji9"
-LANGUAGES = ("en", "de", "fr", "cs", "zh", "ru", "vi", "sw", "es")
 FOREIGN = LANGUAGES[1:]
 VERSIONS = ("torch", "transformers", "datasets", "accelerate", "safetensors", "numpy")
 

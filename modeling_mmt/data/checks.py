@@ -4,7 +4,15 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset, Value
+
+from modeling_mmt.data.errors import InputError
+
+
+class CorpusError(InputError):
+    """A dataset is not fit for what is asked of it; the message names dataset, column and remedy."""
 
 
 def search_problems(
@@ -41,6 +49,34 @@ def search_problems(
         yield from blank_texts(rows, column)
 
 
+def missing_columns(rows: Dataset, columns: Iterable[str]) -> Iterator[str]:
+    """Says which columns a split does not have, one after the other."""
+    for column in dict.fromkeys(columns):
+        if column not in rows.column_names:
+            yield f"no column {column}; found {', '.join(rows.column_names)}"
+
+
+def has_text(rows: Dataset, column: str) -> np.ndarray:
+    """`(rows,)` bool: whether a row has a text, or a list of some; counted in Arrow, no text is decoded."""
+    values = rows.select_columns([column]).with_format("arrow")[:][column]
+    kind = values.type
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    if pa.types.is_null(kind):
+        return np.zeros(len(rows), dtype=bool)
+    lengths = pc.list_value_length(values) if is_list else pc.binary_length(values)
+    return pc.greater(pc.fill_null(lengths, 0), 0).to_numpy()
+
+
+def too_few_languages(rows: Dataset, kind: str, languages: Sequence[str], at_least: int) -> Iterator[str]:
+    """Says how many clips have a kind of text in fewer languages than one draws of a clip."""
+    languages_of = np.sum([has_text(rows, f"{kind}_{language}") for language in languages], axis=0)
+    if too_few := int((languages_of < at_least).sum()):
+        yield (
+            f"{too_few:,} of {len(rows):,} clips have {kind} in fewer than {at_least} of {', '.join(languages)}: "
+            "drop or fill them"
+        )
+
+
 def repeated_clips(rows: Dataset) -> Iterator[str]:
     """Says that a clip has several rows: it would be its own rival, as many times over."""
     times = Counter(rows["video_id"])
@@ -53,8 +89,8 @@ def not_boolean(rows: Dataset, column: str) -> Iterator[str]:
     """Says that a column which leaves clips out is not of true and false: every text would be taken for true."""
     kind = rows.features[column]
     if kind != Value("bool"):
-        told = getattr(kind, "dtype", kind)
-        yield f"{column}, of clips to leave out, is a column of {told}; give one of true and false"
+        kind = getattr(kind, "dtype", kind)
+        yield f"{column}, of clips to leave out, is a column of {kind}; give one of true and false"
 
 
 def not_texts(rows: Dataset, column: str) -> Iterator[str]:

@@ -28,6 +28,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from modeling_mmt.data.errors import InputError
+
 DTYPES = {"float16": pa.float16(), "float32": pa.float32()}
 FILE_FORMATS = ("parquet", "arrow")
 MANIFEST = "manifest.json"
@@ -35,11 +37,11 @@ ABSENT = "absent:"  # begins the name of a stream that clips lack
 MAX_SHARD_VALUES = 2**28  # Arrow's list offsets have 32 bits; half a gigabyte of float16 is a fair file
 
 
-class FeatureStoreError(ValueError):
+class FeatureStoreError(InputError):
     """A store, or what should go into one, is not as it must be; the message says where and what helps."""
 
 
-class MissingClipError(KeyError):
+class MissingClipError(InputError, KeyError):
     """A store does not hold the clip that was asked for."""
 
     def __str__(self) -> str:

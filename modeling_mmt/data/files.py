@@ -15,8 +15,10 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
+from modeling_mmt.data.errors import InputError
 
-class CheckpointError(ValueError):
+
+class CheckpointError(InputError):
     """A checkpoint is torn, foreign or of another run; the message says which file and what to do."""
 
 

@@ -16,10 +16,11 @@ from datasets import Dataset, DatasetDict, Image, Video, load_dataset
 from datasets.exceptions import DatasetGenerationError
 from huggingface_hub import snapshot_download
 
+from modeling_mmt.data.errors import InputError, naming_input
 from modeling_mmt.data.files import file_hash, write_json
 
 
-class SnapshotError(ValueError):
+class SnapshotError(InputError):
     """A downloaded file is not what its repository says; the message names it and the remedy."""
 
 
@@ -152,7 +153,7 @@ def read_split(name: str, revision: str | None, split: str) -> Dataset:
     """One split of a folder, of a corpus that comes with the package, or of a Hub dataset at a revision.
 
     Raises:
-        ValueError: a file of it is torn, or is not what its name says.
+        InputError: there is no such dataset or split, a file of it is torn, or is not what its name says.
     """
     return _read(name, revision, split)
 
@@ -164,13 +165,14 @@ def read_splits(name: str, revision: str | None) -> DatasetDict:
 
 def _read(name: str, revision: str | None, split: str | None) -> Any:
     name = dataset_folder(name)
-    try:
-        if Path(name).is_dir():
-            return load_dataset(name, split=split)
-        return load_pinned_dataset(name, split=split, revision=revision)
-    except DatasetGenerationError as error:
-        why = f"{error.__cause__ or error}".strip(". ")
-        raise ValueError(f"{name}: a file cannot be read ({why}); build or download the dataset again") from error
+    with naming_input(name):
+        try:
+            if Path(name).is_dir():
+                return load_dataset(name, split=split)
+            return load_pinned_dataset(name, split=split, revision=revision)
+        except DatasetGenerationError as error:
+            why = f"{error.__cause__ or error}".strip(". ")
+            raise InputError(f"{name}: a file cannot be read ({why}); build or download the dataset again") from error
 
 
 def load_split(name: str, revision: str | None, split: str, columns: Sequence[str]) -> Dataset:
@@ -183,6 +185,6 @@ def load_split(name: str, revision: str | None, split: str, columns: Sequence[st
     for column in ("video_id", *columns):
         if column not in rows.column_names:
             remedy = "; or name feature stores, or a video_column" if column == "video_features" else ""
-            raise ValueError(f"{name} ({split}): no column {column}; found {', '.join(rows.column_names)}{remedy}")
+            raise InputError(f"{name} ({split}): no column {column}; found {', '.join(rows.column_names)}{remedy}")
     media = [name for name, feature in rows.features.items() if isinstance(feature, (Image, Video))]
     return rows.remove_columns(media)

@@ -61,7 +61,7 @@ def clips_of_dataset(name: str, limit: int | None) -> Clips:
     for split, part in dataset.items():
         absent = set(columns) - set(part.column_names)
         if absent:
-            raise ValueError(f"--dataset {name}: split {split!r} has no column {sorted(absent)[0]!r}")
+            raise ValueError(f"{name}: split {split!r} has no column {sorted(absent)[0]!r}")
     undecoded = datasets.Video(decode=False) if column else datasets.Image(decode=False)
     parts = {
         split: part.select_columns(list(columns)).cast_column(column or "frames", undecoded)
@@ -75,7 +75,7 @@ def clips_of_dataset(name: str, limit: int | None) -> Clips:
 
     ids = {split: ids_of(part) for split, part in parts.items()}
     videos = [Video(video_id, (split, row)) for split in parts for row, video_id in enumerate(ids[split][:limit])]
-    check_ids(videos, f"--dataset {name}")
+    check_ids(videos, name)
 
     def load(video: Video) -> Video:
         split, number = video.source

@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from modeling_mmt.data.errors import InputError
 from modeling_mmt.data.feature_writer import checked_values, write_manifest, write_shard
 from modeling_mmt.data.features import MANIFEST, MAX_SHARD_VALUES, FeatureStoreError
 from modeling_mmt.data.files import locked, put_in_place, write_text
@@ -41,7 +42,7 @@ RECORD = re.compile(r"(\d+)(\.failures)?\.json")
 Encode = Callable[[np.ndarray], np.ndarray]
 
 
-class TooManyFailuresError(RuntimeError):
+class TooManyFailuresError(InputError, RuntimeError):
     """More clips failed than may; the message lists some with their reasons."""
 
 

@@ -21,6 +21,7 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError, RevisionNotFoundEr
 from huggingface_hub.hf_api import RepoFile
 from safetensors import SafetensorError, safe_open
 
+from modeling_mmt.data.errors import InputError
 from modeling_mmt.data.files import file_hash
 from modeling_mmt.data.reading import SnapshotError, load_pinned_dataset, pinned_snapshot
 from modeling_mmt.hub.card import METRICS_FILE, RECIPE, without_local_paths, write_card
@@ -44,11 +45,11 @@ SECRET_NAME = re.compile(r"(TOKEN|SECRET|PASSWORD|KEY)$")  # of a variable, such
 SECRET_LENGTH = 12  # a shorter value is found by chance
 
 
-class PublishError(ValueError):
+class PublishError(InputError):
     """The folder cannot be published as it is; nothing was sent. The message says what to mend."""
 
 
-class UploadError(OSError):
+class UploadError(InputError, OSError):
     """The Hub did not take it, or did not answer. The message says why, and what to do."""
 
 

@@ -13,6 +13,7 @@ from transformers import SchedulerType
 
 from modeling_mmt.configuration_mmt import MMTConfig
 from modeling_mmt.data.augmentation import VideoAugmentation
+from modeling_mmt.data.errors import InputError
 
 EVALUATION_ONLY = ("test_split", "languages", "other_text_columns", "exclude_column")  # no stage depends on these
 NEED_MORE = (  # schedules that are told more than the numbers of steps
@@ -25,7 +26,7 @@ NEED_MORE = (  # schedules that are told more than the numbers of steps
 HUB_OPTIONS = ("push_to_hub", "hub_revision", "hub_tag")  # where a run goes, not what it is
 
 
-class RecipeError(ValueError):
+class RecipeError(InputError):
     """A recipe, or one of its values, cannot be run; the message is one line that names file, field and remedy."""
 
 

@@ -12,7 +12,7 @@ from conftest import build_text_config
 from tiny_corpus import write_recipe
 
 from modeling_mmt import MMTConfig
-from modeling_mmt.training import run as train
+from modeling_mmt.commands import train
 from modeling_mmt.training.recipe_reading import parse_recipe
 
 ROOT = Path(__file__).resolve().parents[2]

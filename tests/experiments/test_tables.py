@@ -19,7 +19,7 @@ def direction(base):
 
     values = {lang: base - 5 * i for i, lang in enumerate(LANGUAGES)}
     values |= {"avg": base - 5, "avg_non_en": base - 7.5}
-    return {metric: {key: cell(value) for key, value in values.items()} for metric in tables.METRICS}
+    return {metric: {key: cell(value) for key, value in values.items()} for metric in tables.SHOWN_METRICS}
 
 
 def row(pretraining, finetuning, base):

@@ -22,15 +22,19 @@ from train_process import FSDP2, ROOT, Group
 from transformers import AutoModel, AutoProcessor, AutoTokenizer
 
 from modeling_mmt import MMTModel, MMTProcessor, MMTVideoFeatureExtractor
+from modeling_mmt.commands import train
 from modeling_mmt.data.checks import search_problems
 from modeling_mmt.data.feature_writer import write_feature_store
-from modeling_mmt.data.features import FeatureStore, FeatureStores
+from modeling_mmt.data.features import FeatureStore
 from modeling_mmt.data.files import CheckpointError
+from modeling_mmt.data.reading import load_split
 from modeling_mmt.evaluation.embedding import embed_texts, embed_videos
 from modeling_mmt.evaluation.ranks import ranks_by_language
-from modeling_mmt.training import run as train
+from modeling_mmt.training.batches import RunData
+from modeling_mmt.training.corpora import Corpora
 from modeling_mmt.training.recipe import RecipeError, stages
 from modeling_mmt.training.recipe_reading import parse_recipe
+from modeling_mmt.training.stage import machine
 
 FILE = str(ROOT / "setup.py")  # where a folder should be
 CHANCE = 100 / SPLITS["test"]
@@ -117,7 +121,7 @@ def test_the_model_on_disk_finds_what_was_found(trained, corpus):
     _, folder = trained
     model = AutoModel.from_pretrained(folder / "model").eval()
     processor = AutoProcessor.from_pretrained(folder / "model")
-    rows = train.load_split(str(corpus / "corpus"), None, "test", [])
+    rows = load_split(str(corpus / "corpus"), None, "test", [])
     stores = [FeatureStore(corpus / name) for name in ("colours", "animals")]
     clips = [torch.cat([torch.tensor(store[key]) for store in stores], dim=1) for key in rows["video_id"]]
     texts = {lang: embed_texts(model, processor, rows[f"caption_{lang}"][:]) for lang in ("en", "de")}
@@ -205,7 +209,7 @@ def test_a_finished_stage_is_not_run_again(run, tmp_path, monkeypatch):
     assert other["pretraining"] == first["pretraining"]
     assert other["finetuning"] != first["finetuning"]
     assert len(list((tmp_path / "stages").glob("pretraining-*/result.json"))) == 1
-    monkeypatch.delattr(train, "Embedder")  # no step can be taken
+    monkeypatch.delattr("modeling_mmt.training.stage.open_learner")  # no step can be taken
     assert run(None, "again") == first
     assert all(
         torch.equal(a, b)
@@ -235,11 +239,10 @@ def change_tokenizer(folder):
 def folders(recipe):
     """Where `train.py` would look for each stage."""
     parsed, _ = parse_recipe([recipe])
-    splits = {split: train.load_split(parsed.data.dataset, None, split, []) for split in SPLITS}
     model = MMTModel.from_text_encoder(parsed.model.text_model, video_feature_dims=[6, 6], **parsed.model.config)
     processor = MMTProcessor(MMTVideoFeatureExtractor(12, 4), AutoTokenizer.from_pretrained(parsed.model.text_model))
-    run = train.Run(parsed, None, model, processor, None, splits, FeatureStores(parsed.data.features))
-    return {name: folder for name, _, folder, _ in stages(parsed, run.contents)}
+    data = RunData(Corpora(parsed), None, model, processor)
+    return {name: folder for name, _, folder, _ in stages(parsed, data.contents)}
 
 
 @pytest.fixture
@@ -597,7 +600,7 @@ def test_the_command_line_says_in_one_line_what_is_wrong(corpus, tmp_path):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_the_machine_is_the_gpu_where_there_is_one():
-    assert train.machine(Accelerator()).startswith(f"1 x {torch.cuda.get_device_name()}, ")
+    assert machine(Accelerator()).startswith(f"1 x {torch.cuda.get_device_name()}, ")
 
 
 def test_a_missing_column_is_refused_by_name(run):

@@ -9,8 +9,8 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from huggingface_hub import HfApi
 from tiny_corpus import write_recipe
 
+from modeling_mmt.commands import train
 from modeling_mmt.hub.publish import pinned_snapshot, publish
-from modeling_mmt.training import run as train
 from modeling_mmt.training.recipe import RecipeError
 
 SHORT = {

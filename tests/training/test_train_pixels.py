@@ -23,6 +23,7 @@ from video_files import write_video
 
 from mmt import main as mmt
 from modeling_mmt import EfficientNetLiteConfig, EfficientNetLiteModel, MMTModel, MMTProcessor
+from modeling_mmt.commands import train
 from modeling_mmt.data.augmentation import VideoAugmentation
 from modeling_mmt.data.clip_cache import InOrder, KeptClips, Room
 from modeling_mmt.data.clips import ClipColumn
@@ -30,7 +31,8 @@ from modeling_mmt.data.collator import ClipDataset, MMTDataCollator
 from modeling_mmt.data.feature_writer import write_feature_store
 from modeling_mmt.evaluation.embedding import embed_videos
 from modeling_mmt.search.index import SearchIndex
-from modeling_mmt.training import run as train
+from modeling_mmt.training import corpora
+from modeling_mmt.training.batches import RunData
 from modeling_mmt.training.recipe_reading import parse_recipe
 from modeling_mmt.video_decoding_mmt import FrameSampling, read_clip
 
@@ -107,7 +109,7 @@ def run(corpus, pixels, tmp_path):
 def stored(corpus, pixels):
     """The features of the same clips, extracted beforehand."""
     processor = MMTProcessor.from_encoders(
-        str(corpus / "encoder"), str(corpus / "lite"), sampling=train.FrameSampling(FRAMES)
+        str(corpus / "encoder"), str(corpus / "lite"), sampling=FrameSampling(FRAMES)
     )
     lite = EfficientNetLiteModel.from_pretrained(corpus / "lite").eval()
     clips = {}
@@ -313,15 +315,15 @@ def test_clips_are_made_once_while_there_is_room():
 
 def test_two_revisions_of_a_dataset_have_frames_of_their_own(monkeypatch):
     read = {kind: datasets.Dataset.from_dict({"video_id": ["a"], "clip": [f"{kind}.mp4"]}) for kind in ("v1", "v2")}
-    monkeypatch.setattr(train, "read_split", lambda name, revision, split: read[revision])
-    run = object.__new__(train.Run)
-    run.recipe = SimpleNamespace(data=SimpleNamespace(video_column="clip"), clip_memory=1.0)
-    run.processor = SimpleNamespace(
+    monkeypatch.setattr(corpora, "read_split", lambda name, revision, split: read[revision])
+    recipe = SimpleNamespace(data=SimpleNamespace(video_column="clip"), clip_memory=1.0, comes_from={})
+    recipe.pretraining = recipe.finetuning = None
+    processor = SimpleNamespace(
         feature_extractor=SimpleNamespace(read=lambda source, _: [torch.tensor([ord(source[-5])])])
     )
-    run.__post_init__()
+    data = RunData(corpora.Corpora(recipe), None, None, processor)
     for kind in ("v1", "v2", "v1"):
-        (frames,) = run.frames(SimpleNamespace(dataset="org/clips", revision=kind), "train")["a"]
+        (frames,) = data.frames(SimpleNamespace(dataset="org/clips", revision=kind), "train")["a"]
         assert chr(frames.item()) == kind[1]
 
 
