@@ -155,7 +155,7 @@ def train(recipe: str, seed: int, *changes: str, folder: Path | None = None) -> 
     if not (folder / "seconds.json").is_file():
         options = ["--seed", str(seed), "--output_dir", str(folder), "--work_dir", str(RUNS / "stages")]
         options += ["--frozen_states_dir", str(FROZEN), *changes]
-        command = [sys.executable, "train.py", f"modeling_mmt/recipes/emoji_motion/{recipe}.yaml", *options]
+        command = [sys.executable, "-m", "mmt", "train", f"emoji_motion/{recipe}", *options]
         started, before = time.monotonic(), os.times()
         subprocess.run(command, cwd=ROOT, check=True)
         after = os.times()

@@ -55,7 +55,8 @@ def is_about_what_was_given(error: Exception) -> bool:
     while last is not None and last.tb_next is not None:
         last = last.tb_next
     module = last.tb_frame.f_globals["__name__"] if last is not None else ""
-    return isinstance(error, ValueError) and module.partition(".")[0] in OURS
+    is_plain = isinstance(error, ValueError) or type(error) is ImportError  # which names the extra to install
+    return is_plain and module.partition(".")[0] in OURS
 
 
 def printable(text: str) -> str:

@@ -71,7 +71,7 @@ def publish(
     Files that are there already are not sent again. Another's commit in between is an error, not overwritten.
 
     Args:
-        folder: of a checkpoint (`save_pretrained`, `train.py`'s `output_dir`), or of a dataset with its card.
+        folder: of a checkpoint (`save_pretrained`, `mmt train`'s `output_dir`), or of a dataset with its card.
         repo_id: `org/name`.
         repo_type: `"model"` or `"dataset"`.
         revision: branch to commit to; made from `main` if it is not there.
@@ -167,7 +167,7 @@ def check_checkpoint(folder: Path, files: Mapping[str, Path]):
 
 
 def can_write_card(folder: Path) -> bool:
-    """Whether `train.py` left what the card is rendered from."""
+    """Whether `mmt train` left what the card is rendered from."""
     metrics = folder / METRICS_FILE
     if not (metrics.is_file() and (folder / RECIPE).is_file()):
         return False

@@ -11,6 +11,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from modeling_mmt.data.augmentation import VideoAugmentation
+from modeling_mmt.recipes import recipe_path
 from modeling_mmt.training.recipe import (
     DataArguments,
     ModelArguments,
@@ -37,7 +38,7 @@ def parse_recipe(argv: Sequence[str], description: str = "") -> tuple[Recipe, di
     parser.add_argument("--dry_run", action="store_true", help="check the data against the recipe, and train nothing")
     argv = list(argv)
     if argv and not argv[0].startswith("-"):
-        argv.insert(0, "--recipe")
+        argv[:1] = ["--recipe", str(recipe_path(argv[0]))]
     where = argv[1] if argv[:1] == ["--recipe"] else "the command line"
     try:
         check_names(argv)

@@ -179,6 +179,7 @@ class Run:
         write_json(output_dir / "recipe.json", {k: v for k, v in asdict(self.recipe).items() if k not in HUB_OPTIONS})
         write_training_log(output_dir / "training_log.jsonl", self.metrics)
         write_card(output_dir)
+        apply_umask(output_dir)
         logger.info("model, processor and metrics are in %s", output_dir)
         if self.recipe.push_to_hub:
             publish_run(self.recipe)

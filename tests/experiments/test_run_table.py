@@ -176,7 +176,7 @@ def test_the_results_have_the_agreed_format(found):
     mmp = results["rows"][2]
     assert mmp["t2v"]["R@1"]["avg_non_en"]["mean"] == 100
     assert (mmp["n_queries"], mmp["seconds"]) == (QUERIES, [30.0, 30.0])
-    assert mmp["command"] == "python train.py modeling_mmt/recipes/emoji9/mmp_en.yaml --seed {0,1}"
+    assert mmp["command"] == "mmt train emoji9/mmp_en --seed {0,1}"
     (foreign, english) = results["comparisons"]
     assert (foreign["a"], foreign["b"], foreign["scope"]) == ("MMP/en", "none/en", "R@1, non-English")
     none = results["rows"][0]["t2v"]["R@1"]
@@ -205,7 +205,7 @@ def tiny_table(corpus, tmp_path, monkeypatch):
     def start(self, environment, label):
         if not self.is_done():
             self.write_recipe()
-            train.main(self.command[2:])
+            train.main(self.words)
             self.finish(1.0)
             trained.append(label)
 

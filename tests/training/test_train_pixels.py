@@ -379,7 +379,7 @@ def test_a_row_with_neither_or_both_is_refused_by_its_id(make_processor):
 
 
 def test_videos_without_a_vision_encoder_are_refused_with_the_remedy(make_model, make_processor):
-    with pytest.raises(ValueError, match="no vision encoder: extract their features .extract_features.py"):
+    with pytest.raises(ValueError, match="no vision encoder: extract their features .mmt extract"):
         embed_videos(make_model(), make_processor(), ["clip.mp4"])
 
 
@@ -425,7 +425,7 @@ def test_a_checkpoint_of_features_says_how_a_folder_is_searched(tmp_path, folder
         search.main(["dog", "--model", str(tmp_path / "model"), "--videos", str(folder)])
     assert stop.value.code == 2
     told = capsys.readouterr().err
-    assert "has no vision encoder" in told and "extract_features.py --videos" in told and "vision_model" in told
+    assert "has no vision encoder" in told and "`mmt extract " in told and "vision_model" in told
 
 
 def test_an_empty_folder_is_refused_by_name(tmp_path, run, capsys):
