@@ -108,7 +108,7 @@ def _read_hdf5(path: Path) -> Iterator[tuple[str, np.ndarray | UnreadableClipErr
     try:
         import h5py  # an extra: only these files need it
     except ModuleNotFoundError as error:
-        raise ImportError(f"{path}: h5py is not installed: pip install 'modeling_mmt[data]'") from error
+        raise SourceError(f"{path}: h5py is not installed: pip install 'modeling_mmt[data]'") from error
     try:
         file = h5py.File(path, "r")
     except OSError as error:

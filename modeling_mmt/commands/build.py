@@ -8,6 +8,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from modeling_mmt.data.errors import InputError
+
 BUILDERS = "datasets_scripts"
 
 
@@ -18,9 +20,9 @@ def main(argv: Sequence[str]) -> int:
         argv: a builder's name and its options.
 
     Raises:
-        ValueError: there is no such builder, or a file or option is not as it must be.
-        ImportError: a package that the builder needs is not installed.
-        OSError: a file is not there, or the Hub did not take what was built.
+        InputError: there is no such builder, a package that it needs is not installed, a file is not as it must be, or
+            the Hub did not take what was built.
+        OSError: a file is not there.
     """
     if not argv or argv[0] in ("-h", "--help"):
         print("mmt build NAME --help shows the options of a builder:\n")
@@ -51,15 +53,15 @@ def build(name: str, options: Sequence[str]) -> Any:
         What the builder's `run` returns: as a rule, the number of rows of each split.
 
     Raises:
-        ValueError, ImportError, OSError: as `main`.
+        InputError, OSError: as `main`.
     """
     known = [builder for builder, _ in builders()]
     if name not in known:
-        raise ValueError(f"no builder is called {name!r}; the name comes first, one of {', '.join(known)}")
+        raise InputError(f"no builder is called {name!r}; the name comes first, one of {', '.join(known)}")
     try:
         module, shared = (import_module(f"{BUILDERS}.{part}") for part in (name, "corpus"))
     except ModuleNotFoundError as error:
-        raise ImportError(f"{error.name} is not installed: pip install 'modeling_mmt[data,video]'") from error
+        raise InputError(f"{error.name} is not installed: pip install 'modeling_mmt[data,video]'") from error
     parser = argparse.ArgumentParser(
         f"mmt build {name}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

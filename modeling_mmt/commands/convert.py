@@ -14,8 +14,7 @@ def main(argv: Sequence[str]) -> int:
         argv: the source and the options.
 
     Raises:
-        ValueError: a file or value is not as it must be, or too many clips were left out.
-        ImportError: h5py is not installed, and the source is HDF5.
+        InputError: a file or value is not as it must be, too many clips were left out, or h5py is not installed.
         OSError: the source is not there, or the store is.
     """
     from datasets_scripts import convert_features

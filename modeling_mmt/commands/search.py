@@ -13,6 +13,7 @@ from modeling_mmt.commands.errors import printable
 from modeling_mmt.commands.evaluation_options import EvaluationOptions
 from modeling_mmt.commands.terminal import Paint, is_watched, print_json
 from modeling_mmt.data.errors import InputError
+from modeling_mmt.data.files import write_json
 from modeling_mmt.data.reading import dataset_folder
 from modeling_mmt.evaluation.evaluate import Corpus, EvalSpec, open_checkpoint
 from modeling_mmt.processing_mmt import clean_caption
@@ -69,8 +70,7 @@ def main(
         )
         if folder:
             searched.save(folder)
-            source = json.dumps(source_of(corpus.spec), indent=1, ensure_ascii=False)
-            (folder / SOURCE).write_text(source + "\n", encoding="utf-8")
+            write_json(folder / SOURCE, source_of(corpus.spec))
     found = searched.search_texts(model, processor, texts, top, conditions)
     results: list[dict[str, Any]] = [
         {"query": text, "hits": [shown(searched, hit) for hit in hits]}

@@ -173,6 +173,7 @@ class Run:
         output_dir = Path(self.recipe.output_dir)
         self.data.model.save_pretrained(output_dir)
         self.data.processor.save_pretrained(output_dir)
+        apply_umask(output_dir)
         write_json(output_dir / "metrics.json", self.metrics)
         write_json(output_dir / "ranks.json", {name: of["ranks"] for name, of in found.items()})
         write_json(output_dir / "recipe.json", {k: v for k, v in asdict(self.recipe).items() if k not in HUB_OPTIONS})
