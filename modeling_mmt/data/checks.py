@@ -72,8 +72,8 @@ def too_few_languages(rows: Dataset, name: str, kind: str, languages: Sequence[s
     languages_of = np.sum([has_text(rows, f"{kind}_{language}") for language in languages], axis=0)
     if too_few := int((languages_of < at_least).sum()):
         yield (
-            f"{too_few:,} of {len(rows):,} clips of {name} have {kind} in fewer than {at_least} of {', '.join(languages)}: "
-            "drop or fill them"
+            f"{too_few:,} of {len(rows):,} clips of {name} have {kind} in fewer than {at_least} of "
+            f"{', '.join(languages)}: drop or fill them"
         )
 
 
