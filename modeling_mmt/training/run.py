@@ -271,4 +271,4 @@ def publish_run(recipe: Recipe):
     try:
         publish(recipe.output_dir, str(recipe.push_to_hub), revision=recipe.hub_revision, tag=recipe.hub_tag)
     except (PublishError, UploadError) as error:
-        raise type(error)(f"{error}; the model is whole in {recipe.output_dir}, and goes there by: {again}") from error
+        raise type(error)(f"{error}; the model is whole in {recipe.output_dir}: {again}") from error
