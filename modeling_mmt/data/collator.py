@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from datasets import Dataset
 
 from modeling_mmt.data.augmentation import VideoAugmentation
+from modeling_mmt.data.checks import are_filled
 
 Draw = tuple[int, int, int]  # seed, epoch, row
 TEXT_VIEWS = ("", "noised_", "paired_", "noised_paired_")  # of a batch: what precedes `input_ids`
@@ -78,10 +78,8 @@ class ArrowColumns(dict[str, pa.Array]):
     def filled(self, name: str) -> list[bool]:
         """Of each row, whether the column's text or list is neither null nor empty; all False of no such column."""
         if name not in self._filled:
-            if name not in self.names or pa.types.is_null(self[name].type):
-                return self._filled.setdefault(name, [False] * len(self.table))
-            measure = pc.list_value_length if pa.types.is_nested(self[name].type) else pc.binary_length
-            self._filled[name] = pc.greater(measure(self[name]).fill_null(0), 0).to_pylist()
+            found = are_filled(self[name]) if name in self.names else np.zeros(len(self.table), dtype=bool)
+            self._filled[name] = found.tolist()
         return self._filled[name]
 
 
