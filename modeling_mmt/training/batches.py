@@ -1,17 +1,18 @@
 """What a run reads: its splits, its clips as features or as frames, and the batches that a stage draws of them."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
+from dataclasses import replace
+from itertools import islice, tee
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import DataLoader
 
 from modeling_mmt import MMTModel, MMTProcessor
 from modeling_mmt.data.clip_cache import InOrder, KeptClips, Room
-from modeling_mmt.data.collator import ClipDataset, EpochBatchSampler, MMTDataCollator
+from modeling_mmt.data.clips import FrameReader
+from modeling_mmt.data.collator import ClipDataset, Draw, EpochBatchSampler, MMTDataCollator
 from modeling_mmt.data.fingerprints import architecture, encoder_fingerprint, rows_fingerprint, weights_fingerprint
 from modeling_mmt.data.windows import SampledClips
 from modeling_mmt.training.corpora import Corpora
@@ -98,8 +99,8 @@ class RunData:
         if key not in self.decoded:
             sources = self.corpora.clip_column(data, split)
             assert sources is not None
-            read = self.processor.feature_extractor.read
-            self.decoded[key] = KeptClips(list(sources), lambda name: read(sources[name], candidates), self.room)
+            reader = FrameReader(sources, self.processor.feature_extractor.read, candidates)
+            self.decoded[key] = KeptClips(list(sources), reader, self.room)
         return self.decoded[key]
 
     def encoded_clips(self, data: DataArguments | Source, split: str) -> KeptClips:
@@ -110,16 +111,15 @@ class RunData:
         key = (str(data.dataset), data.revision, split)
         if key not in self.encoded:
             sources = self.frames(data, split)
-            vision = self.model.video_model
-
-            @torch.no_grad()
-            def encode(video_id: str) -> torch.Tensor:
-                batch = self.processor.feature_extractor.collate([sources.make(video_id)])
-                batch = {name: value.to(self.model.device) for name, value in batch.items()}
-                return vision.features(batch["pixel_values"], batch["video_mask"], batch)[0].float().cpu()
-
-            self.encoded[key] = KeptClips(list(sources), encode, self.room)
+            self.encoded[key] = KeptClips(list(sources), sources.make, self.room, self.encode_frames)
         return self.encoded[key]
+
+    @torch.no_grad()
+    def encode_frames(self, frames: Sequence[torch.Tensor]) -> torch.Tensor:
+        """One clip's frames to the vision encoders' features `(F, D_v)`, on the CPU."""
+        batch = self.processor.feature_extractor.collate([frames])
+        batch = {name: value.to(self.model.device) for name, value in batch.items()}
+        return self.model.video_model.features(batch["pixel_values"], batch["video_mask"], batch)[0].float().cpu()
 
     def learn_vision_layers(self, number: int | None):
         """Let the last layers of the vision encoders learn, if there are any; what they made of clips is forgotten."""
@@ -164,25 +164,53 @@ class RunData:
         self, rows: ClipDataset | SampledClips, sampler: EpochBatchSampler, source: Source, count: int
     ) -> Iterator[Any]:
         """The next `count` batches of a source."""
-        loader = DataLoader(
-            rows,
-            batch_sampler=sampler,
-            collate_fn=collator(self.processor, source),
-            generator=torch.Generator(),  # or the iterator draws from the generator that dropout resumes with
-        )
-        batches: Iterator[Any] = islice(loader, count)
+        collate = self.collator(source)
+        batches = (collate(batch) for batch in self.drawn(rows, islice(sampler, count)))
         cache = self.cache_of(source)
         return batches if cache is None else cache.ahead(batches)
 
-    def to_device(self, chunk: Mapping[str, torch.Tensor], source: Source) -> dict[str, torch.Tensor]:
-        """Frozen layers' output in place of token ids, where captions come again; tensors on the device."""
-        if (cache := self.cache_of(source)) is not None:
-            chunk = cache.attach(dict(chunk))
-        return {key: value.to(self.accelerator.device) for key, value in chunk.items()}
+    def drawn(
+        self, rows: ClipDataset | SampledClips, batches: Iterator[list[Draw]]
+    ) -> Iterator[list[Mapping[str, Any]]]:
+        """The rows of each batch; where their clips are to be decoded, `num_workers` processes do it ahead."""
+        clips = rows.features if rows.frames is None else rows.frames
+        if self.recipe.num_workers and isinstance(clips, KeptClips):
+            batches, ahead = tee(batches)
+            ids = (rows.rows["video_id"][[row for *_, row in draws]] for draws in ahead)
+            for draws, _ in zip(batches, clips.ahead(ids, self.recipe.num_workers), strict=True):
+                yield rows.__getitems__(draws)
+        else:
+            yield from map(rows.__getitems__, batches)
+
+    def collator(self, source: Source) -> MMTDataCollator:
+        """The collator of a source: its fields are the source's.
+
+        Raises:
+            ValueError: captions are to be noised, and the tokenizer has no mask token.
+        """
+        not_its = ("weight", "dataset", "revision", "features", "clip_seconds")
+        fields = {key: value for key, value in vars(self.learned(source)).items() if key not in not_its}
+        return MMTDataCollator(self.processor, **fields, with_caption_keys=True)
+
+    def learned(self, source: Source) -> Source:
+        """The source as it is learned from: without noise, where the model's loss has no use for noised copies."""
+        return source if self.model.config.intra_weight else replace(source, noise_probability=0.0)
 
     def cache_of(self, source: Source) -> FrozenTextCache | None:
         """What keeps the frozen layers' states of a source's captions, if these come again."""
-        return self.cache if source.draws_from_pools else None
+        return self.cache if self.learned(source).draws_from_pools else None
+
+    def to_device(self, chunk: Mapping[str, torch.Tensor], source: Source) -> dict[str, torch.Tensor]:
+        """A micro-batch on the device, but for the captions that the layer cache has there by their keys."""
+        stays = ("caption_keys", "input_ids" if self.cache_of(source) is not None else "caption_keys")
+        device = self.accelerator.device
+        return {name: value if name.endswith(stays) else value.to(device) for name, value in chunk.items()}
+
+    def inputs(self, chunk: Mapping[str, torch.Tensor], source: Source) -> dict[str, torch.Tensor]:
+        """What the model is called with: frozen layers' output in place of token ids, where captions come again."""
+        cache = self.cache_of(source)
+        inputs = dict(chunk) if cache is None else cache.attach(dict(chunk))
+        return {name: value for name, value in inputs.items() if not name.endswith("caption_keys")}
 
     def view(self, **inputs) -> dict[str, torch.Tensor]:
         """The processor's tensors, with frozen layers' output in place of token ids where it is kept.
@@ -204,7 +232,7 @@ class RunData:
             if vision.learning_layers == 0:
                 return InOrder(self.encoded_clips(data, split), rows["video_id"][:])
             return InOrder(self.frames(data, split), rows["video_id"][:])
-        return [features[key] for key in rows["video_id"]] if features else rows["video_features"][:]
+        return [features[key] for key in rows["video_id"][:]] if features else rows["video_features"][:]
 
     def encode_ahead(self, texts: list[str]):
         """Keep the frozen layers' output for captions that will be embedded, if it is kept."""
@@ -243,9 +271,3 @@ class TokenizedOnce:
             name: pad_sequence([self.rows[text][name] for text in texts], True, padding.get(name, 0))
             for name in self.rows[texts[0]]
         }
-
-
-def collator(processor: MMTProcessor, source: Source) -> MMTDataCollator:
-    """The collator of a source: its fields are the source's."""
-    not_its = ("weight", "dataset", "revision", "features", "clip_seconds")
-    return MMTDataCollator(processor, **{key: value for key, value in vars(source).items() if key not in not_its})

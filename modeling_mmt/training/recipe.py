@@ -279,6 +279,8 @@ class Recipe:
         cache_dir: of packaged encoders.
         clip_memory: GiB of decoded frames, and of what frozen vision encoders make of them, that each process keeps;
             clips beyond it are decoded each time that they come.
+        num_workers: processes beside each process that decode the clips of pixels ahead of the step that needs them;
+            the result is the same for any number. 0 decodes between the steps.
         frozen_states_dir: where the frozen layers' output is kept between runs; `null` for nowhere.
         work_dir: of stages, for resuming and sharing between recipes.
         output_dir: of the final model, processor, card and metrics.
@@ -301,6 +303,7 @@ class Recipe:
     cache_frozen_layers: bool = True
     cache_dir: str | None = None
     clip_memory: float = 4.0
+    num_workers: int = 0
     frozen_states_dir: str | None = "runs/frozen_states"
     work_dir: str = "runs/stages"
     output_dir: str = "runs/model"
@@ -318,6 +321,7 @@ class Recipe:
         require(self, "mixed_precision", self.mixed_precision in ("no", "bf16"), "no or bf16")
         require(self, "log_steps", self.log_steps >= 1, "1 or more")
         require(self, "clip_memory", 0 <= self.clip_memory < math.inf, "0 GiB or more, and finite")
+        require(self, "num_workers", self.num_workers >= 0, "0 or more")
         if self.data.features and "video_feature_dims" in self.model.config:
             raise RecipeError(
                 f"model.config.video_feature_dims is {self.model.config['video_feature_dims']!r}, and data.features "

@@ -215,6 +215,11 @@ def model_problems(data: RunData) -> Iterator[str]:
         learning = any(value.requires_grad and not key.startswith(frozen) for key, value in parameters.items())
         if not learning and stage.learn_vision_layers == 0:
             yield f"{name}.freeze is {stage.freeze}, which leaves nothing that learns; take one out"
+        for number, source in enumerate(stage.sources):
+            try:
+                data.collator(source)
+            except ValueError as error:
+                yield f"{name}.sources[{number}]: {error}"
 
 
 def standardize_inputs(data: RunData):

@@ -70,7 +70,7 @@ class Learner:
         objectives: dict[str, torch.Tensor] = {}
 
         def encode(chunk: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-            inputs = self.data.to_device(chunk, source)
+            inputs = self.data.inputs(chunk, source)
             with accelerator.autocast():
                 return {key: value.float() for key, value in self.embedder(inputs).items()}
 
@@ -82,7 +82,7 @@ class Learner:
 
         two_pass_backward(
             encode,
-            cut.chunks,
+            [self.data.to_device(chunk, source) for chunk in cut.chunks],
             loss,
             no_sync=self.no_sync,
             backward=accelerator.backward,
