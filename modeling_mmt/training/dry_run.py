@@ -17,6 +17,7 @@ from transformers import AutoConfig
 from modeling_mmt import MMTConfig
 from modeling_mmt.data.checks import blank_texts, search_problems
 from modeling_mmt.data.features import FeatureStoreError, FeatureStores
+from modeling_mmt.data.reading import dataset_folder
 from modeling_mmt.extraction.packaged_encoders import PACKAGED_ENCODERS
 from modeling_mmt.training.recipe import Recipe, Source, StageArguments, columns_of
 
@@ -115,7 +116,7 @@ class RecipeCheck:
             self.problem(f"dataset {name} is not there", name)
             return None
         try:
-            rows = load_dataset(name, split=split, revision=revision)
+            rows = load_dataset(dataset_folder(name), split=split, revision=revision)
         except (DatasetNotFoundError, FileNotFoundError, ConnectionError, HfHubHTTPError) as error:
             self.problem(f"dataset {name} cannot be had: {str(error).splitlines()[0]}", name)
             return None

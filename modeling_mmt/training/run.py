@@ -17,7 +17,7 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -90,7 +90,7 @@ from modeling_mmt.training.recipe import (
     near,
     stages,
 )
-from modeling_mmt.training.recipe_reading import parse_recipe
+from modeling_mmt.training.recipe_reading import load_recipe
 from modeling_mmt.training.sharding import average_gradients, clip_grad_norm, copy_to_shard, shard, wants_sharding
 from modeling_mmt.training.streaming_loss import contrastive_loss
 from modeling_mmt.video_decoding_mmt import FrameSampling
@@ -108,7 +108,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         argv: a recipe's path, then options; `None` takes the command line's.
     """
     # 1. Recipe
-    recipe, options = parse_recipe(sys.argv[1:] if argv is None else argv, __doc__)
+    recipe = load_recipe(sys.argv[1:] if argv is None else argv, __doc__)
+    options = asdict(recipe)
     if recipe.dry_run:
         return check_recipe(recipe)
 

@@ -31,7 +31,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE, BUILDERS = "modeling_mmt", "datasets_scripts"
 FLOORS = [
-    {"data"},
+    {"data", "recipes"},
     {"extraction", "evaluation"},
     {"search", "hub"},
     {"training", "report", "plugins"},

@@ -23,7 +23,7 @@ from modeling_mmt.data.files import CheckpointError
 from modeling_mmt.training import run as train
 from modeling_mmt.training.checkpointing import last_checkpoint
 from modeling_mmt.training.recipe import stages
-from modeling_mmt.training.recipe_reading import parse_recipe
+from modeling_mmt.training.recipe_reading import load_recipe
 
 STEPS = 10  # of each stage: 40 clips, batches of 8, two epochs
 EVERY_STEP = {
@@ -218,7 +218,7 @@ def test_another_recipe_never_takes_up_a_checkpoint(stopped, tmp_path):
 def test_a_checkpoint_put_into_another_recipes_folder_is_refused_by_what_differs(stopped, tmp_path):
     recipe, checkpoint = stopped
     other = [recipe, "--seed", "1"]
-    parsed, _ = parse_recipe(other)
+    parsed = load_recipe(other)
     read = json.loads((checkpoint / "state.json").read_text())["identity"]["contents"]
     ((_, _, folder, _), _) = stages(parsed, lambda stage: read)
     folder.mkdir()
