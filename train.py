@@ -15,7 +15,7 @@ from typing import Any
 
 from modeling_mmt.commands.errors import DONE, PROBLEMS, exit_code_of
 from modeling_mmt.training.checks import check_recipe
-from modeling_mmt.training.recipe_reading import parse_recipe
+from modeling_mmt.training.recipe_reading import load_recipe
 from modeling_mmt.training.run import open_run
 
 
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     Args:
         argv: a recipe's path and options; None takes the command line's.
     """
-    recipe, _ = parse_recipe(sys.argv[1:] if argv is None else argv, __doc__)
+    recipe = load_recipe(sys.argv[1:] if argv is None else argv, __doc__)
     if recipe.dry_run:
         return check_recipe(recipe)  # all problems; a run raises the first
     with open_run(recipe) as run:

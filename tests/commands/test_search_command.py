@@ -57,7 +57,7 @@ def test_search_imports_what_it_needs(checkpoint):
         "faiss",
         "qdrant_client",
         "evaluate",
-        "jsonargparse",
+        "pydantic",
         "sentence_transformers",
     }
 

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from tiny_corpus import write_recipe
 
 from modeling_mmt import MMTConfig
 from modeling_mmt.commands import train
-from modeling_mmt.training.recipe_reading import parse_recipe
+from modeling_mmt.training.recipe_reading import load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "experiments"))
@@ -33,7 +33,7 @@ def effective(recipe, folder):
     """Every value that a recipe stands for, the defaults of `train.py` and `MMTConfig` filled in."""
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe, allow_unicode=True), encoding="utf-8")
-    _, values = parse_recipe([str(path)])
+    values = asdict(load_recipe([str(path)]))
     config = values["model"]["config"]
     text = build_text_config(num_hidden_layers=12)
     built = MMTConfig(text_config=text, text_output_layer=None, **config)  # checks names and ranges
@@ -44,7 +44,7 @@ def effective(recipe, folder):
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_parses_and_its_values_are_allowed(path, tmp_path):
     values = effective(table.read_recipe(path.stem), tmp_path)
-    assert values["finetuning"] and values["data"]["dataset"] == "datasets_scripts/emoji9"
+    assert values["finetuning"] and values["data"]["dataset"] == "emoji9"
     for stage in ("pretraining", "finetuning"):
         for source in (values[stage] or {"sources": []})["sources"]:
             assert set(source["languages"]) <= set(table.LANGUAGES)

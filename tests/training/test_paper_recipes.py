@@ -17,7 +17,7 @@ from modeling_mmt import MMTConfig
 from modeling_mmt.commands import train
 from modeling_mmt.data.feature_writer import write_feature_store
 from modeling_mmt.training import corpora
-from modeling_mmt.training.recipe_reading import parse_recipe
+from modeling_mmt.training.recipe_reading import load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "modeling_mmt" / "recipes" / "paper").glob("*.yaml"))
@@ -107,9 +107,9 @@ def test_every_row_of_the_seeds_tables_has_its_recipe_and_says_which_it_is():
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_the_recipe_keeps_the_papers_values_and_says_where_all_that_it_needs_comes_from(path):
-    recipe, values = parse_recipe([str(path)])
+    recipe = load_recipe([str(path)])
     config = MMTConfig()
-    assert values["model"]["config"] == {}
+    assert recipe.model.config == {}
     assert (config.text_output_layer, config.freeze_text_layers, config.hidden_size) == (12, 9, 1024)
     needs = {recipe.data.dataset, *recipe.data.features}
     languages = recipe.finetuning.sources[0].languages
@@ -146,7 +146,7 @@ def test_a_dry_run_with_nothing_there_names_all_that_is_missing_and_its_source(
 ):
     monkeypatch.chdir(tmp_path)
     problems = train.main([*shortened(world, path), "--dry_run"])["problems"]
-    recipe, _ = parse_recipe([str(path)])
+    recipe = load_recipe([str(path)])
     for name, origin in recipe.comes_from.items():
         (problem,) = [problem for problem in problems if f" {name} " in problem]
         assert problem.endswith(f"it comes from: {origin}")

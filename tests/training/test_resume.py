@@ -23,7 +23,7 @@ from modeling_mmt.commands import train
 from modeling_mmt.data.files import CheckpointError
 from modeling_mmt.training.checkpointing import last_checkpoint
 from modeling_mmt.training.recipe import stages
-from modeling_mmt.training.recipe_reading import parse_recipe
+from modeling_mmt.training.recipe_reading import load_recipe
 from modeling_mmt.training.run import open_run
 from modeling_mmt.training.signals import STOPPED, StopSignals
 
@@ -175,7 +175,7 @@ def test_all_processes_stop_after_the_same_step_though_one_alone_is_told(corpus,
 
 def stop_after_a_step(recipe):
     """What a signal during the first step does."""
-    parsed, _ = parse_recipe([recipe])
+    parsed = load_recipe([recipe])
     with open_run(parsed) as run:
         run.signals.requested = True
         with pytest.raises(SystemExit) as stop:
@@ -219,7 +219,7 @@ def test_another_recipe_never_takes_up_a_checkpoint(stopped, tmp_path):
 def test_a_checkpoint_put_into_another_recipes_folder_is_refused_by_what_differs(stopped, tmp_path):
     recipe, checkpoint = stopped
     other = [recipe, "--seed", "1"]
-    parsed, _ = parse_recipe(other)
+    parsed = load_recipe(other)
     read = json.loads((checkpoint / "state.json").read_text())["identity"]["contents"]
     ((_, _, folder, _), _) = stages(parsed, lambda stage: read)
     folder.mkdir()

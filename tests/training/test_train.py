@@ -33,7 +33,7 @@ from modeling_mmt.evaluation.ranks import ranks_by_language
 from modeling_mmt.training.batches import RunData
 from modeling_mmt.training.corpora import Corpora
 from modeling_mmt.training.recipe import RecipeError, stages
-from modeling_mmt.training.recipe_reading import parse_recipe
+from modeling_mmt.training.recipe_reading import load_recipe
 from modeling_mmt.training.stage import machine
 
 FILE = str(ROOT / "setup.py")  # where a folder should be
@@ -134,8 +134,8 @@ def test_the_card_has_the_figures_and_the_recipe_runs_again(trained):
     metrics, folder = trained
     card = (folder / "model" / "README.md").read_text()
     assert f"| R@1 | {metrics['figures']['test']['all']['t2v']['en']['R@1']:.1f} |" in card
-    recipe, _ = parse_recipe([str(folder / "model" / "recipe.json")])
-    wanted, _ = parse_recipe([str(folder / "model.yaml")])
+    recipe = load_recipe([str(folder / "model" / "recipe.json")])
+    wanted = load_recipe([str(folder / "model.yaml")])
     assert recipe == wanted
     cores = f"{os.cpu_count()} CPU cores"
     for stage in ("pretraining", "finetuning"):
@@ -238,7 +238,7 @@ def change_tokenizer(folder):
 
 def folders(recipe):
     """Where `train.py` would look for each stage."""
-    parsed, _ = parse_recipe([recipe])
+    parsed = load_recipe([recipe])
     model = MMTModel.from_text_encoder(parsed.model.text_model, video_feature_dims=[6, 6], **parsed.model.config)
     processor = MMTProcessor(MMTVideoFeatureExtractor(12, 4), AutoTokenizer.from_pretrained(parsed.model.text_model))
     data = RunData(Corpora(parsed), None, model, processor)
