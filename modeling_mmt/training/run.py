@@ -116,7 +116,9 @@ class Run:
         self.data = open_data(recipe, accelerator)
         for problem in model_problems(self.data):
             raise RecipeError(problem)
-        self.stages = {named[0]: named[1:] for named in stages(recipe, self.data.contents)}
+        self.stages = {
+            name: (stage, folder, identity) for name, stage, folder, identity in stages(recipe, self.data.contents)
+        }
         self.metrics: dict[str, Any] = {"seed": recipe.seed, "world_size": accelerator.num_processes}
 
     def pretrain(self):

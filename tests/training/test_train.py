@@ -446,8 +446,12 @@ def test_a_dataset_without_english_is_refused_by_a_run_and_a_dry_run_where_check
     message = r"swahili \(validation\): no column caption_en; found video_id, is_flag, caption_sw"
     (problem,) = train.main([recipe, "--dry_run"])["problems"]
     assert re.search(message, problem)
+    assert train.command([recipe, "--dry_run"]) == 1
     with pytest.raises(RecipeError, match=message):
         train.main([recipe])
+    assert train.command([recipe]) == 2
+    with pytest.raises(RecipeError):
+        train.command([recipe, "--traceback"])
     without = [recipe, "--pretraining.evaluations", "0", "--pretraining.num_train_epochs", "1"]
     assert train.main([*without, "--dry_run"])["problems"] == []
     assert train.main(without)["figures"]["test"]["all"]["t2v"].keys() == {"sw"}
