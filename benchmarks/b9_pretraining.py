@@ -94,7 +94,7 @@ def worker(name: str, path: Path, threads: int) -> None:
     from modeling_mmt.training.micro_batches import MicroBatches
 
     torch.set_num_threads(threads)
-    losses = []
+    losses: list[float] = []
 
     def timed(*args: Any) -> dict[str, Any]:
         start, cpu_start = time.perf_counter(), time.process_time()
@@ -111,7 +111,7 @@ def worker(name: str, path: Path, threads: int) -> None:
         order = torch.arange(len(batch["positive_ids"]))
         return MicroBatches([rows], {"text": order, "video": order}, {"text": ("",), "video": ("",)})
 
-    train_stage, run.train_stage = run.train_stage, timed
+    train_stage, run.train_stage = run.train_stage, timed  # type: ignore[assignment]
     backward, step.Learner.backward = step.Learner.backward, recorded  # type: ignore[method-assign,assignment]
     MMTModel.save_pretrained = lambda *_, **__: None  # type: ignore[method-assign]  # half a gigabyte that nobody reads
     if name == OFF:

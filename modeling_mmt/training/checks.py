@@ -25,6 +25,8 @@ def recipe_problems(corpora: Corpora, world_size: int = 1) -> Iterator[str]:
         world_size: processes that share a batch.
     """
     yield from encoder_problems(corpora)
+    for data in corpora.homes():
+        yield from corpora.missing_stores(data)
     for split in ("train", "validation", corpora.recipe.data.test_split):
         if split is not None:
             yield from _up_to_what_is_missing(split_problems(corpora, split))
@@ -118,12 +120,17 @@ def source_problems(corpora: Corpora, stage_name: str, number: int, world_size: 
         return
     if source.clip_seconds is None:
         num_clips = len(rows)
-        for problem in too_few_languages(rows, source.text_column, source.languages, source.languages_per_clip):
-            yield f"{where}: {data.dataset} (train): {problem}"
+        name, languages = str(data.dataset), source.languages
+        for problem in too_few_languages(rows, name, source.text_column, languages, source.languages_per_clip):
+            yield f"{where}: {problem}"
         for column in columns_of(source):
             for problem in blank_texts(rows, column):
                 yield f"{data.dataset} (train): {problem}"
     else:
+        rates = {store.manifest["rate"] for store in features.stores} if features else {0}
+        if len(rates) > 1 or None in rates:
+            yield f"{where}: clip_seconds needs one rate of all its stores; they have {sorted(rates, key=str)}"
+            return
         with naming_input(where, RecipeError):
             num_clips = len(corpora.windows(source))
     with naming_input(f"{stage_name}.train_batch_size", RecipeError):

@@ -8,7 +8,7 @@ from datasets import Dataset, Image, Video
 
 from modeling_mmt.data.clips import ClipColumn
 from modeling_mmt.data.errors import naming_input
-from modeling_mmt.data.features import FeatureStores
+from modeling_mmt.data.features import ABSENT, FeatureStores
 from modeling_mmt.data.reading import read_split
 from modeling_mmt.data.windows import SampledClips, WindowSampler
 from modeling_mmt.extraction.packaged_encoders import PACKAGED_ENCODERS
@@ -37,6 +37,11 @@ class Corpora:
         """Where a source's dataset, revision and features are named."""
         return self.recipe.data if source.dataset is None else source
 
+    def homes(self) -> list[DataArguments | Source]:
+        """Whatever names a dataset: the recipe's `data`, and sources with their own."""
+        sources = [source for stage in self.stages.values() for source in stage.sources]
+        return [self.recipe.data, *(source for source in sources if source.dataset is not None)]
+
     def read(self, data: DataArguments | Source, split: str) -> Dataset:
         """A split with all its columns."""
         name = str(data.dataset)
@@ -57,12 +62,17 @@ class Corpora:
         """The feature stores of a dataset, side by side; None where its clips come otherwise."""
         key = tuple(data.features)
         if key and key not in self.stores:
-            for name in key:
-                if not name.startswith("absent:") and not Path(name).is_dir():
-                    raise RecipeError(f"feature store {name} is not there{self.origin(name)}")
+            for problem in self.missing_stores(data):
+                raise RecipeError(problem)
             with naming_input("data.features" if data is self.recipe.data else f"{data.dataset}", RecipeError):
                 self.stores[key] = FeatureStores(data.features)
         return self.stores[key] if key else None
+
+    def missing_stores(self, data: DataArguments | Source) -> Iterator[str]:
+        """Says which feature stores of a dataset are not there."""
+        for name in data.features:
+            if not name.startswith(ABSENT) and not Path(name).is_dir():
+                yield f"feature store {name} is not there{self.origin(name)}"
 
     def clip_column(self, data: DataArguments | Source, split: str) -> ClipColumn | None:
         """A split's clips where they come as pixels, not decoded yet."""

@@ -116,7 +116,9 @@ class Run:
         self.data = open_data(recipe, accelerator)
         for problem in model_problems(self.data):
             raise RecipeError(problem)
-        self.stages = {name: of_stage for name, *of_stage in stages(recipe, self.data.contents)}
+        self.stages = {
+            name: (stage, folder, identity) for name, stage, folder, identity in stages(recipe, self.data.contents)
+        }
         self.metrics: dict[str, Any] = {"seed": recipe.seed, "world_size": accelerator.num_processes}
 
     def pretrain(self):
@@ -274,4 +276,4 @@ def publish_run(recipe: Recipe):
     try:
         publish(recipe.output_dir, str(recipe.push_to_hub), revision=recipe.hub_revision, tag=recipe.hub_tag)
     except (PublishError, UploadError) as error:
-        raise type(error)(f"{error}; the model is whole in {recipe.output_dir}, and goes there by: {again}") from error
+        raise type(error)(f"{error}; the model is whole in {recipe.output_dir}: {again}") from error

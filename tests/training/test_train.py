@@ -470,6 +470,37 @@ def test_data_that_would_fail_after_hours_are_refused_before_training_and_by_a_d
     assert any(re.search(message, problem) for problem in train.main([recipe, "--dry_run"])["problems"])
 
 
+def test_a_dataset_without_english_is_refused_by_a_run_and_a_dry_run_where_checkpoints_are_chosen_by_it(
+    corpus, tmp_path
+):
+    for split in SPLITS:
+        rows = Dataset.from_parquet(str(next((corpus / "corpus/data").glob(f"{split}-*.parquet")))).to_list()
+        texts = [{"caption_sw": row["caption_de"]} for row in rows]
+        same = ("video_id", "is_flag")
+        swahili = [{name: row[name] for name in same} | text for row, text in zip(rows, texts, strict=True)]
+        write_split(tmp_path / "swahili", split, swahili)
+    source = {"text_column": "caption", "languages": ["sw"]}
+    recipe = write_recipe(
+        corpus,
+        tmp_path,
+        ONLY_PRETRAINING
+        | {"data.dataset": str(tmp_path / "swahili"), "data.languages": ["sw"], "data.other_text_columns": []}
+        | {"pretraining.sources": [source], "model.standardize_inputs": False},
+    )
+    message = r"swahili \(validation\): no column caption_en; found video_id, is_flag, caption_sw"
+    (problem,) = train.main([recipe, "--dry_run"])["problems"]
+    assert re.search(message, problem)
+    assert train.command([recipe, "--dry_run"]) == 1
+    with pytest.raises(RecipeError, match=message):
+        train.main([recipe])
+    assert train.command([recipe]) == 2
+    with pytest.raises(RecipeError):
+        train.command([recipe, "--traceback"])
+    without = [recipe, "--pretraining.evaluations", "0", "--pretraining.num_train_epochs", "1"]
+    assert train.main([*without, "--dry_run"])["problems"] == []
+    assert train.main(without)["figures"]["test"]["all"]["t2v"].keys() == {"sw"}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
