@@ -51,8 +51,8 @@ class Group:
     def wait_for(self, stage, step):
         """Return once the first process has taken that step of that stage."""
         while True:
-            if not self.steps.poll(60):
-                raise TimeoutError(f"no step for a minute while waiting for {stage} {step}")
+            if not self.steps.poll(180):
+                raise TimeoutError(f"no step for three minutes while waiting for {stage} {step}")
             if self.steps.recv() == (stage, step):  # EOFError: it ended before
                 return
 
@@ -67,7 +67,7 @@ class Group:
     def join(self):
         """Wait for the end; returns the exit codes, minus the signal's number for the killed."""
         for process in self.processes:
-            process.join(120)
+            process.join(300)
         return [process.exitcode for process in self.processes]
 
 

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,49 @@ def trained(corpus, tmp_path_factory):
     tracker = {"report_to": "tensorboard", "log_steps": 5, "frozen_states_dir": str(folder / "frozen")}
     metrics = train.main([write_recipe(corpus, folder, longer | tracker, "model")])
     return metrics, folder
+
+
+# What is not done
+
+
+def test_noised_copies_that_no_loss_reads_are_not_made(run):
+    """At weight 0 of the intra-modal loss a run is the run without noise, to the bit."""
+    changes = ONLY_PRETRAINING | {"model.config.intra_weight": 0.0}
+    noised = run(changes | {"pretraining.sources.0.noise_probability": 0.2})
+    plain = run(changes | {"pretraining.sources.0.noise_probability": 0.0}, "plain")
+    assert torch.equal(losses(noised), losses(plain))
+
+
+@pytest.mark.parametrize("memory", [None, 0.0])
+def test_a_micro_batch_goes_to_the_device_once_though_it_is_encoded_twice(run, monkeypatch, memory):
+    calls = Counter()
+
+    def counted(name):
+        method = getattr(RunData, name)
+
+        def call(self, chunk, source):
+            calls[name] += 1
+            return method(self, chunk, source)
+
+        return call
+
+    for name in ("to_device", "inputs"):
+        monkeypatch.setattr(RunData, name, counted(name))
+    run(ONLY_PRETRAINING | {"pretraining.activation_memory": memory, "pretraining.micro_batch_tokens": 16})
+    assert calls["to_device"] > 10
+    assert calls["inputs"] == calls["to_device"] * (1 if memory is None else 2)
+
+
+def test_a_tokenizer_without_a_mask_token_is_named_before_training(run, corpus, tmp_path):
+    encoder = shutil.copytree(corpus / "encoder", tmp_path / "encoder")
+    tokenizer = AutoTokenizer.from_pretrained(encoder)
+    tokenizer.mask_token = None
+    tokenizer.save_pretrained(encoder)
+    changes = ONLY_PRETRAINING | {"model.text_model": str(encoder)}
+    with pytest.raises(RecipeError, match=r"^pretraining.sources\[0\]: noise_probability is 0.2, .*no mask token"):
+        run(changes)
+    assert not list(tmp_path.glob("stages/*/*"))
+    assert run(changes | {"pretraining.sources.0.noise_probability": 0.0})["pretraining"]["steps"] == 10
 
 
 # What comes out

@@ -224,6 +224,29 @@ def test_a_run_from_pixels_that_is_killed_goes_on_as_if_nothing_had_been(corpus,
     assert [name for name in weights if not torch.equal(weights[name], others[name])] == []
 
 
+@pytest.mark.slow  # each start of a worker imports torch
+def test_a_run_whose_workers_decode_is_the_run_that_decodes_itself_though_it_is_killed(corpus, pixels, tmp_path):
+    """No room to keep clips: every batch is decoded anew, some of it ahead of the step that is killed."""
+    changes = EVERY_STEP | PIXELS | {"pretraining": None, "clip_memory": 0.0}
+    changes = {key: value for key, value in changes.items() if not key.startswith("pretraining.")}
+    changes |= {"data.dataset": str(pixels), "model.vision_model": [str(corpus / "lite")]}
+    found = []
+    for name, num_workers, kill_at in (("own", 0, None), ("workers", 2, 5)):
+        recipe = write_recipe(corpus, tmp_path / name, changes | {"num_workers": num_workers})
+        if kill_at:
+            with Group([recipe]) as group:
+                group.wait_for("finetuning", kill_at)
+                group.kill()
+        with Group([recipe]) as group:
+            assert group.join() == [0], Path(f"{recipe}.0.log").read_text()[-3000:]
+        folder = Path(recipe).with_suffix("")
+        metrics = json.loads((folder / "metrics.json").read_text())
+        found.append((points(metrics), load_file(folder / "model.safetensors")))
+    (own, weights), (workers, others) = found
+    assert len(own) == 10 and torch.equal(own, workers)
+    assert [name for name in weights if not torch.equal(weights[name], others[name])] == []
+
+
 def test_the_draws_are_the_same_for_any_number_of_processes(corpus, pixels, tmp_path):
     no_dropout = {f"model.config.{kind}_dropout_prob": 0.0 for kind in ("hidden", "attention_probs")}
     told = EVERY_STEP | PIXELS | no_dropout | {"pretraining": None}
@@ -311,6 +334,48 @@ def test_clips_are_made_once_while_there_is_room():
     with pytest.raises(KeyError):
         clips["d"]
     assert list(InOrder({"a": 1, "b": 2}, ["b", "a"])) == [2, 1]
+
+
+class Numbered:
+    """Clips of two encoders, made in the process that says so; picklable."""
+
+    def __init__(self, made_by):
+        self.made_by = made_by
+
+    def __call__(self, name):
+        with open(self.made_by, "a") as file:
+            file.write(f"{name} {os.getpid()}\n")
+        if name == "bad":
+            raise ValueError(f"{name}: torn")
+        return [torch.full((int(name), 2), int(name)), torch.full((1, 3), float(name))]
+
+
+def test_workers_make_what_is_not_kept_ahead_within_the_bound_and_errors_are_this_processs_own(tmp_path):
+    made_by = tmp_path / "made"
+    clips = KeptClips([*"1234", "bad"], Numbered(made_by), Room(8 * 2 + 12))  # room for the first alone
+    clips["1"]
+    batches = [["1", "2"], ["3", "2", "3"], ["1"], ["bad", "4"]]
+    for batch, _ in zip(batches, clips.ahead(batches, num_workers=2), strict=True):
+        for name in batch:
+            if name == "bad":
+                with pytest.raises(ValueError, match=r"^bad: torn$"):
+                    clips[name]
+            else:
+                whole, other = clips[name]
+                assert torch.equal(whole, torch.full((int(name), 2), int(name)))
+                assert torch.equal(other, torch.full((1, 3), float(name)))
+    lines = [line.split() for line in made_by.read_text().splitlines()]
+    own, theirs = ([name for name, pid in lines if (pid == str(os.getpid())) == mine] for mine in (True, False))
+    assert own == ["1", "bad"]
+    assert sorted(theirs) == ["2", "2", "3", "4", "bad"]
+    assert clips._arrived == {} and list(clips._kept) == ["1"]
+
+
+def test_no_workers_are_started_where_all_clips_are_kept(tmp_path):
+    clips = KeptClips(["1"], Numbered(tmp_path / "made"), Room(100))
+    clips["1"]
+    assert [list(clips["1"][0].shape) for _ in clips.ahead([["1"], ["1"]], num_workers=2)] == [[1, 2]] * 2
+    assert len((tmp_path / "made").read_text().splitlines()) == 1
 
 
 def test_two_revisions_of_a_dataset_have_frames_of_their_own(monkeypatch):
