@@ -16,6 +16,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, RevisionNotFoundError
 from huggingface_hub.hf_api import RepoFile
@@ -193,9 +195,24 @@ def check_secrets(files: Mapping[str, Path], token: str | None):
     for name, path in files.items():
         if path.stat().st_size == 0:
             continue
+        if path.suffix == ".parquet":
+            check_rows(name, path, known)
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             if found := known.search(content):
                 raise PublishError(f"{name}, byte {found.start()}: an access token; take it out and revoke it")
+
+
+def check_rows(name: str, path: Path, secret: re.Pattern[bytes]):
+    """Raise `PublishError` where a value of a Parquet file, whose bytes are compressed, holds a secret."""
+    try:
+        batches = pq.ParquetFile(path).iter_batches(batch_size=1000)
+        for batch in batches:
+            for column in batch.column_names:
+                for buffer in batch[column].buffers():
+                    if buffer is not None and secret.search(buffer):
+                        raise PublishError(f"{name}, column {column}: an access token; take it out and revoke it")
+    except pa.ArrowException as error:
+        raise PublishError(f"{path}: not readable ({error}); build the dataset again") from error
 
 
 def _commit(

@@ -111,7 +111,7 @@ def test_converted_features_are_a_store_and_a_bad_array_is_one_line(tmp_path, ca
     code, out, _ = call(capsys, "convert", tmp_path / "npy", "--output_dir", tmp_path / "store", *CONVERT)
     assert code == 0 and "1 clips of width 4; 0 left out" in out and list(FeatureStore(tmp_path / "store")) == ["a"]
     for name, data, message in (
-        ("b.npy", b"cut", "no whole .npy"),
+        ("b.npy", b"\x93NUMPY\x01\x00cut", "no whole .npy"),
         ("c.pth", b"", "a pickle"),
     ):
         (tmp_path / "npy" / name).write_bytes(data)

@@ -151,7 +151,7 @@ def test_a_dry_run_with_nothing_there_names_all_that_is_missing_and_its_source(
         (problem,) = [problem for problem in problems if f" {name} " in problem]
         assert problem.endswith(f"it comes from: {origin}")
     assert len(problems) == len(recipe.comes_from)
-    assert "it comes from: python datasets_scripts/" in capsys.readouterr().out
+    assert "it comes from: mmt build " in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []  # nothing is trained or written
 
 
