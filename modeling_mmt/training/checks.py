@@ -93,8 +93,8 @@ def clip_problems(corpora: Corpora, data: DataArguments | Source, split: str) ->
     if corpora.clip_column(data, split) is not None:
         return
     features = corpora.features(data)
-    if features is None and "video_features" not in rows.column_names:
-        yield f"{where}: neither feature stores in the recipe nor a column video_features"
+    for problem in missing_columns(rows, ["video_features"]) if features is None else ():
+        yield f"{where}: {problem}; or name feature stores, or a video_column"
     for folder, problem in features.problems(rows["video_id"]) if features else ():
         yield f"{where}: {problem}{corpora.origin(folder)}"
 

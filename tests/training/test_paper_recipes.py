@@ -175,7 +175,7 @@ DRY = ROOT / "modeling_mmt/recipes/paper/xlmr_mmp_all.yaml"
             {"data__features": "[data/features/msrvtt-s3d]"},
             r"streams are \[512, 512\] wide, data.features \[512\]; they must agree",
         ),
-        ({"data__features": "[]"}, "neither feature stores in the recipe nor a column video_features"),
+        ({"data__features": "[]"}, "no column video_features; found .*; or name feature stores, or a video_column"),
         ({"data__features": "['absent:x']"}, "write absent:<width>"),
         (
             {"finetuning__train_batch_size": "64"},
