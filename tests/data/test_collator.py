@@ -250,13 +250,13 @@ def test_a_keyword_that_is_the_name_is_never_drawn_where_names_are_excluded(make
 
 
 @pytest.mark.parametrize(
-    ("names", "left"), [(None, {"red", "dog"}), ([], {"red", "dog"}), (["Red", "hound"], {"dog"})], ids=str
+    ("names", "left"), [(None, ["dog", "red"]), ([], ["dog", "red"]), (["Red", "hound"], ["dog"])], ids=str
 )
 def test_a_clip_may_have_no_name_or_several_where_names_are_excluded(make_collator, make_rows, names, left):
     rows = [row | {"keywords_en": ["red", "dog"], "name_en": names} for row in make_rows(2)]
     fields = {"text_column": "keywords", "max_keywords": 1, "noise_probability": 0, "languages": ["en"]}
     collator = make_collator(**fields, exclude_text_column="name")
-    assert set(captions(collator, collator(draws(rows, epochs=40)))) == left
+    assert set(captions(collator, collator(draws(rows, epochs=40)))) == set(left)
 
 
 def test_no_more_keywords_are_joined_than_there_are(make_collator, make_rows):
