@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from .frames_mmt import NUDGE, FrameSampling
 from .image_processing_mmt import PixelSettings
 from .packaged_encoders import resolve_encoder
 from .video_backbones import load_backbone
-from .video_decoding_mmt import FrameSampling, clip_frames
-from .video_streams_mmt import NUDGE
+from .video_decoding_mmt import clip_frames
 from .vision_encoders_mmt import MMTVisionEncoder
 
 MAX_SIDE = 1920  # of a frame before it is resized, as the processor's

@@ -11,9 +11,11 @@ from transformers import AutoConfig, AutoTokenizer, BatchFeature, FeatureExtract
 
 from .configuration_mmt import vision_fields, vision_width
 from .efficientnet_lite_mmt import EfficientNetLiteModel  # noqa: F401  older loaders copy direct imports alone
+from .frames_mmt import FrameSampling
 from .image_processing_mmt import PixelSettings
-from .video_decoding_mmt import FrameSampling, read_clip
-from .video_streams_mmt import VideoDecodingError  # noqa: F401  as above
+from .pictures_mmt import picture_frames  # noqa: F401  as above
+from .video_decoding_mmt import read_clip
+from .video_streams_mmt import video_frames  # noqa: F401  as above
 from .vision_encoders_mmt import pixels_name, set_frames_per_step, vision_half
 
 TEXT_OPTIONS = ("padding", "truncation", "max_length")

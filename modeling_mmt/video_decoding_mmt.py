@@ -1,7 +1,7 @@
 """Clips from any source: a video, an animation, a folder of pictures, one picture, frames in memory.
 
 `read_clip` tells what a source is and takes the frames that `FrameSampling` asks for. Videos go to
-`video_streams_mmt`; pictures and animations (GIF, WebP, APNG) are read by Pillow. The code travels with a checkpoint,
+`video_streams_mmt`, pictures and animations to `pictures_mmt`. The code travels with a checkpoint,
 and PyAV, torchcodec and Pillow are needed only once a source asks for one of them. A frame is 8-bit RGB, upright (a
 video's display matrix, a picture's EXIF orientation), on white where it is transparent.
 
@@ -9,42 +9,18 @@ Files are told by their first bytes, not by their names, and only formats that h
 playlist or script, however it is called, makes FFmpeg read another file or an address.
 """
 
-import bisect
 import io
 import re
-import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from .video_streams_mmt import (
-    NUDGE,
-    Frames,
-    FrameSampling,
-    VideoDecodingError,
-    check_size,
-    decoder_frames,
-    first_line,
-    on_background,
-    span_of,
-    video_frames,
-)
+from .frames_mmt import Frames, FrameSampling, VideoDecodingError
+from .pictures_mmt import is_picture, open_picture, picture_bytes, picture_frames, picture_pixels
+from .video_streams_mmt import decoder_frames, video_frames
 
-try:
-    from PIL import Image, ImageOps
-except ImportError:
-    Image = None  # type: ignore[assignment]
-
-MAX_PICTURE_BYTES = 2**28
-MAX_ANIMATION_PIXELS = 2**33
-"""Of an animation: its frames times their pixels, each of which must be decoded to know how long it lasts."""
-
-_PICTURES = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF")
-# What Pillow raises where a picture is cut short or damaged; a GIF's reader indexes into what is not there.
-DAMAGED = (OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error)
-_ANIMATIONS = ("GIF", "WEBP", "PNG", "AVIF")
 _SUFFIXES = {".png", ".apng", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".avif"}
 _MOV_BOXES = {b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"styp", b"sidx", b"uuid"}
 _SIGNATURES = {  # FFmpeg's name of the format that a file begins as
@@ -180,14 +156,14 @@ def _open(
             kind = _kind(file.read(512), name)
             source = path
             if kind == "picture":
-                source = io.BytesIO(_picture_bytes(file, name))
+                source = io.BytesIO(picture_bytes(file, name))
     elif hasattr(source, "read"):
         source.seek(0)
         kind = _kind(source.read(512), name)
         if kind == "picture":
-            source = io.BytesIO(_picture_bytes(source, name))
-    elif Image is not None and isinstance(source, Image.Image):
-        return _pictures(source, name, sampling, start, end)
+            source = io.BytesIO(picture_bytes(source, name))
+    elif is_picture(source):
+        return picture_frames(source, name, sampling, start, end)
     elif isinstance(source, list | tuple):
         return None, _listed(source, name, sampling)
     elif hasattr(source, "get_frame_played_at"):
@@ -198,7 +174,7 @@ def _open(
         raise VideoDecodingError(f"{name} is neither a file, bytes, a picture, nor frames")
 
     if kind == "picture":
-        return _pictures(_pillow(source, name), name, sampling, start, end)
+        return picture_frames(open_picture(source, name), name, sampling, start, end)
     return video_frames(source, kind, name, sampling, start, end, decoder)
 
 
@@ -281,85 +257,8 @@ def _listed(frames: Sequence[Any] | torch.Tensor, name: str, sampling: FrameSamp
             with open(frame, "rb") as file:
                 if _kind(file.read(512), str(frame)) != "picture":
                     raise VideoDecodingError(f"{frame} is not a picture: a list of frames holds pictures")
-                frame = _pillow(io.BytesIO(_picture_bytes(file, str(frame))), str(frame))
-        if Image is not None and isinstance(frame, Image.Image):
-            yield float(number), _pixels(frame, name)
+                frame = open_picture(io.BytesIO(picture_bytes(file, str(frame))), str(frame))
+        if is_picture(frame):
+            yield float(number), picture_pixels(frame, name)
         else:
             yield float(number), _array(frame[None], name)[0]
-
-
-def _picture_bytes(file: Any, name: str) -> bytes:
-    file.seek(0)
-    content = file.read(MAX_PICTURE_BYTES + 1)
-    if len(content) > MAX_PICTURE_BYTES:
-        raise VideoDecodingError(f"{name} is a picture of more than {MAX_PICTURE_BYTES} bytes. Shrink it first")
-    return content
-
-
-def _pillow(file: io.BytesIO, name: str) -> Any:
-    if Image is None:
-        raise VideoDecodingError(f"{name} is a picture, and Pillow is not installed: pip install pillow")
-    Image.init()
-    try:
-        return Image.open(file, formats=[one for one in _PICTURES if one in Image.OPEN])  # AVIF: from Pillow 11.3
-    except (*DAMAGED, Image.DecompressionBombError) as error:
-        raise VideoDecodingError(f"{name} cannot be read as a picture: {first_line(error)}") from error
-
-
-def _pixels(image: Any, name: str) -> torch.Tensor:
-    """`(H, W, 3)` uint8 of the frame that a Pillow image is at."""
-    check_size(image.width, image.height, name)
-    try:
-        image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip
-            image = image.convert("I").point(lambda value: value * (1 / 257) + 0.5).convert("L")
-        has_alpha = image.has_transparency_data
-        image = image.convert("RGBA" if has_alpha else "RGB")
-        width, height = image.size
-        pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(height, width, -1)
-    except DAMAGED as error:
-        raise VideoDecodingError(f"{name} cannot be decoded: {first_line(error)}") from error
-    return on_background(pixels) if has_alpha else pixels
-
-
-def _pictures(
-    image: Any, name: str, sampling: FrameSampling, start: float, end: float | None
-) -> tuple[float | None, Frames]:
-    """A picture, or an animation by the times that its frames are shown for."""
-    check_size(image.width, image.height, name)
-    first = int(bool(image.info.get("default_image")))  # of an APNG: what is shown where APNG is not understood
-    try:
-        count = getattr(image, "n_frames", 1) if image.format in _ANIMATIONS else 1
-    except DAMAGED as error:
-        raise VideoDecodingError(f"{name}: its frames cannot be counted: {first_line(error)}") from error
-    if count - first < 2:
-        return None, iter([(0.0, _pixels(image, name))])
-    if count * image.width * image.height > MAX_ANIMATION_PIXELS:
-        raise VideoDecodingError(
-            f"{name} declares {count} frames of {image.width} x {image.height} pixels; the limit is "
-            f"{MAX_ANIMATION_PIXELS} in all. Convert it to mp4 or webm"
-        )
-    begins, now = [], 0.0
-    for number in range(first, count):
-        _go_to(image, number, name)
-        begins.append(now)
-        now += (image.info.get("duration") or 100) / 1000  # browsers give a frame without a duration 100 ms
-    span = span_of(start, end, now, name)
-    times = [span.start + time for time in sampling.times(span.duration)]
-    numbers = sorted({bisect.bisect_right(begins, time + NUDGE) - 1 for time in times})
-
-    def sampled() -> Frames:
-        for number in range(numbers[-1] + 1):
-            _go_to(image, first + number, name)
-            if number in numbers:
-                yield max(begins[number] - span.start, 0.0), _pixels(image, name)
-
-    return span.duration, sampled()
-
-
-def _go_to(image: Any, number: int, name: str) -> None:
-    try:
-        image.seek(number)
-        image.load()
-    except DAMAGED as error:
-        raise VideoDecodingError(f"{name}, frame {number}: cannot be decoded: {first_line(error)}") from error

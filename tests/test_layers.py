@@ -1,20 +1,21 @@
 """Who may import whom.
 
-    layer 5   train.py  extract_features.py  mmt.py  recipes/  examples/  benchmarks/  metrics/
+    layer 6   train.py  extract_features.py  mmt.py  recipes/  examples/  benchmarks/  metrics/
               __init__  cli  report                                                                 __init__
-    layer 4   hub  trainer  mteb_encoder  onnx_export  report_measures  report_sections             mteb_retrieval
+    layer 5   hub  trainer  mteb_encoder  onnx_export  report_measures  report_sections             mteb_retrieval
                                                                          emoji_motion  extraction_clips  clip_columns
-    layer 3   data_collator  large_batch  micro_batches  layer_cache  sharding  significance
+    layer 4   data_collator  large_batch  micro_batches  layer_cache  sharding  significance
               search  model_card  evaluation  report_page  feature_extraction                       emoji9  msrvtt  ...
-    layer 2   modeling_mmt  processing_mmt  streaming_loss  checkpointing  packaged_encoders
+    layer 3   processing_mmt
+    layer 2   modeling_mmt  video_decoding_mmt  streaming_loss  checkpointing  packaged_encoders
               retrieval  training_arguments  snapshots  search_engines  diagnostics
               report_figures                                                                        corpus  sampling
-    layer 1   pooling_mmt  vision_encoders_mmt  video_decoding_mmt  exact_search                    features  sources
-    layer 0   configuration_mmt  loss_mmt  video_streams_mmt  image_processing_mmt  efficientnet_lite_mmt
+    layer 1   pooling_mmt  vision_encoders_mmt  video_streams_mmt  pictures_mmt  exact_search        features  sources
+    layer 0   configuration_mmt  loss_mmt  frames_mmt  image_processing_mmt  efficientnet_lite_mmt
               pipeline_mmt  published_results  fingerprints  augmentation  kept_clips
               `-------------------------------- modeling_mmt/ --------------------------------'     `datasets_scripts/'
 
-Imports point down only; programs of layer 5 may call each other, and they alone use both packages. A new module gets
+Imports point down only; programs of layer 6 may call each other, and they alone use both packages. A new module gets
 its layer here, or the test fails.
 """
 
@@ -30,25 +31,26 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PICTURE = {
     "modeling_mmt": {
-        0: "configuration_mmt loss_mmt video_streams_mmt image_processing_mmt efficientnet_lite_mmt pipeline_mmt "
+        0: "configuration_mmt loss_mmt frames_mmt image_processing_mmt efficientnet_lite_mmt pipeline_mmt "
         "published_results video_backbones fingerprints augmentation kept_clips",
-        1: "pooling_mmt vision_encoders_mmt video_decoding_mmt exact_search",
-        2: "modeling_mmt processing_mmt streaming_loss checkpointing packaged_encoders retrieval training_arguments "
-        "snapshots search_engines diagnostics report_figures",
-        3: "data_collator large_batch micro_batches layer_cache sharding significance search model_card evaluation "
+        1: "pooling_mmt vision_encoders_mmt video_streams_mmt pictures_mmt exact_search",
+        2: "modeling_mmt video_decoding_mmt streaming_loss checkpointing packaged_encoders retrieval "
+        "training_arguments snapshots search_engines diagnostics report_figures",
+        3: "processing_mmt",
+        4: "data_collator large_batch micro_batches layer_cache sharding significance search model_card evaluation "
         "report_page feature_extraction",
-        4: "hub trainer mteb_encoder onnx_export report_measures report_sections",
-        5: "__init__ cli report",
+        5: "hub trainer mteb_encoder onnx_export report_measures report_sections",
+        6: "__init__ cli report",
     },
     "datasets_scripts": {
         1: "features sources worker_pool",
         2: "corpus sampling convert_features video_lists",
         3: "extraction emoji9 multi_howto100m msrvtt vatex multi30k storybook8 own_clips translate language_report",
         4: "mteb_retrieval emoji_motion extraction_clips clip_columns",
-        5: "__init__",
+        6: "__init__",
     },
 }
-TOP = 5
+TOP = 6
 PROGRAMS = {"modeling_mmt.cli", "modeling_mmt.report"}  # in the wheel; they join both packages as train.py does
 MODEL_AND_PROCESSOR = ("modeling_mmt.modeling_mmt", "modeling_mmt.processing_mmt")
 LAYERS = {
@@ -57,8 +59,8 @@ LAYERS = {
     for layer, names in rows.items()
     for name in names.split()
 }
-SCRIPTS = {"setup", "train", "extract_features", "mmt"}  # beside the packages, layer 5
-SCRIPT_FOLDERS = {"recipes", "examples", "benchmarks", "metrics"}  # all layer 5
+SCRIPTS = {"setup", "train", "extract_features", "mmt"}  # beside the packages, layer 6
+SCRIPT_FOLDERS = {"recipes", "examples", "benchmarks", "metrics"}  # all layer 6
 NOT_OURS = {"tests", "build", "dist", "runs", "cache", "features", "shared"}
 # `strict`, which makes a config a checked dataclass, lives in a package that transformers always brings.
 SHIPPED_MAY_IMPORT = {"torch", "transformers", "huggingface_hub"} | sys.stdlib_module_names

@@ -21,9 +21,10 @@ import torch
 from PIL import Image
 from video_files import number_frame, numbers_of, write_video
 
-from modeling_mmt import video_decoding_mmt as decoding
+from modeling_mmt import frames_mmt, pictures_mmt, video_decoding_mmt
 from modeling_mmt import video_streams_mmt as streams
-from modeling_mmt.video_decoding_mmt import FrameSampling, VideoDecodingError, clip_frames, read_clip
+from modeling_mmt.frames_mmt import FrameSampling, VideoDecodingError
+from modeling_mmt.video_decoding_mmt import clip_frames, read_clip
 
 COUNT = 60
 SOURCES = {  # name -> suffix, codec, options; the arguments of write_video
@@ -612,10 +613,10 @@ def test_a_folder_or_list_without_pictures_is_refused(tmp_path, videos):
 def test_an_animation_that_would_take_hours_is_refused(tmp_path, monkeypatch):
     frames = [Image.fromarray(number_frame(number)) for number in range(4)]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
-    monkeypatch.setattr(decoding, "MAX_ANIMATION_PIXELS", 3 * 64 * 48)
+    monkeypatch.setattr(pictures_mmt, "MAX_ANIMATION_PIXELS", 3 * 64 * 48)
     with pytest.raises(VideoDecodingError, match="declares 4 frames of 64 x 48"):
         read_clip(tmp_path / "a.gif", fixed(2))
-    monkeypatch.setattr(decoding, "MAX_PICTURE_BYTES", 100)
+    monkeypatch.setattr(pictures_mmt, "MAX_PICTURE_BYTES", 100)
     with pytest.raises(VideoDecodingError, match="more than 100 bytes"):
         read_clip(tmp_path / "a.gif", fixed(2))
 
@@ -662,14 +663,14 @@ def test_without_a_decoder_the_message_says_what_to_install(videos, monkeypatch)
     monkeypatch.setattr(streams, "av", None)
     with pytest.raises(VideoDecodingError, match="pip install av"):
         read_clip(videos["VP9"], fixed(1))
-    monkeypatch.setattr(decoding, "Image", None)
+    monkeypatch.setattr(pictures_mmt, "Image", None)
     with pytest.raises(VideoDecodingError, match="pip install pillow"):
         read_clip(png(4, 4), fixed(1))
 
 
-def test_the_two_files_alone_read_arrays_where_nothing_else_is_installed(tmp_path, monkeypatch):
-    for file in (decoding.__file__, streams.__file__):
-        shutil.copy(file, tmp_path)
+def test_the_files_alone_read_arrays_where_nothing_else_is_installed(tmp_path, monkeypatch):
+    for module in (video_decoding_mmt, streams, pictures_mmt, frames_mmt):
+        shutil.copy(module.__file__, tmp_path)
     for package in ("av", "PIL", "torchcodec", "modeling_mmt"):
         monkeypatch.setitem(sys.modules, package, None)
     package = types.ModuleType("alone")
