@@ -4,7 +4,7 @@ A frame is 8-bit RGB, upright, on `BACKGROUND` where it is transparent, and no l
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -99,6 +99,21 @@ def span_of(start: float, end: float | None, duration: float, name: str) -> Span
     if start > 0 and start >= duration:
         raise VideoDecodingError(f"{name} lasts {duration:g} seconds: nothing at {start:g}")
     return Span(start, duration if end is None else min(end, duration))
+
+
+def at_each_time(frames: Frames, times: Sequence[float]) -> Frames:
+    """The frame that is shown at each of the rising `times`: the last one that began by then, else the first one.
+
+    Args:
+        frames: rising, and at least one.
+        times: seconds from the clip's start.
+    """
+    timestamp, frame = next(frames)
+    following = next(frames, None)
+    for time in times:
+        while following is not None and following[0] <= time + NUDGE:
+            (timestamp, frame), following = following, next(frames, None)
+        yield timestamp, frame
 
 
 def check_size(width: int, height: int, name: str) -> None:

@@ -168,11 +168,13 @@ class PixelSettings:
             last frame is repeated to fill the last step.
         """
         pixels = self.normalized(self.resized(frames))
-        if self.frames_per_step is None:
-            return pixels
-        missing = -len(pixels) % self.frames_per_step
-        pixels = torch.cat([pixels, pixels[-1:].expand(missing, -1, -1, -1)])
-        return pixels.unflatten(0, (-1, self.frames_per_step))
+        return pixels if self.frames_per_step is None else in_steps(pixels, self.frames_per_step)
+
+
+def in_steps(frames: torch.Tensor, length: int) -> torch.Tensor:
+    """`(F, ...)` frames to `(ceil(F / length), length, ...)`; the last one is repeated to fill the last step."""
+    filling = frames[-1:].expand(-len(frames) % length, *frames.shape[1:])
+    return torch.cat([frames, filling]).unflatten(0, (-1, length))
 
 
 def center_crop(frames: torch.Tensor, height: int, width: int) -> torch.Tensor:

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoTokenizer, BatchFeature, FeatureExtract
 from .configuration_mmt import vision_fields, vision_width
 from .efficientnet_lite_mmt import EfficientNetLiteModel  # noqa: F401  older loaders copy direct imports alone
 from .frames_mmt import FrameSampling
-from .image_processing_mmt import PixelSettings
+from .image_processing_mmt import PixelSettings, in_steps
 from .pictures_mmt import picture_frames  # noqa: F401  as above
 from .video_decoding_mmt import read_clip
 from .video_streams_mmt import video_frames  # noqa: F401  as above
@@ -138,10 +138,7 @@ class MMTVideoFeatureExtractor(FeatureExtractionMixin):
 
     def _steps(self, frames: torch.Tensor) -> torch.Tensor:
         """`(F, 3, H, W)` frames to `(steps, T, 3, H, W)`; the last frame is repeated to fill the last step."""
-        missing = -len(frames) % self.frames_per_step
-        if missing:
-            frames = torch.cat([frames, frames[-1:].expand(missing, -1, -1, -1)])
-        steps = frames.unflatten(0, (-1, self.frames_per_step))
+        steps = in_steps(frames, self.frames_per_step)
         return steps[self._even_steps(len(steps))]
 
     def _even_steps(self, length: int) -> Any:

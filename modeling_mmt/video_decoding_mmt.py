@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .frames_mmt import Frames, FrameSampling, VideoDecodingError
+from .frames_mmt import Frames, FrameSampling, VideoDecodingError, at_each_time
 from .pictures_mmt import is_picture, open_picture, picture_bytes, picture_frames, picture_pixels
 from .video_streams_mmt import decoder_frames, video_frames
 
@@ -93,8 +93,19 @@ def clip_frames(
     end: float | None = None,
     max_side: int | None = None,
     decoder: str | None = None,
+    repeat_held: bool = False,
 ) -> tuple[float | None, Frames]:
     """As `read_clip`, one frame at a time: for clips that are too long to lie in memory.
+
+    Args:
+        source: as in `read_clip`, like the arguments that are not named here.
+        sampling: which frames.
+        start: seconds.
+        end: seconds.
+        max_side: pixels.
+        decoder: of videos.
+        repeat_held: a frame that is shown at several of the times is given again at each of them (the same tensor), so
+            that there are as many frames as times; else once. A source without times has nothing to repeat.
 
     Returns:
         duration: seconds, or None, before anything is decoded.
@@ -129,6 +140,8 @@ def clip_frames(
         if first is None:
             raise VideoDecodingError(f"{name} holds no frame")
 
+    if repeat_held and duration is not None:
+        return duration, at_each_time(of_one_size(), sampling.times(duration))
     return duration, of_one_size()
 
 

@@ -641,6 +641,23 @@ def test_frames_come_one_at_a_time_as_in_the_clip(videos):
         assert torch.equal(torch.stack(pixels).permute(0, 3, 1, 2), clip.frames)
 
 
+def test_a_held_frame_is_given_again_at_each_time_where_that_is_asked_for(tmp_path):
+    path = write_video(tmp_path / "held.mp4", 4, times=[0, 40, 1000, 1040])  # milliseconds
+    duration, frames = clip_frames(path, per_second(5.0), end=1.0, repeat_held=True)  # at 0.1, 0.3, 0.5, 0.7, 0.9
+    timestamps, pixels = zip(*frames, strict=True)
+    assert len(per_second(5.0).times(duration)) == 5
+    assert numbers_of(torch.stack(pixels).permute(0, 3, 1, 2)) == [1] * 5
+    assert list(timestamps) == pytest.approx([0.04] * 5)
+    assert all(frame is pixels[0] for frame in pixels)
+    assert len(list(clip_frames(np.zeros((3, 4, 4, 3), np.uint8), fixed(9), repeat_held=True)[1])) == 3  # no times
+
+
+def test_before_the_first_frame_the_first_is_shown():
+    frames = [(0.2, torch.tensor(0)), (1.0, torch.tensor(1)), (2.0, torch.tensor(2))]
+    shown = frames_mmt.at_each_time(iter(frames), [0.0, 0.5, 1.0, 2.5, 3.0])
+    assert [frame.item() for _, frame in shown] == [0, 0, 1, 2, 2]
+
+
 def test_a_frame_that_is_done_with_leaves_no_memory_behind(tmp_path):
     path = write_video(tmp_path / "a.mp4", [number_frame(number, (1280, 720)) for number in range(100)])
     read_clip(path, fixed(1))
