@@ -15,6 +15,7 @@ from .frames_mmt import FrameSampling
 from .image_processing_mmt import PixelSettings, in_steps
 from .pictures_mmt import picture_frames  # noqa: F401  as above
 from .video_decoding_mmt import read_clip
+from .video_packets_mmt import LostError  # noqa: F401  as above
 from .video_streams_mmt import video_frames  # noqa: F401  as above
 from .vision_encoders_mmt import pixels_name, set_frames_per_step, vision_half
 

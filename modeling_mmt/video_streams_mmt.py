@@ -21,7 +21,6 @@ import math
 import struct
 from collections import deque
 from collections.abc import Iterator
-from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +37,16 @@ from .frames_mmt import (
     on_background,
     span_of,
 )
+from .video_packets_mmt import (
+    LostError,
+    extent_of,
+    is_indexed,
+    is_unordered,
+    keyframe_before,
+    packets_from,
+    packets_from_keyframe,
+    with_following,
+)
 
 try:
     import av
@@ -47,11 +56,7 @@ except ImportError:
 
 MAX_THREADS = 8
 """A decoder uses as many threads as torch does (one in a worker of a DataLoader), and at most these."""
-REORDER_DEPTH = 32
-"""Packets to look ahead; no codec lets more than 16 frames wait for an earlier one."""
-
 _DROPPABLE = {"h264", "mpeg4", "mpeg2video", "mpeg1video"}  # codecs that mark frames which no other frame needs
-_INDEXED = ("mov", "matroska")  # formats whose index can be relied on
 _ALPHA = ("yuva", "rgba", "argb", "bgra", "abgr", "gbrap", "ya8", "ya16", "pal8")
 
 
@@ -148,10 +153,6 @@ def decoder_frames(
 # --- PyAV
 
 
-class _LostError(Exception):
-    """A shortcut did not lead to the frame."""
-
-
 def _pyav_frames(
     source: Any, kind: str, name: str, sampling: FrameSampling, start: float, end: float | None
 ) -> tuple[float, Frames]:
@@ -164,7 +165,7 @@ def _pyav_frames(
     try:
         container = opened()
         stream = _video_stream(container, name)
-        first, last = _extent(container, stream, name)
+        first, last, keyframe = extent_of(container, stream, name)
         base = float(stream.time_base)
     except (av.FFmpegError, ValueError) as error:
         raise _failure(error, name, "cannot be read as a video") from error
@@ -173,24 +174,24 @@ def _pyav_frames(
     targets = sorted({first + math.floor((span.start + time + NUDGE) / base) for time in times})
 
     def sampled() -> Frames:
-        ready = [container] if _is_indexed(container) else []  # it can go back
+        ready = [container] if is_indexed(container) else []  # it can go back
         try:
             for way in (_by_shortcuts, _one_by_one):  # the second finds what the first left in `targets`
                 with ready.pop() if ready else opened() as video:
                     stream = _video_stream(video, name)
                     try:
-                        for frame in way(video, stream, _codec(stream), targets):
+                        for frame in way(video, stream, _codec(stream), targets, keyframe):
                             if frame.is_corrupt:
                                 raise VideoDecodingError(
                                     f"{name} is damaged at {(frame.pts - first) * base:g} seconds"
                                 )
                             yield max((frame.pts - first) * base - span.start, 0.0), _rgb(frame, name)
-                    except (_LostError, av.FFmpegError):
+                    except (LostError, av.FFmpegError):
                         if way is _one_by_one:
                             raise
                 if not targets:
                     return
-        except (av.FFmpegError, _LostError, ValueError) as error:
+        except (av.FFmpegError, LostError, ValueError) as error:
             raise _failure(error, name, "cannot be decoded") from error
 
     return span.duration, sampled()
@@ -227,63 +228,56 @@ def _codec(stream: Any) -> Any:
     return codec
 
 
-def _extent(container: Any, stream: Any, name: str) -> tuple[int, int]:
-    """The pts of the first frame, and where the last one ends, from the packets; of those at both ends if indexed."""
-    index = stream.index_entries
-    if len(index) and container.size > 0 and index[-1].pos + index[-1].size > container.size:
-        raise VideoDecodingError(f"{name} is cut short: its index goes on beyond its {container.size} bytes")
-    packets = (packet for packet in container.demux(stream) if packet.size and not packet.is_discard)
-    stamps = [packet.pts for packet in islice(packets, REORDER_DEPTH) if packet.pts is not None]
-    if not stamps:
-        raise VideoDecodingError(f"{name} holds no frame with a time")
-    first, last, last_of_all = min(stamps), max(stamps), 0.0
-    if _is_indexed(container):
-        container.seek(2**62, stream=stream)
-    for packet in container.demux():
-        if packet.size and packet.pts is not None and not packet.is_discard:
-            until = packet.pts + (packet.duration or 0)
-            last_of_all = max(last_of_all, until * float(packet.time_base))
-            if packet.stream_index == stream.index:
-                last = max(last, until)
-    declared = (container.duration or 0) / 1e6 + min(container.start_time or 0, 0) / 1e6
-    if container.format.name.startswith((*_INDEXED, "avi")) and last_of_all + 0.5 < declared:
-        raise VideoDecodingError(f"{name} is cut short: it ends at {last_of_all:g} of {declared:g} seconds")
-    return first, last
+def _frames(container: Any, stream: Any, codec: Any, keyframe: int | None) -> Iterator[Any]:
+    """All frames in the order of showing, which is the decoder's, with rising pts.
+
+    A frame without a pts, or with one that is not later than the one before, begins where that one ends: program
+    streams have a pts for some frames alone.
+    """
+    waiting: deque[int] = deque()  # times, in the order of decoding, of an unordered stream
+    before = None
+    for packet in packets_from(container, stream, keyframe):
+        if is_unordered(stream) and packet.size:
+            waiting.append(packet.dts)
+        for frame in codec.decode(packet):
+            if is_unordered(stream):
+                frame.pts = waiting.popleft() if waiting else None
+            elif before is not None and (frame.pts is None or frame.pts <= before.pts):
+                frame.pts = before.pts + (before.duration or 1)
+            if frame.pts is None:
+                raise LostError("a frame has no time")
+            yield frame
+            before = frame
 
 
-def _is_indexed(container: Any) -> bool:
-    return container.format.name.startswith(_INDEXED)
-
-
-def _one_by_one(container: Any, stream: Any, codec: Any, targets: list[int]) -> Iterator[Any]:
+def _one_by_one(container: Any, stream: Any, codec: Any, targets: list[int], keyframe: int | None) -> Iterator[Any]:
     """The frame shown at each of the rising `targets`, which are taken off as they are found; decodes everything."""
     shown = None
-    for packet in container.demux(stream):
-        for frame in codec.decode(packet):
-            if frame.pts is None:
-                raise _LostError("a frame has no time")
-            if shown is not None and targets and targets[0] < frame.pts:
-                del targets[: bisect.bisect_left(targets, frame.pts)]
-                yield shown
-            if not targets:
-                return
-            shown = frame
+    for frame in _frames(container, stream, codec, keyframe):
+        if shown is not None and targets and targets[0] < frame.pts:
+            del targets[: bisect.bisect_left(targets, frame.pts)]
+            yield shown
+        if not targets:
+            return
+        shown = frame
     if shown is None:
-        raise _LostError("no frame comes out")
+        raise LostError("no frame comes out")
     targets.clear()
     yield shown
 
 
-def _by_shortcuts(container: Any, stream: Any, codec: Any, targets: list[int]) -> Iterator[Any]:
+def _by_shortcuts(container: Any, stream: Any, codec: Any, targets: list[int], keyframe: int | None) -> Iterator[Any]:
     """As `_one_by_one`, from one keyframe to the next that pays, without the frames that no other one needs.
 
     The packets tell which frames are shown at the targets. After the last of them before a keyframe that lies ahead,
     the decoder gives what it still holds and begins anew there.
 
     Raises:
-        _LostError: a packet has no time, a jump went wrong, or a frame did not come.
+        LostError: a packet has no time of its own, a jump went wrong, or a frame did not come.
         av.FFmpegError: the decoder refuses a packet; after a jump into an open GOP of H.264 it misses references.
     """
+    if is_unordered(stream):
+        raise LostError("no packet has a time of its own")
     droppable = codec.name in _DROPPABLE
     waiting: dict[int, int] = {}  # pts of a frame in the decoder -> how many targets it is for
     ahead = list(targets)  # targets whose packet was not met yet
@@ -292,13 +286,13 @@ def _by_shortcuts(container: Any, stream: Any, codec: Any, targets: list[int]) -
         for frame in frames:
             if frame.pts in waiting:
                 if frame.pts != min(waiting) or (ahead and ahead[0] < frame.pts):
-                    raise _LostError("a frame did not come")
+                    raise LostError("a frame did not come")
                 del targets[: waiting.pop(frame.pts)]
                 yield frame
 
     delay = 0
     while ahead:
-        for packet, following in _with_following(_from_keyframe(container, stream, ahead[0])):
+        for packet, following in with_following(packets_from_keyframe(container, stream, ahead[0], keyframe)):
             low, high = bisect.bisect_left(ahead, packet.pts), bisect.bisect_left(ahead, following)
             if is_shown := low < high and not packet.is_discard:
                 waiting[packet.pts] = high - low
@@ -308,65 +302,15 @@ def _by_shortcuts(container: Any, stream: Any, codec: Any, targets: list[int]) -
             yield from found(codec.decode(packet))
             if packet.is_keyframe and packet.dts is not None:
                 delay = packet.pts - packet.dts  # mp4's index counts in dts
-            if is_shown and (not ahead or _keyframe(container, stream, ahead[0] - delay) > packet.pts):
+            if is_shown and (not ahead or keyframe_before(container, stream, ahead[0] - delay) > packet.pts):
                 break
         else:
             if ahead:
-                raise _LostError("the packets end before the last target")
+                raise LostError("the packets end before the last target")
         yield from found(codec.decode(None))
         if waiting:
-            raise _LostError("a frame did not come")
+            raise LostError("a frame did not come")
         codec.flush_buffers()
-
-
-def _keyframe(container: Any, stream: Any, target: int) -> float:
-    """When the index has the last keyframe that is not later than the target; -inf where there is none."""
-    number = stream.index_entries.search_timestamp(target) if _is_indexed(container) else -1
-    return -math.inf if number < 0 else stream.index_entries[number].timestamp
-
-
-def _from_keyframe(container: Any, stream: Any, target: int) -> Iterator[Any]:
-    """Packets from a keyframe that is not later than the target; from the beginning where there is no index."""
-    if not _is_indexed(container):
-        return container.demux(stream)
-    before = target
-    for _ in range(4):
-        container.seek(before, stream=stream)
-        packets = container.demux(stream)
-        first = next(packets)
-        if first.size and first.pts is not None and first.is_keyframe and first.pts <= target:
-            return chain([first], packets)
-        before = min(stamp for stamp in (before, first.pts, first.dts) if stamp is not None) - 1
-    raise _LostError("no keyframe before the target")
-
-
-def _with_following(packets: Iterator[Any]) -> Iterator[tuple[Any, float]]:
-    """Each packet, and the pts that comes after its own in the order of showing."""
-    window: deque[Any] = deque()
-    past: deque[int] = deque()
-    stamps: list[int] = []  # sorted: those of both, without what is never shown
-
-    def oldest() -> tuple[Any, float]:
-        packet = window.popleft()
-        if not packet.is_discard:
-            past.append(packet.pts)
-            if len(past) > REORDER_DEPTH:
-                del stamps[bisect.bisect_left(stamps, past.popleft())]
-        later = bisect.bisect_right(stamps, packet.pts)
-        return packet, stamps[later] if later < len(stamps) else math.inf
-
-    for packet in packets:
-        if not packet.size:
-            continue
-        if packet.pts is None:
-            raise _LostError("a packet has no time")
-        if not packet.is_discard:
-            bisect.insort(stamps, packet.pts)
-        window.append(packet)
-        if len(window) > REORDER_DEPTH:
-            yield oldest()
-    while window:
-        yield oldest()
 
 
 def _rgb(frame: Any, name: str) -> torch.Tensor:

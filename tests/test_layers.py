@@ -1,21 +1,22 @@
 """Who may import whom.
 
-    layer 6   train.py  extract_features.py  mmt.py  recipes/  examples/  benchmarks/  metrics/
+    layer 7   train.py  extract_features.py  mmt.py  recipes/  examples/  benchmarks/  metrics/
               __init__  cli  report                                                                 __init__
-    layer 5   hub  trainer  mteb_encoder  onnx_export  report_measures  report_sections             mteb_retrieval
+    layer 6   hub  trainer  mteb_encoder  onnx_export  report_measures  report_sections             mteb_retrieval
                                                                          emoji_motion  extraction_clips  clip_columns
-    layer 4   data_collator  large_batch  micro_batches  layer_cache  sharding  significance
-              search  model_card  evaluation  report_page  feature_extraction                       emoji9  msrvtt  ...
-    layer 3   processing_mmt
-    layer 2   modeling_mmt  video_decoding_mmt  streaming_loss  checkpointing  packaged_encoders
+    layer 5   data_collator  large_batch  micro_batches  layer_cache  sharding
+              significance  search  model_card  evaluation  report_page  feature_extraction   emoji9  msrvtt  ...
+    layer 4   processing_mmt
+    layer 3   video_decoding_mmt
+    layer 2   modeling_mmt  video_streams_mmt  streaming_loss  checkpointing  packaged_encoders
               retrieval  training_arguments  snapshots  search_engines  diagnostics
               report_figures                                                                        corpus  sampling
-    layer 1   pooling_mmt  vision_encoders_mmt  video_streams_mmt  pictures_mmt  exact_search        features  sources
+    layer 1   pooling_mmt  vision_encoders_mmt  video_packets_mmt  pictures_mmt  exact_search        features  sources
     layer 0   configuration_mmt  loss_mmt  frames_mmt  image_processing_mmt  efficientnet_lite_mmt
               pipeline_mmt  published_results  fingerprints  augmentation  kept_clips
               `-------------------------------- modeling_mmt/ --------------------------------'     `datasets_scripts/'
 
-Imports point down only; programs of layer 6 may call each other, and they alone use both packages. A new module gets
+Imports point down only; programs of layer 7 may call each other, and they alone use both packages. A new module gets
 its layer here, or the test fails.
 """
 
@@ -33,24 +34,25 @@ PICTURE = {
     "modeling_mmt": {
         0: "configuration_mmt loss_mmt frames_mmt image_processing_mmt efficientnet_lite_mmt pipeline_mmt "
         "published_results video_backbones fingerprints augmentation kept_clips",
-        1: "pooling_mmt vision_encoders_mmt video_streams_mmt pictures_mmt exact_search",
-        2: "modeling_mmt video_decoding_mmt streaming_loss checkpointing packaged_encoders retrieval "
+        1: "pooling_mmt vision_encoders_mmt video_packets_mmt pictures_mmt exact_search",
+        2: "modeling_mmt video_streams_mmt streaming_loss checkpointing packaged_encoders retrieval "
         "training_arguments snapshots search_engines diagnostics report_figures",
-        3: "processing_mmt",
-        4: "data_collator large_batch micro_batches layer_cache sharding significance search model_card evaluation "
+        3: "video_decoding_mmt",
+        4: "processing_mmt",
+        5: "data_collator large_batch micro_batches layer_cache sharding significance search model_card evaluation "
         "report_page feature_extraction",
-        5: "hub trainer mteb_encoder onnx_export report_measures report_sections",
-        6: "__init__ cli report",
+        6: "hub trainer mteb_encoder onnx_export report_measures report_sections",
+        7: "__init__ cli report",
     },
     "datasets_scripts": {
         1: "features sources worker_pool",
         2: "corpus sampling convert_features video_lists",
         3: "extraction emoji9 multi_howto100m msrvtt vatex multi30k storybook8 own_clips translate language_report",
         4: "mteb_retrieval emoji_motion extraction_clips clip_columns",
-        6: "__init__",
+        7: "__init__",
     },
 }
-TOP = 6
+TOP = 7
 PROGRAMS = {"modeling_mmt.cli", "modeling_mmt.report"}  # in the wheel; they join both packages as train.py does
 MODEL_AND_PROCESSOR = ("modeling_mmt.modeling_mmt", "modeling_mmt.processing_mmt")
 LAYERS = {
@@ -59,8 +61,8 @@ LAYERS = {
     for layer, names in rows.items()
     for name in names.split()
 }
-SCRIPTS = {"setup", "train", "extract_features", "mmt"}  # beside the packages, layer 6
-SCRIPT_FOLDERS = {"recipes", "examples", "benchmarks", "metrics"}  # all layer 6
+SCRIPTS = {"setup", "train", "extract_features", "mmt"}  # beside the packages, layer 7
+SCRIPT_FOLDERS = {"recipes", "examples", "benchmarks", "metrics"}  # all layer 7
 NOT_OURS = {"tests", "build", "dist", "runs", "cache", "features", "shared"}
 # `strict`, which makes a config a checked dataclass, lives in a package that transformers always brings.
 SHIPPED_MAY_IMPORT = {"torch", "transformers", "huggingface_hub"} | sys.stdlib_module_names

@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 from video_files import number_frame, numbers_of, write_video
 
-from modeling_mmt import frames_mmt, pictures_mmt, video_decoding_mmt
+from modeling_mmt import frames_mmt, pictures_mmt, video_decoding_mmt, video_packets_mmt
 from modeling_mmt import video_streams_mmt as streams
 from modeling_mmt.frames_mmt import FrameSampling, VideoDecodingError
 from modeling_mmt.video_decoding_mmt import clip_frames, read_clip
@@ -137,8 +137,8 @@ def test_a_jump_leaves_out_the_frames_between(videos, monkeypatch):
             met.append(round(float(packet.pts * packet.time_base * 25)))
             yield packet, shown_after
 
-    following = streams._with_following
-    monkeypatch.setattr(streams, "_with_following", noted)
+    following = streams.with_following
+    monkeypatch.setattr(streams, "with_following", noted)
     read_clip(videos["H.264, keyframe every 10"], fixed(3), decoder="pyav")  # frames 10, 30, 50, all keyframes
     assert {10, 30, 50} <= set(met)
     assert len(met) <= 30  # at the worst a GOP more for each, where an index counts in dts
@@ -149,7 +149,7 @@ def test_a_shortcut_that_fails_on_its_way_costs_time_only(videos, monkeypatch):
 
     def lost(*arguments):
         yield from itertools.islice(shortcuts(*arguments), 3)
-        raise streams._LostError("the third is the last")
+        raise streams.LostError("the third is the last")
 
     monkeypatch.setattr(streams, "_by_shortcuts", lost)
     clip = read_clip(videos["H.264, keyframe every 10"], fixed(6), decoder="pyav")
@@ -686,7 +686,7 @@ def test_without_a_decoder_the_message_says_what_to_install(videos, monkeypatch)
 
 
 def test_the_files_alone_read_arrays_where_nothing_else_is_installed(tmp_path, monkeypatch):
-    for module in (video_decoding_mmt, streams, pictures_mmt, frames_mmt):
+    for module in (video_decoding_mmt, streams, video_packets_mmt, pictures_mmt, frames_mmt):
         shutil.copy(module.__file__, tmp_path)
     for package in ("av", "PIL", "torchcodec", "modeling_mmt"):
         monkeypatch.setitem(sys.modules, package, None)
