@@ -15,6 +15,8 @@ BACKGROUND = (255, 255, 255)
 MAX_SIDE = 16_384
 MAX_PIXELS = 2**26
 """Of one frame: 8192 x 8192. An 8K video has half of it."""
+BAND_PIXELS = 2**20
+"""What is worked on at a time, where the work needs many times the memory of the pixels."""
 NUDGE = 1e-6
 """Seconds. A time so little before a frame's pts counts as its time: both are rounded."""
 
@@ -116,23 +118,51 @@ def at_each_time(frames: Frames, times: Sequence[float]) -> Frames:
         yield timestamp, frame
 
 
-def check_size(width: int, height: int, name: str) -> None:
+def check_size(width: int, height: int, name: str, max_pixels: int = MAX_PIXELS) -> None:
     """Refuses frames beyond the limits.
 
     Raises:
         VideoDecodingError: they are.
     """
-    if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
+    if max(width, height) > MAX_SIDE or width * height > max_pixels:
         raise VideoDecodingError(
-            f"{name} declares frames of {width} x {height} pixels; the limits are {MAX_SIDE} a side and {MAX_PIXELS} "
+            f"{name} declares frames of {width} x {height} pixels; the limits are {MAX_SIDE} a side and {max_pixels} "
             "in all. Shrink it first"
         )
 
 
+def resized(frame: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """`(H, W, 3)` uint8 to `(height, width, 3)`, by bilinear interpolation with antialiasing."""
+    pixels = torch.nn.functional.interpolate(
+        frame.permute(2, 0, 1)[None], (height, width), mode="bilinear", antialias=True
+    )
+    return pixels[0].permute(1, 2, 0)
+
+
+def with_square_pixels(frame: torch.Tensor, aspect: float | None, name: str) -> torch.Tensor:
+    """A frame as it is shown where each pixel is `aspect` times as wide as it is high.
+
+    As in browsers (HTML, "natural width and height"), the side that is too short grows. None and 0 mean unknown.
+
+    Raises:
+        VideoDecodingError: it grows beyond the limits.
+    """
+    if not aspect or aspect == 1:
+        return frame
+    height, width = frame.shape[:2]
+    shown = (height, round(width * aspect)) if aspect > 1 else (round(height / aspect), width)
+    check_size(shown[1], shown[0], name)
+    return resized(frame, *shown)
+
+
 def on_background(pixels: torch.Tensor) -> torch.Tensor:
-    """`(H, W, 4)` uint8 RGBA to `(H, W, 3)` on `BACKGROUND`, rounded."""
-    alpha = pixels[..., 3:].float() / 255
-    return (pixels[..., :3] * alpha + torch.tensor(BACKGROUND) * (1 - alpha)).round().to(torch.uint8)
+    """`(H, W, 4)` uint8 RGBA to `(H, W, 3)` on `BACKGROUND`, rounded; a band at a time, since it is done in float."""
+    shown = torch.empty(*pixels.shape[:2], 3, dtype=torch.uint8)
+    rows = max(1, BAND_PIXELS // pixels.shape[1])
+    for band, given in zip(shown.split(rows), pixels.split(rows), strict=True):
+        alpha = given[..., 3:].float() / 255
+        band.copy_((given[..., :3] * alpha + torch.tensor(BACKGROUND) * (1 - alpha)).round())
+    return shown
 
 
 def first_line(error: BaseException) -> str:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .frames_mmt import Frames, FrameSampling, VideoDecodingError, at_each_time
+from .frames_mmt import Frames, FrameSampling, VideoDecodingError, at_each_time, resized
 from .pictures_mmt import is_picture, open_picture, picture_bytes, picture_frames, picture_pixels
 from .video_streams_mmt import decoder_frames, video_frames
 
@@ -225,9 +225,7 @@ def _shrunk(frame: torch.Tensor, max_side: int | None) -> torch.Tensor:
     if max_side is None or max(height, width) <= max_side:
         return frame
     scale = max_side / max(height, width)
-    size = (max(1, round(height * scale)), max(1, round(width * scale)))
-    shrunk = torch.nn.functional.interpolate(frame.permute(2, 0, 1)[None], size, mode="bilinear", antialias=True)
-    return shrunk[0].permute(1, 2, 0)
+    return resized(frame, max(1, round(height * scale)), max(1, round(width * scale)))
 
 
 # --- pictures, animations, lists

@@ -7,7 +7,14 @@ other frame needs, and takes the frame whose pts is the right one; where such a 
 is decoded from the start.
 
 What a frame is: 8-bit RGB, upright (rotation and mirroring of the display matrix), alpha composited on `BACKGROUND`,
-grey as three equal channels; HDR is not tone-mapped, interlaced fields are not separated.
+grey as three equal channels, with square pixels (as browsers show it; FFmpeg's own frames are as they are stored); HDR
+is not tone-mapped, interlaced fields are not separated.
+
+Where FFmpeg's frames and players differ: a recording that begins between two keyframes begins with the first one, and
+what leans on the frames before it is left out; frames of H.264 in AVI, which stores no times, follow one another in
+the decoder's order; a frame without a time, or with that of an earlier one, begins where the one before ends.
+
+Memory: a decoder may hold as many frames as its codec allows, which must fit into `MAX_DECODER_BYTES`.
 
 Why PyAV comes first where both are installed: torchcodec takes wrong frames of H.264 with intra refresh in mp4 (up to
 5 frames off) and of AVI with B-frames, misses frames of MPEG-TS, knows no alpha and no mirroring, and hides damage
@@ -36,6 +43,7 @@ from .frames_mmt import (
     first_line,
     on_background,
     span_of,
+    with_square_pixels,
 )
 from .video_packets_mmt import (
     LostError,
@@ -56,6 +64,11 @@ except ImportError:
 
 MAX_THREADS = 8
 """A decoder uses as many threads as torch does (one in a worker of a DataLoader), and at most these."""
+MAX_DECODER_BYTES = 2**30
+"""Of the frames that a decoder holds at once, whatever a file makes it hold: those that later ones refer to, and one
+for each of its threads. H.264 and HEVC of 7680 x 4320 with 8 bits fit, AV1 and VP9 also with 10."""
+_HELD_FRAMES = {"h264": 17, "hevc": 17, "vvc": 17, "av1": 9, "libdav1d": 9, "vp9": 9, "libvpx-vp9": 9}
+"""References at most, and the frame at work; 4 for all other codecs."""
 _DROPPABLE = {"h264", "mpeg4", "mpeg2video", "mpeg1video"}  # codecs that mark frames which no other frame needs
 _ALPHA = ("yuva", "rgba", "argb", "bgra", "abgr", "gbrap", "ya8", "ya16", "pal8")
 
@@ -134,6 +147,9 @@ def decoder_frames(
     begin = video.metadata.begin_stream_seconds
     check_size(video.metadata.width, video.metadata.height, name)
     span = span_of(start, end, video.metadata.end_stream_seconds - begin, name)
+    aspect = getattr(video.metadata, "pixel_aspect_ratio", None)  # of the pixels before they are turned upright
+    if aspect and round(getattr(video.metadata, "rotation", None) or 0) % 180:
+        aspect = 1 / aspect
 
     def sampled() -> Frames:
         last = None
@@ -145,6 +161,7 @@ def decoder_frames(
             if frame.pts_seconds != last:
                 last = frame.pts_seconds
                 pixels = frame.data if frame.data.shape[-1] == 3 else frame.data.permute(1, 2, 0)
+                pixels = with_square_pixels(pixels, aspect, name)
                 yield max(last - begin - span.start, 0.0), pixels
 
     return span.duration, sampled()
@@ -185,7 +202,7 @@ def _pyav_frames(
                                 raise VideoDecodingError(
                                     f"{name} is damaged at {(frame.pts - first) * base:g} seconds"
                                 )
-                            yield max((frame.pts - first) * base - span.start, 0.0), _rgb(frame, name)
+                            yield max((frame.pts - first) * base - span.start, 0.0), _rgb(frame, stream, name)
                     except (LostError, av.FFmpegError):
                         if way is _one_by_one:
                             raise
@@ -213,7 +230,7 @@ def _video_stream(container: Any, name: str) -> Any:
     stream = best if best in streams else streams[0]
     if stream.codec_context is None:
         raise VideoDecodingError(f"{name} is in a codec that this FFmpeg does not know")
-    check_size(stream.codec_context.width, stream.codec_context.height, name)
+    check_size(stream.codec_context.width, stream.codec_context.height, name, _within_memory(stream.codec_context)[0])
     return stream
 
 
@@ -223,9 +240,19 @@ def _codec(stream: Any) -> Any:
     knows_alpha = {"vp8": "libvpx", "vp9": "libvpx-vp9"}.get(codec.name)
     if stream.metadata.get("alpha_mode") == "1" and knows_alpha in av.codecs_available:
         codec = av.CodecContext.create(knows_alpha, "r")
-    codec.options = {"max_pixels": str(MAX_PIXELS), "err_detect": "explode"}
-    codec.thread_type, codec.thread_count = "AUTO", _threads()
+    max_pixels, threads = _within_memory(stream.codec_context)
+    codec.options = {"max_pixels": str(max_pixels), "err_detect": "explode"}
+    codec.thread_type, codec.thread_count = "AUTO", threads
     return codec
+
+
+def _within_memory(codec: Any) -> tuple[int, int]:
+    """The most pixels that a frame may have, and how many threads a decoder may have at the declared size."""
+    bits = 12 if codec.pix_fmt is None else av.VideoFormat(codec.pix_fmt).padded_bits_per_pixel
+    held = _HELD_FRAMES.get(codec.name, 4)
+    total = MAX_DECODER_BYTES * 8 // bits  # pixels of all frames
+    spare = total // max(codec.width * codec.height, 1) - held
+    return min(MAX_PIXELS, total // held), max(1, min(spare + 1, torch.get_num_threads(), MAX_THREADS))
 
 
 def _frames(container: Any, stream: Any, codec: Any, keyframe: int | None) -> Iterator[Any]:
@@ -313,8 +340,8 @@ def _by_shortcuts(container: Any, stream: Any, codec: Any, targets: list[int], k
         codec.flush_buffers()
 
 
-def _rgb(frame: Any, name: str) -> torch.Tensor:
-    """`(H, W, 3)` uint8, upright."""
+def _rgb(frame: Any, stream: Any, name: str) -> torch.Tensor:
+    """`(H, W, 3)` uint8, upright and of square pixels."""
     check_size(frame.width, frame.height, name)
     has_alpha = frame.format.name.startswith(_ALPHA)
     channels = 4 if has_alpha else 3
@@ -322,7 +349,8 @@ def _rgb(frame: Any, name: str) -> torch.Tensor:
     plane = rgb.planes[0]
     pixels = torch.frombuffer(plane, dtype=torch.uint8).view(rgb.height, plane.line_size)
     pixels = pixels[:, : rgb.width * channels].unflatten(1, (rgb.width, channels))
-    return _upright(on_background(pixels) if has_alpha else pixels, frame)
+    pixels = on_background(pixels) if has_alpha else pixels
+    return _upright(with_square_pixels(pixels, stream.sample_aspect_ratio, name), frame)
 
 
 def _upright(pixels: torch.Tensor, frame: Any) -> torch.Tensor:
