@@ -54,9 +54,9 @@ def main(argv: Sequence[str] | None = None) -> FeatureStore | None:
             clips = clips_of_folder_or_list(arguments.videos, arguments.limit)
         else:
             clips = clips_of_dataset(arguments.dataset, arguments.limit)
+        encoder, reader, settings = prepared(arguments, clips, local_rank)
     except (ValueError, FileNotFoundError) as error:
         _refuse(str(error))
-    encoder, reader, settings = prepared(arguments, clips, local_rank)
     if (arguments.output_dir / MANIFEST).is_file():
         return kept_store(arguments.output_dir, settings)
     workers = arguments.num_workers
