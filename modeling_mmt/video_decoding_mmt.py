@@ -80,9 +80,16 @@ def read_clip(
         ValueError: an argument has no meaning.
     """
     duration, sampled = clip_frames(source, sampling, start=start, end=end, max_side=max_side, decoder=decoder)
-    timestamps, frames = zip(*sampled, strict=True)
-    stack = torch.stack(frames).permute(0, 3, 1, 2)
-    return Clip(stack, torch.tensor(timestamps, dtype=torch.float64), duration)
+    timestamps, frames = map(list, zip(*sampled, strict=True))
+    return Clip(_stacked(frames).permute(0, 3, 1, 2), torch.tensor(timestamps, dtype=torch.float64), duration)
+
+
+def _stacked(frames: list[Any]) -> torch.Tensor:
+    """As `torch.stack`, but each frame is let go as it is copied, so that memory holds all of them once."""
+    stack = torch.empty(len(frames), *frames[0].shape, dtype=torch.uint8)
+    for number in range(len(frames)):
+        stack[number], frames[number] = frames[number], None
+    return stack
 
 
 def clip_frames(
