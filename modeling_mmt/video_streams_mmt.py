@@ -66,7 +66,8 @@ MAX_THREADS = 8
 """A decoder uses as many threads as torch does (one in a worker of a DataLoader), and at most these."""
 MAX_DECODER_BYTES = 2**30
 """Of the frames that a decoder holds at once, whatever a file makes it hold: those that later ones refer to, and one
-for each of its threads. H.264 and HEVC of 7680 x 4320 with 8 bits fit, AV1 and VP9 also with 10."""
+for each of its threads. H.264 and HEVC of 7680 x 4320 with 8 bits fit, AV1 and VP9 also with 10. H.264's own tables
+add a third to it."""
 _HELD_FRAMES = {"h264": 17, "hevc": 17, "vvc": 17, "av1": 9, "libdav1d": 9, "vp9": 9, "libvpx-vp9": 9}
 """References at most, and the frame at work; 4 for all other codecs."""
 _DROPPABLE = {"h264", "mpeg4", "mpeg2video", "mpeg1video"}  # codecs that mark frames which no other frame needs

