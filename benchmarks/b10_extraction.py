@@ -31,8 +31,8 @@ from modeling_mmt.extraction.encoders import StepEncoder, VideoReader
 from modeling_mmt.extraction.shards import Extraction, encode_clips, run
 from modeling_mmt.extraction.video_lists import Video, find_videos
 from modeling_mmt.extraction.workers import WorkerPool
+from modeling_mmt.frames_mmt import FrameSampling
 from modeling_mmt.image_processing_mmt import PixelSettings
-from modeling_mmt.video_decoding_mmt import FrameSampling
 from modeling_mmt.vision_encoders_mmt import MMTVisionEncoder
 
 DECODE, ENCODE, OURS = "decoding alone", "encoding alone", "end to end"

@@ -31,7 +31,8 @@ import harness
 import numpy as np
 import torch
 
-from modeling_mmt.video_decoding_mmt import FrameSampling, read_clip
+from modeling_mmt.frames_mmt import FrameSampling
+from modeling_mmt.video_decoding_mmt import read_clip
 
 NUM_FRAMES, RATE, WORKERS = 12, 25, 2
 SIZES = {"240p": (426, 240), "480p": (854, 480), "1080p": (1920, 1080)}

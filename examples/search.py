@@ -27,8 +27,9 @@ from modeling_mmt.data.clips import frames_of
 from modeling_mmt.data.features import FeatureStore
 from modeling_mmt.evaluation.evaluate import open_checkpoint
 from modeling_mmt.extraction.video_lists import find_videos
+from modeling_mmt.frames_mmt import FrameSampling
 from modeling_mmt.search.index import Hit, SearchIndex
-from modeling_mmt.video_decoding_mmt import FrameSampling, read_clip
+from modeling_mmt.video_decoding_mmt import read_clip
 
 # Pixels of the picture
 CELL = 128  # side of a clip

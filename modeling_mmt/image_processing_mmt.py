@@ -7,6 +7,7 @@ until 12: the result is within two levels of 255 of the encoder's own processor,
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -168,11 +169,13 @@ class PixelSettings:
             last frame is repeated to fill the last step.
         """
         pixels = self.normalized(self.resized(frames))
-        if self.frames_per_step is None:
-            return pixels
-        missing = -len(pixels) % self.frames_per_step
-        pixels = torch.cat([pixels, pixels[-1:].expand(missing, -1, -1, -1)])
-        return pixels.unflatten(0, (-1, self.frames_per_step))
+        return pixels if self.frames_per_step is None else in_steps(pixels, self.frames_per_step)
+
+
+def in_steps(frames: torch.Tensor, length: int) -> torch.Tensor:
+    """`(F, ...)` frames to `(ceil(F / length), length, ...)`; the last one is repeated to fill the last step."""
+    filling = frames[-1:].expand(-len(frames) % length, *frames.shape[1:])
+    return torch.cat([frames, filling]).unflatten(0, (-1, length))
 
 
 def center_crop(frames: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -212,6 +215,8 @@ def _height_width(size: Any, name: str) -> tuple[int, int]:
 def _processor_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The fields from what an image processor of transformers saves."""
     size, crop = settings.get("size"), settings.get("crop_size")
+    if size is None and "max_num_patches" in settings:  # SigLIP 2's NaFlex: at most so many patches of any aspect
+        size = _naflex_side(settings["max_num_patches"], settings.get("patch_size"))
     crops = settings.get("do_center_crop") and crop is not None
     shortest = size.get("shortest_edge") if isinstance(size, Mapping) else size if crops else None
     resize: int | tuple[int, int] | None = None
@@ -242,6 +247,13 @@ def _processor_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     return dict(
         height=target[0], width=target[1], resize=resize, resample=resample, scale=scale, mean=mean, std=std
     )  # fmt: skip
+
+
+def _naflex_side(num_patches: Any, patch_size: Any) -> int:
+    """Of the largest square: clips of a batch have one shape, so a frame becomes it, as of the fixed SigLIP 2."""
+    if not _is_side(num_patches, MAX_SIDE**2) or not _is_side(patch_size):
+        raise ValueError(f"max_num_patches is {num_patches!r} and patch_size {patch_size!r}; expected whole numbers")
+    return math.isqrt(num_patches) * patch_size
 
 
 def _channels(values: Any) -> tuple[float, ...]:

@@ -11,9 +11,12 @@ from transformers import AutoConfig, AutoTokenizer, BatchFeature, FeatureExtract
 
 from .configuration_mmt import vision_fields, vision_width
 from .efficientnet_lite_mmt import EfficientNetLiteModel  # noqa: F401  older loaders copy direct imports alone
-from .image_processing_mmt import PixelSettings
-from .video_decoding_mmt import FrameSampling, read_clip
-from .video_streams_mmt import VideoDecodingError  # noqa: F401  as above
+from .frames_mmt import FrameSampling
+from .image_processing_mmt import PixelSettings, in_steps
+from .pictures_mmt import picture_frames  # noqa: F401  as above
+from .video_decoding_mmt import clip_frames
+from .video_packets_mmt import LostError  # noqa: F401  as above
+from .video_streams_mmt import video_frames  # noqa: F401  as above
 from .vision_encoders_mmt import pixels_name, set_frames_per_step, vision_half
 
 TEXT_OPTIONS = ("padding", "truncation", "max_length")
@@ -113,8 +116,12 @@ class MMTVideoFeatureExtractor(FeatureExtractionMixin):
         while isinstance(source, list) and len(source) == 1 and isinstance(source[0], list):
             source = source[0]  # sentence-transformers puts a list of frames into another list
         dense = {name: value and value * candidates for name, value in self.sampling.items()}
-        frames = read_clip(source, FrameSampling(**dense), max_side=self.max_side).frames
-        return [PixelSettings(**settings).resized(frames) for settings in self.pixels]
+        experts = [PixelSettings(**settings) for settings in self.pixels]
+        _, frames = clip_frames(source, FrameSampling(**dense), max_side=self.max_side)
+        sized = [
+            [expert.resized(frame.permute(2, 0, 1)[None]).contiguous() for expert in experts] for _, frame in frames
+        ]
+        return [torch.cat(of_expert) for of_expert in zip(*sized, strict=True)]
 
     def collate(self, clips: Sequence[Sequence[torch.Tensor]]) -> BatchFeature:
         """What `read` gave for each clip to what `decode` returns."""
@@ -136,10 +143,7 @@ class MMTVideoFeatureExtractor(FeatureExtractionMixin):
 
     def _steps(self, frames: torch.Tensor) -> torch.Tensor:
         """`(F, 3, H, W)` frames to `(steps, T, 3, H, W)`; the last frame is repeated to fill the last step."""
-        missing = -len(frames) % self.frames_per_step
-        if missing:
-            frames = torch.cat([frames, frames[-1:].expand(missing, -1, -1, -1)])
-        steps = frames.unflatten(0, (-1, self.frames_per_step))
+        steps = in_steps(frames, self.frames_per_step)
         return steps[self._even_steps(len(steps))]
 
     def _even_steps(self, length: int) -> Any:

@@ -1,7 +1,7 @@
 """Clips from any source: a video, an animation, a folder of pictures, one picture, frames in memory.
 
 `read_clip` tells what a source is and takes the frames that `FrameSampling` asks for. Videos go to
-`video_streams_mmt`; pictures and animations (GIF, WebP, APNG) are read by Pillow. The code travels with a checkpoint,
+`video_streams_mmt`, pictures and animations to `pictures_mmt`. The code travels with a checkpoint,
 and PyAV, torchcodec and Pillow are needed only once a source asks for one of them. A frame is 8-bit RGB, upright (a
 video's display matrix, a picture's EXIF orientation), on white where it is transparent.
 
@@ -9,42 +9,18 @@ Files are told by their first bytes, not by their names, and only formats that h
 playlist or script, however it is called, makes FFmpeg read another file or an address.
 """
 
-import bisect
 import io
 import re
-import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from .video_streams_mmt import (
-    NUDGE,
-    Frames,
-    FrameSampling,
-    VideoDecodingError,
-    check_size,
-    decoder_frames,
-    first_line,
-    on_background,
-    span_of,
-    video_frames,
-)
+from .frames_mmt import Frames, FrameSampling, VideoDecodingError, at_each_time, resized
+from .pictures_mmt import is_picture, open_picture, picture_bytes, picture_frames, picture_pixels
+from .video_streams_mmt import decoder_frames, video_frames
 
-try:
-    from PIL import Image, ImageOps
-except ImportError:
-    Image = None  # type: ignore[assignment]
-
-MAX_PICTURE_BYTES = 2**28
-MAX_ANIMATION_PIXELS = 2**33
-"""Of an animation: its frames times their pixels, each of which must be decoded to know how long it lasts."""
-
-_PICTURES = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF")
-# What Pillow raises where a picture is cut short or damaged; a GIF's reader indexes into what is not there.
-DAMAGED = (OSError, ValueError, SyntaxError, EOFError, IndexError, struct.error)
-_ANIMATIONS = ("GIF", "WEBP", "PNG", "AVIF")
 _SUFFIXES = {".png", ".apng", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".avif"}
 _MOV_BOXES = {b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"styp", b"sidx", b"uuid"}
 _SIGNATURES = {  # FFmpeg's name of the format that a file begins as
@@ -104,9 +80,16 @@ def read_clip(
         ValueError: an argument has no meaning.
     """
     duration, sampled = clip_frames(source, sampling, start=start, end=end, max_side=max_side, decoder=decoder)
-    timestamps, frames = zip(*sampled, strict=True)
-    stack = torch.stack(frames).permute(0, 3, 1, 2)
-    return Clip(stack, torch.tensor(timestamps, dtype=torch.float64), duration)
+    timestamps, frames = map(list, zip(*sampled, strict=True))
+    return Clip(_stacked(frames).permute(0, 3, 1, 2), torch.tensor(timestamps, dtype=torch.float64), duration)
+
+
+def _stacked(frames: list[Any]) -> torch.Tensor:
+    """As `torch.stack`, but each frame is let go as it is copied, so that memory holds all of them once."""
+    stack = torch.empty(len(frames), *frames[0].shape, dtype=torch.uint8)
+    for number in range(len(frames)):
+        stack[number], frames[number] = frames[number], None
+    return stack
 
 
 def clip_frames(
@@ -117,8 +100,19 @@ def clip_frames(
     end: float | None = None,
     max_side: int | None = None,
     decoder: str | None = None,
+    repeat_held: bool = False,
 ) -> tuple[float | None, Frames]:
     """As `read_clip`, one frame at a time: for clips that are too long to lie in memory.
+
+    Args:
+        source: as in `read_clip`, like the arguments that are not named here.
+        sampling: which frames.
+        start: seconds.
+        end: seconds.
+        max_side: pixels.
+        decoder: of videos.
+        repeat_held: a frame that is shown at several of the times is given again at each of them (the same tensor), so
+            that there are as many frames as times; else once. A source without times has nothing to repeat.
 
     Returns:
         duration: seconds, or None, before anything is decoded.
@@ -153,6 +147,8 @@ def clip_frames(
         if first is None:
             raise VideoDecodingError(f"{name} holds no frame")
 
+    if repeat_held and duration is not None:
+        return duration, at_each_time(of_one_size(), sampling.times(duration))
     return duration, of_one_size()
 
 
@@ -180,14 +176,14 @@ def _open(
             kind = _kind(file.read(512), name)
             source = path
             if kind == "picture":
-                source = io.BytesIO(_picture_bytes(file, name))
+                source = io.BytesIO(picture_bytes(file, name))
     elif hasattr(source, "read"):
         source.seek(0)
         kind = _kind(source.read(512), name)
         if kind == "picture":
-            source = io.BytesIO(_picture_bytes(source, name))
-    elif Image is not None and isinstance(source, Image.Image):
-        return _pictures(source, name, sampling, start, end)
+            source = io.BytesIO(picture_bytes(source, name))
+    elif is_picture(source):
+        return picture_frames(source, name, sampling, start, end)
     elif isinstance(source, list | tuple):
         return None, _listed(source, name, sampling)
     elif hasattr(source, "get_frame_played_at"):
@@ -198,7 +194,7 @@ def _open(
         raise VideoDecodingError(f"{name} is neither a file, bytes, a picture, nor frames")
 
     if kind == "picture":
-        return _pictures(_pillow(source, name), name, sampling, start, end)
+        return picture_frames(open_picture(source, name), name, sampling, start, end)
     return video_frames(source, kind, name, sampling, start, end, decoder)
 
 
@@ -236,9 +232,7 @@ def _shrunk(frame: torch.Tensor, max_side: int | None) -> torch.Tensor:
     if max_side is None or max(height, width) <= max_side:
         return frame
     scale = max_side / max(height, width)
-    size = (max(1, round(height * scale)), max(1, round(width * scale)))
-    shrunk = torch.nn.functional.interpolate(frame.permute(2, 0, 1)[None], size, mode="bilinear", antialias=True)
-    return shrunk[0].permute(1, 2, 0)
+    return resized(frame, max(1, round(height * scale)), max(1, round(width * scale)))
 
 
 # --- pictures, animations, lists
@@ -281,85 +275,8 @@ def _listed(frames: Sequence[Any] | torch.Tensor, name: str, sampling: FrameSamp
             with open(frame, "rb") as file:
                 if _kind(file.read(512), str(frame)) != "picture":
                     raise VideoDecodingError(f"{frame} is not a picture: a list of frames holds pictures")
-                frame = _pillow(io.BytesIO(_picture_bytes(file, str(frame))), str(frame))
-        if Image is not None and isinstance(frame, Image.Image):
-            yield float(number), _pixels(frame, name)
+                frame = open_picture(io.BytesIO(picture_bytes(file, str(frame))), str(frame))
+        if is_picture(frame):
+            yield float(number), picture_pixels(frame, name)
         else:
             yield float(number), _array(frame[None], name)[0]
-
-
-def _picture_bytes(file: Any, name: str) -> bytes:
-    file.seek(0)
-    content = file.read(MAX_PICTURE_BYTES + 1)
-    if len(content) > MAX_PICTURE_BYTES:
-        raise VideoDecodingError(f"{name} is a picture of more than {MAX_PICTURE_BYTES} bytes. Shrink it first")
-    return content
-
-
-def _pillow(file: io.BytesIO, name: str) -> Any:
-    if Image is None:
-        raise VideoDecodingError(f"{name} is a picture, and Pillow is not installed: pip install pillow")
-    Image.init()
-    try:
-        return Image.open(file, formats=[one for one in _PICTURES if one in Image.OPEN])  # AVIF: from Pillow 11.3
-    except (*DAMAGED, Image.DecompressionBombError) as error:
-        raise VideoDecodingError(f"{name} cannot be read as a picture: {first_line(error)}") from error
-
-
-def _pixels(image: Any, name: str) -> torch.Tensor:
-    """`(H, W, 3)` uint8 of the frame that a Pillow image is at."""
-    check_size(image.width, image.height, name)
-    try:
-        image = ImageOps.exif_transpose(image)
-        if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip
-            image = image.convert("I").point(lambda value: value * (1 / 257) + 0.5).convert("L")
-        has_alpha = image.has_transparency_data
-        image = image.convert("RGBA" if has_alpha else "RGB")
-        width, height = image.size
-        pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(height, width, -1)
-    except DAMAGED as error:
-        raise VideoDecodingError(f"{name} cannot be decoded: {first_line(error)}") from error
-    return on_background(pixels) if has_alpha else pixels
-
-
-def _pictures(
-    image: Any, name: str, sampling: FrameSampling, start: float, end: float | None
-) -> tuple[float | None, Frames]:
-    """A picture, or an animation by the times that its frames are shown for."""
-    check_size(image.width, image.height, name)
-    first = int(bool(image.info.get("default_image")))  # of an APNG: what is shown where APNG is not understood
-    try:
-        count = getattr(image, "n_frames", 1) if image.format in _ANIMATIONS else 1
-    except DAMAGED as error:
-        raise VideoDecodingError(f"{name}: its frames cannot be counted: {first_line(error)}") from error
-    if count - first < 2:
-        return None, iter([(0.0, _pixels(image, name))])
-    if count * image.width * image.height > MAX_ANIMATION_PIXELS:
-        raise VideoDecodingError(
-            f"{name} declares {count} frames of {image.width} x {image.height} pixels; the limit is "
-            f"{MAX_ANIMATION_PIXELS} in all. Convert it to mp4 or webm"
-        )
-    begins, now = [], 0.0
-    for number in range(first, count):
-        _go_to(image, number, name)
-        begins.append(now)
-        now += (image.info.get("duration") or 100) / 1000  # browsers give a frame without a duration 100 ms
-    span = span_of(start, end, now, name)
-    times = [span.start + time for time in sampling.times(span.duration)]
-    numbers = sorted({bisect.bisect_right(begins, time + NUDGE) - 1 for time in times})
-
-    def sampled() -> Frames:
-        for number in range(numbers[-1] + 1):
-            _go_to(image, first + number, name)
-            if number in numbers:
-                yield max(begins[number] - span.start, 0.0), _pixels(image, name)
-
-    return span.duration, sampled()
-
-
-def _go_to(image: Any, number: int, name: str) -> None:
-    try:
-        image.seek(number)
-        image.load()
-    except DAMAGED as error:
-        raise VideoDecodingError(f"{name}, frame {number}: cannot be decoded: {first_line(error)}") from error

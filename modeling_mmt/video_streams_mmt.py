@@ -7,7 +7,14 @@ other frame needs, and takes the frame whose pts is the right one; where such a 
 is decoded from the start.
 
 What a frame is: 8-bit RGB, upright (rotation and mirroring of the display matrix), alpha composited on `BACKGROUND`,
-grey as three equal channels; HDR is not tone-mapped, interlaced fields are not separated.
+grey as three equal channels, with square pixels (as browsers show it; FFmpeg's own frames are as they are stored); HDR
+is not tone-mapped, interlaced fields are not separated.
+
+Where FFmpeg's frames and players differ: a recording that begins between two keyframes begins with the first one, and
+what leans on the frames before it is left out; frames of H.264 in AVI, which stores no times, follow one another in
+the decoder's order; a frame without a time, or with that of an earlier one, begins where the one before ends.
+
+Memory: a decoder may hold as many frames as its codec allows, which must fit into `MAX_DECODER_BYTES`.
 
 Why PyAV comes first where both are installed: torchcodec takes wrong frames of H.264 with intra refresh in mp4 (up to
 5 frames off) and of AVI with B-frames, misses frames of MPEG-TS, knows no alpha and no mirroring, and hides damage
@@ -21,12 +28,33 @@ import math
 import struct
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import chain, islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
+
+from .frames_mmt import (
+    MAX_PIXELS,
+    NUDGE,
+    Frames,
+    FrameSampling,
+    VideoDecodingError,
+    check_size,
+    first_line,
+    on_background,
+    span_of,
+    with_square_pixels,
+)
+from .video_packets_mmt import (
+    LostError,
+    extent_of,
+    is_indexed,
+    is_unordered,
+    keyframe_before,
+    packets_from,
+    packets_from_keyframe,
+    with_following,
+)
 
 try:
     import av
@@ -34,92 +62,16 @@ try:
 except ImportError:
     av = None  # type: ignore[assignment]
 
-BACKGROUND = (255, 255, 255)
-"""What transparent pixels are shown on."""
-MAX_SIDE = 16_384
-MAX_PIXELS = 2**26
-"""Of one frame: 8192 x 8192. An 8K video has half of it."""
 MAX_THREADS = 8
 """A decoder uses as many threads as torch does (one in a worker of a DataLoader), and at most these."""
-NUDGE = 1e-6
-"""Seconds. A time so little before a frame's pts counts as its time: both are rounded."""
-REORDER_DEPTH = 32
-"""Packets to look ahead; no codec lets more than 16 frames wait for an earlier one."""
-
+MAX_DECODER_BYTES = 2**30
+"""Of the frames that a decoder holds at once, whatever a file makes it hold: those that later ones refer to, and one
+for each of its threads. H.264 and HEVC of 7680 x 4320 with 8 bits fit, AV1 and VP9 also with 10. H.264's own tables
+add a third to it."""
+_HELD_FRAMES = {"h264": 17, "hevc": 17, "vvc": 17, "av1": 9, "libdav1d": 9, "vp9": 9, "libvpx-vp9": 9}
+"""References at most, and the frame at work; 4 for all other codecs."""
 _DROPPABLE = {"h264", "mpeg4", "mpeg2video", "mpeg1video"}  # codecs that mark frames which no other frame needs
-_INDEXED = ("mov", "matroska")  # formats whose index can be relied on
 _ALPHA = ("yuva", "rgba", "argb", "bgra", "abgr", "gbrap", "ya8", "ya16", "pal8")
-
-Frames = Iterator[tuple[float, torch.Tensor]]
-"""Seconds from the clip's start to when a frame began to be shown, and its `(H, W, 3)` uint8."""
-
-
-class VideoDecodingError(ValueError):
-    """A source cannot be read as a clip; says which one, what is wrong, and what to do."""
-
-
-@dataclass(frozen=True)
-class FrameSampling:
-    """At which times frames are taken; plain values, which a processor saves in its config.
-
-    Attributes:
-        num_frames: a fixed number, at the centres of so many equal parts of the clip.
-        frames_per_second: or one frame at (k + 0.5) / frames_per_second for each whole k while that is inside the
-            clip. Exactly one of the two is set.
-        max_frames: with `frames_per_second`, the most frames; a longer clip gets so many as `num_frames`.
-
-    A frame that is shown at several of the times is taken once. A clip shorter than half a period gives the frame at
-    its middle. Lists and arrays of frames have no times: `num_frames` spreads over their numbers in the same way, and
-    `frames_per_second` takes them all, up to `max_frames`.
-
-    Raises:
-        ValueError: both or none of the two are set, or a value is not positive.
-    """
-
-    num_frames: int | None = 8
-    frames_per_second: float | None = None
-    max_frames: int = 512
-
-    def __post_init__(self) -> None:
-        if (self.num_frames is None) == (self.frames_per_second is None):
-            raise ValueError(
-                f"num_frames is {self.num_frames} and frames_per_second is {self.frames_per_second}: set exactly one, "
-                "and the other to None"
-            )
-        for name in ("num_frames", "frames_per_second", "max_frames"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"{name} is {value}: give a positive number")
-
-    def times(self, duration: float) -> list[float]:
-        """Seconds from the start of a clip that lasts `duration` seconds, rising."""
-        count = self.num_frames
-        if self.frames_per_second is not None:
-            count = math.ceil(min(duration * self.frames_per_second, 1e12) - 0.5 - 1e-9)
-            if 1 <= count <= self.max_frames:
-                return [(k + 0.5) / self.frames_per_second for k in range(count)]
-            count = min(max(count, 1), self.max_frames)
-        assert count is not None
-        return [duration * (k + 0.5) / count for k in range(count)]
-
-    def numbers(self, count: int) -> list[int]:
-        """Which of `count` frames without times, rising."""
-        if self.num_frames is None and count <= self.max_frames:
-            return list(range(count))
-        wanted = self.num_frames or self.max_frames
-        return sorted({int(count * (2 * k + 1) // (2 * wanted)) for k in range(wanted)})
-
-
-class Span(NamedTuple):
-    """The part of a video that is the clip, in seconds from the video's first frame."""
-
-    start: float
-    end: float
-
-    @property
-    def duration(self) -> float:
-        """Seconds."""
-        return self.end - self.start
 
 
 def video_frames(
@@ -159,42 +111,6 @@ def video_frames(
     return _pyav_frames(source, kind, name, sampling, start, end)
 
 
-def span_of(start: float, end: float | None, duration: float, name: str) -> Span:
-    """The part of a video of `duration` seconds that is the clip.
-
-    Raises:
-        VideoDecodingError: the video ends before `start`.
-    """
-    if start > 0 and start >= duration:
-        raise VideoDecodingError(f"{name} lasts {duration:g} seconds: nothing at {start:g}")
-    return Span(start, duration if end is None else min(end, duration))
-
-
-def check_size(width: int, height: int, name: str) -> None:
-    """Refuses frames beyond the limits.
-
-    Raises:
-        VideoDecodingError: they are.
-    """
-    if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
-        raise VideoDecodingError(
-            f"{name} declares frames of {width} x {height} pixels; the limits are {MAX_SIDE} a side and {MAX_PIXELS} "
-            "in all. Shrink it first"
-        )
-
-
-def on_background(pixels: torch.Tensor) -> torch.Tensor:
-    """`(H, W, 4)` uint8 RGBA to `(H, W, 3)` on `BACKGROUND`, rounded."""
-    alpha = pixels[..., 3:].float() / 255
-    return (pixels[..., :3] * alpha + torch.tensor(BACKGROUND) * (1 - alpha)).round().to(torch.uint8)
-
-
-def first_line(error: BaseException) -> str:
-    """What an error of a decoder says, or else its kind."""
-    text = str(getattr(error, "strerror", None) or error).strip()
-    return (text or type(error).__name__).splitlines()[0]
-
-
 def _threads() -> int:
     return min(torch.get_num_threads(), MAX_THREADS)
 
@@ -232,6 +148,9 @@ def decoder_frames(
     begin = video.metadata.begin_stream_seconds
     check_size(video.metadata.width, video.metadata.height, name)
     span = span_of(start, end, video.metadata.end_stream_seconds - begin, name)
+    aspect = getattr(video.metadata, "pixel_aspect_ratio", None)  # of the pixels before they are turned upright
+    if aspect and round(getattr(video.metadata, "rotation", None) or 0) % 180:
+        aspect = 1 / aspect
 
     def sampled() -> Frames:
         last = None
@@ -243,16 +162,13 @@ def decoder_frames(
             if frame.pts_seconds != last:
                 last = frame.pts_seconds
                 pixels = frame.data if frame.data.shape[-1] == 3 else frame.data.permute(1, 2, 0)
+                pixels = with_square_pixels(pixels, aspect, name)
                 yield max(last - begin - span.start, 0.0), pixels
 
     return span.duration, sampled()
 
 
 # --- PyAV
-
-
-class _LostError(Exception):
-    """A shortcut did not lead to the frame."""
 
 
 def _pyav_frames(
@@ -267,7 +183,7 @@ def _pyav_frames(
     try:
         container = opened()
         stream = _video_stream(container, name)
-        first, last = _extent(container, stream, name)
+        first, last, keyframe = extent_of(container, stream, name)
         base = float(stream.time_base)
     except (av.FFmpegError, ValueError) as error:
         raise _failure(error, name, "cannot be read as a video") from error
@@ -276,24 +192,24 @@ def _pyav_frames(
     targets = sorted({first + math.floor((span.start + time + NUDGE) / base) for time in times})
 
     def sampled() -> Frames:
-        ready = [container] if _is_indexed(container) else []  # it can go back
+        ready = [container] if is_indexed(container) else []  # it can go back
         try:
             for way in (_by_shortcuts, _one_by_one):  # the second finds what the first left in `targets`
                 with ready.pop() if ready else opened() as video:
                     stream = _video_stream(video, name)
                     try:
-                        for frame in way(video, stream, _codec(stream), targets):
+                        for frame in way(video, stream, _codec(stream), targets, keyframe):
                             if frame.is_corrupt:
                                 raise VideoDecodingError(
                                     f"{name} is damaged at {(frame.pts - first) * base:g} seconds"
                                 )
-                            yield max((frame.pts - first) * base - span.start, 0.0), _rgb(frame, name)
-                    except (_LostError, av.FFmpegError):
+                            yield max((frame.pts - first) * base - span.start, 0.0), _rgb(frame, stream, name)
+                    except (LostError, av.FFmpegError):
                         if way is _one_by_one:
                             raise
                 if not targets:
                     return
-        except (av.FFmpegError, _LostError, ValueError) as error:
+        except (av.FFmpegError, LostError, ValueError) as error:
             raise _failure(error, name, "cannot be decoded") from error
 
     return span.duration, sampled()
@@ -315,7 +231,7 @@ def _video_stream(container: Any, name: str) -> Any:
     stream = best if best in streams else streams[0]
     if stream.codec_context is None:
         raise VideoDecodingError(f"{name} is in a codec that this FFmpeg does not know")
-    check_size(stream.codec_context.width, stream.codec_context.height, name)
+    check_size(stream.codec_context.width, stream.codec_context.height, name, _within_memory(stream.codec_context)[0])
     return stream
 
 
@@ -325,68 +241,71 @@ def _codec(stream: Any) -> Any:
     knows_alpha = {"vp8": "libvpx", "vp9": "libvpx-vp9"}.get(codec.name)
     if stream.metadata.get("alpha_mode") == "1" and knows_alpha in av.codecs_available:
         codec = av.CodecContext.create(knows_alpha, "r")
-    codec.options = {"max_pixels": str(MAX_PIXELS), "err_detect": "explode"}
-    codec.thread_type, codec.thread_count = "AUTO", _threads()
+    max_pixels, threads = _within_memory(stream.codec_context)
+    codec.options = {"max_pixels": str(max_pixels), "err_detect": "explode"}
+    codec.thread_type, codec.thread_count = "AUTO", threads
     return codec
 
 
-def _extent(container: Any, stream: Any, name: str) -> tuple[int, int]:
-    """The pts of the first frame, and where the last one ends, from the packets; of those at both ends if indexed."""
-    index = stream.index_entries
-    if len(index) and container.size > 0 and index[-1].pos + index[-1].size > container.size:
-        raise VideoDecodingError(f"{name} is cut short: its index goes on beyond its {container.size} bytes")
-    packets = (packet for packet in container.demux(stream) if packet.size and not packet.is_discard)
-    stamps = [packet.pts for packet in islice(packets, REORDER_DEPTH) if packet.pts is not None]
-    if not stamps:
-        raise VideoDecodingError(f"{name} holds no frame with a time")
-    first, last, last_of_all = min(stamps), max(stamps), 0.0
-    if _is_indexed(container):
-        container.seek(2**62, stream=stream)
-    for packet in container.demux():
-        if packet.size and packet.pts is not None and not packet.is_discard:
-            until = packet.pts + (packet.duration or 0)
-            last_of_all = max(last_of_all, until * float(packet.time_base))
-            if packet.stream_index == stream.index:
-                last = max(last, until)
-    declared = (container.duration or 0) / 1e6 + min(container.start_time or 0, 0) / 1e6
-    if container.format.name.startswith((*_INDEXED, "avi")) and last_of_all + 0.5 < declared:
-        raise VideoDecodingError(f"{name} is cut short: it ends at {last_of_all:g} of {declared:g} seconds")
-    return first, last
+def _within_memory(codec: Any) -> tuple[int, int]:
+    """The most pixels that a frame may have, and how many threads a decoder may have at the declared size."""
+    bits = 12 if codec.pix_fmt is None else av.VideoFormat(codec.pix_fmt).padded_bits_per_pixel
+    held = _HELD_FRAMES.get(codec.name, 4)
+    total = MAX_DECODER_BYTES * 8 // bits  # pixels of all frames
+    spare = total // max(codec.width * codec.height, 1) - held
+    return min(MAX_PIXELS, total // held), max(1, min(spare + 1, torch.get_num_threads(), MAX_THREADS))
 
 
-def _is_indexed(container: Any) -> bool:
-    return container.format.name.startswith(_INDEXED)
+def _frames(container: Any, stream: Any, codec: Any, keyframe: int | None) -> Iterator[Any]:
+    """All frames in the order of showing, which is the decoder's, with rising pts.
+
+    A frame without a pts, or with one that is not later than the one before, begins where that one ends: program
+    streams have a pts for some frames alone.
+    """
+    waiting: deque[int] = deque()  # times, in the order of decoding, of an unordered stream
+    before = None
+    for packet in packets_from(container, stream, keyframe):
+        if is_unordered(stream) and packet.size:
+            waiting.append(packet.dts)
+        for frame in codec.decode(packet):
+            if is_unordered(stream):
+                frame.pts = waiting.popleft() if waiting else None
+            elif before is not None and (frame.pts is None or frame.pts <= before.pts):
+                frame.pts = before.pts + (before.duration or 1)
+            if frame.pts is None:
+                raise LostError("a frame has no time")
+            yield frame
+            before = frame
 
 
-def _one_by_one(container: Any, stream: Any, codec: Any, targets: list[int]) -> Iterator[Any]:
+def _one_by_one(container: Any, stream: Any, codec: Any, targets: list[int], keyframe: int | None) -> Iterator[Any]:
     """The frame shown at each of the rising `targets`, which are taken off as they are found; decodes everything."""
     shown = None
-    for packet in container.demux(stream):
-        for frame in codec.decode(packet):
-            if frame.pts is None:
-                raise _LostError("a frame has no time")
-            if shown is not None and targets and targets[0] < frame.pts:
-                del targets[: bisect.bisect_left(targets, frame.pts)]
-                yield shown
-            if not targets:
-                return
-            shown = frame
+    for frame in _frames(container, stream, codec, keyframe):
+        if shown is not None and targets and targets[0] < frame.pts:
+            del targets[: bisect.bisect_left(targets, frame.pts)]
+            yield shown
+        if not targets:
+            return
+        shown = frame
     if shown is None:
-        raise _LostError("no frame comes out")
+        raise LostError("no frame comes out")
     targets.clear()
     yield shown
 
 
-def _by_shortcuts(container: Any, stream: Any, codec: Any, targets: list[int]) -> Iterator[Any]:
+def _by_shortcuts(container: Any, stream: Any, codec: Any, targets: list[int], keyframe: int | None) -> Iterator[Any]:
     """As `_one_by_one`, from one keyframe to the next that pays, without the frames that no other one needs.
 
     The packets tell which frames are shown at the targets. After the last of them before a keyframe that lies ahead,
     the decoder gives what it still holds and begins anew there.
 
     Raises:
-        _LostError: a packet has no time, a jump went wrong, or a frame did not come.
+        LostError: a packet has no time of its own, a jump went wrong, or a frame did not come.
         av.FFmpegError: the decoder refuses a packet; after a jump into an open GOP of H.264 it misses references.
     """
+    if is_unordered(stream):
+        raise LostError("no packet has a time of its own")
     droppable = codec.name in _DROPPABLE
     waiting: dict[int, int] = {}  # pts of a frame in the decoder -> how many targets it is for
     ahead = list(targets)  # targets whose packet was not met yet
@@ -395,13 +314,13 @@ def _by_shortcuts(container: Any, stream: Any, codec: Any, targets: list[int]) -
         for frame in frames:
             if frame.pts in waiting:
                 if frame.pts != min(waiting) or (ahead and ahead[0] < frame.pts):
-                    raise _LostError("a frame did not come")
+                    raise LostError("a frame did not come")
                 del targets[: waiting.pop(frame.pts)]
                 yield frame
 
     delay = 0
     while ahead:
-        for packet, following in _with_following(_from_keyframe(container, stream, ahead[0])):
+        for packet, following in with_following(packets_from_keyframe(container, stream, ahead[0], keyframe)):
             low, high = bisect.bisect_left(ahead, packet.pts), bisect.bisect_left(ahead, following)
             if is_shown := low < high and not packet.is_discard:
                 waiting[packet.pts] = high - low
@@ -411,69 +330,19 @@ def _by_shortcuts(container: Any, stream: Any, codec: Any, targets: list[int]) -
             yield from found(codec.decode(packet))
             if packet.is_keyframe and packet.dts is not None:
                 delay = packet.pts - packet.dts  # mp4's index counts in dts
-            if is_shown and (not ahead or _keyframe(container, stream, ahead[0] - delay) > packet.pts):
+            if is_shown and (not ahead or keyframe_before(container, stream, ahead[0] - delay) > packet.pts):
                 break
         else:
             if ahead:
-                raise _LostError("the packets end before the last target")
+                raise LostError("the packets end before the last target")
         yield from found(codec.decode(None))
         if waiting:
-            raise _LostError("a frame did not come")
+            raise LostError("a frame did not come")
         codec.flush_buffers()
 
 
-def _keyframe(container: Any, stream: Any, target: int) -> float:
-    """When the index has the last keyframe that is not later than the target; -inf where there is none."""
-    number = stream.index_entries.search_timestamp(target) if _is_indexed(container) else -1
-    return -math.inf if number < 0 else stream.index_entries[number].timestamp
-
-
-def _from_keyframe(container: Any, stream: Any, target: int) -> Iterator[Any]:
-    """Packets from a keyframe that is not later than the target; from the beginning where there is no index."""
-    if not _is_indexed(container):
-        return container.demux(stream)
-    before = target
-    for _ in range(4):
-        container.seek(before, stream=stream)
-        packets = container.demux(stream)
-        first = next(packets)
-        if first.size and first.pts is not None and first.is_keyframe and first.pts <= target:
-            return chain([first], packets)
-        before = min(stamp for stamp in (before, first.pts, first.dts) if stamp is not None) - 1
-    raise _LostError("no keyframe before the target")
-
-
-def _with_following(packets: Iterator[Any]) -> Iterator[tuple[Any, float]]:
-    """Each packet, and the pts that comes after its own in the order of showing."""
-    window: deque[Any] = deque()
-    past: deque[int] = deque()
-    stamps: list[int] = []  # sorted: those of both, without what is never shown
-
-    def oldest() -> tuple[Any, float]:
-        packet = window.popleft()
-        if not packet.is_discard:
-            past.append(packet.pts)
-            if len(past) > REORDER_DEPTH:
-                del stamps[bisect.bisect_left(stamps, past.popleft())]
-        later = bisect.bisect_right(stamps, packet.pts)
-        return packet, stamps[later] if later < len(stamps) else math.inf
-
-    for packet in packets:
-        if not packet.size:
-            continue
-        if packet.pts is None:
-            raise _LostError("a packet has no time")
-        if not packet.is_discard:
-            bisect.insort(stamps, packet.pts)
-        window.append(packet)
-        if len(window) > REORDER_DEPTH:
-            yield oldest()
-    while window:
-        yield oldest()
-
-
-def _rgb(frame: Any, name: str) -> torch.Tensor:
-    """`(H, W, 3)` uint8, upright."""
+def _rgb(frame: Any, stream: Any, name: str) -> torch.Tensor:
+    """`(H, W, 3)` uint8, upright and of square pixels."""
     check_size(frame.width, frame.height, name)
     has_alpha = frame.format.name.startswith(_ALPHA)
     channels = 4 if has_alpha else 3
@@ -481,7 +350,8 @@ def _rgb(frame: Any, name: str) -> torch.Tensor:
     plane = rgb.planes[0]
     pixels = torch.frombuffer(plane, dtype=torch.uint8).view(rgb.height, plane.line_size)
     pixels = pixels[:, : rgb.width * channels].unflatten(1, (rgb.width, channels))
-    return _upright(on_background(pixels) if has_alpha else pixels, frame)
+    pixels = on_background(pixels) if has_alpha else pixels
+    return _upright(with_square_pixels(pixels, stream.sample_aspect_ratio, name), frame)
 
 
 def _upright(pixels: torch.Tensor, frame: Any) -> torch.Tensor:

@@ -2,16 +2,15 @@
 
 The vectors are those that a model with `vision_config` makes of the same pixels: the same encoder, sizes and cuts.
 
-Which frames those are differs in one thing. With `frames_per_second`, a frame that is shown at several of the sampling
-times is repeated here, so that row n of a store is second n / rate of the clip, as windows need it; the processor
-gives a model such a frame once. Of a video that holds still, or is slower than the rate, a store has more steps than
-the model sees.
+Which frames those are differs in one thing, `repeat_held` of `clip_frames`. With `frames_per_second`, a frame that is
+shown at several of the sampling times is repeated here, so that row n of a store is second n / rate of the clip, as
+windows need it; the processor gives a model such a frame once. Of a video that holds still, or is slower than the
+rate, a store has more steps than the model sees.
 """
 
-import bisect
 import hashlib
 import multiprocessing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,9 @@ from transformers import PreTrainedModel
 from modeling_mmt.data.files import file_sha256
 from modeling_mmt.extraction.packaged_encoders import resolve_encoder
 from modeling_mmt.extraction.video_backbones import load_backbone
-from modeling_mmt.image_processing_mmt import PixelSettings
-from modeling_mmt.video_decoding_mmt import FrameSampling, clip_frames
-from modeling_mmt.video_streams_mmt import NUDGE
+from modeling_mmt.frames_mmt import FrameSampling
+from modeling_mmt.image_processing_mmt import PixelSettings, in_steps
+from modeling_mmt.video_decoding_mmt import clip_frames
 from modeling_mmt.vision_encoders_mmt import MMTVisionEncoder
 
 MAX_SIDE = 1920  # of a frame before it is resized, as the processor's
@@ -118,10 +117,7 @@ class StepPreparation:
     def steps(self, pixels: torch.Tensor) -> np.ndarray:
         """`(F, 3, S, S)` to `(F, 3, S, S)`, or `(ceil(F / T), T, 3, S, S)`, the last frame repeated to fill."""
         length = self.settings.frames_per_step
-        if length is None:
-            return pixels.numpy()
-        filled = torch.cat([pixels, pixels[-1:].expand(-len(pixels) % length, -1, -1, -1)])
-        return filled.unflatten(0, (-1, length)).numpy()
+        return (pixels if length is None else in_steps(pixels, length)).numpy()
 
 
 class VideoReader:
@@ -159,36 +155,27 @@ class VideoReader:
         if multiprocessing.parent_process() is not None:
             torch.set_num_threads(1)  # a worker is a core's work
         source = video.source if self.unpack is None else self.unpack(video.source)
+        rate = self.sampling.frames_per_second
         duration, frames = clip_frames(
-            source, self.sampling, start=video.start, end=video.end, max_side=MAX_SIDE, decoder=self.decoder
+            source,
+            self.sampling,
+            start=video.start,
+            end=video.end,
+            max_side=MAX_SIDE,
+            decoder=self.decoder,
+            repeat_held=rate is not None,
         )
-        times = None
-        if duration is not None and self.sampling.frames_per_second is not None:
-            times = self._times(duration, self.sampling.frames_per_second)
-        timestamps: list[float] = []
-        parts: list[torch.Tensor] = []
-        for timestamp, frame in frames:  # one at a time: a long video's do not fit in memory
-            timestamps.append(timestamp)
-            parts.append(self.prepare(frame.permute(2, 0, 1)[None]).contiguous())  # no view of the frame
-        if times is not None:
-            parts = [parts[number] for number in shown_at(times, timestamps)]
-        return self.prepare.steps(torch.cat(parts))
-
-    def _times(self, duration: float, rate: float) -> list[float]:
-        """When the rows' frames are shown, in seconds from the clip's start."""
-        if duration * rate > self.sampling.max_frames + 0.5:
+        if duration is not None and rate is not None and duration * rate > self.sampling.max_frames + 0.5:
             raise ValueError(
                 f"{duration:.0f} seconds are {duration * rate:.0f} frames at {rate:g} a second, more than "
                 f"--max_frames {self.sampling.max_frames}; raise it, or cut the video by start and end in a list"
             )
-        return self.sampling.times(duration)
+        return self.prepare.steps(torch.cat(list(self._prepared(frame for _, frame in frames))))
 
-
-def shown_at(times: Sequence[float], timestamps: Sequence[float]) -> list[int]:
-    """Which frame is shown at each time: the last one that began by then; before the first one, the first.
-
-    Args:
-        times: `(N,)` seconds.
-        timestamps: `(F,)` rising seconds, when each frame began to be shown.
-    """
-    return [max(bisect.bisect_right(timestamps, time + NUDGE) - 1, 0) for time in times]
+    def _prepared(self, frames: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+        """Of each `(H, W, 3)`; one at a time, since a long video's do not fit in memory, and a repeated one once."""
+        previous, pixels = None, torch.empty(0)
+        for frame in frames:
+            if frame is not previous:
+                previous, pixels = frame, self.prepare(frame.permute(2, 0, 1)[None]).contiguous()  # no view of it
+            yield pixels

@@ -28,7 +28,7 @@ from modeling_mmt.extraction.encoders import StepEncoder, VideoReader, load_enco
 from modeling_mmt.extraction.shards import FAILURES, Extraction, run
 from modeling_mmt.extraction.video_lists import LISTS, VIDEO_SUFFIXES
 from modeling_mmt.extraction.workers import WorkerPool
-from modeling_mmt.video_decoding_mmt import FrameSampling
+from modeling_mmt.frames_mmt import FrameSampling
 
 FILMSTRIP_SIZE = 128  # emoji9's frames as they are
 EVERY_FRAME = FrameSampling(num_frames=None, frames_per_second=1.0, max_frames=2**20)  # of a list, which has no times

@@ -9,8 +9,8 @@ from modeling_mmt import MMTModel, MMTProcessor, MMTVideoFeatureExtractor
 from modeling_mmt.data.features import FeatureStores
 from modeling_mmt.data.files import check_finite, naming_torn_weights
 from modeling_mmt.extraction.packaged_encoders import resolve_encoder
+from modeling_mmt.frames_mmt import FrameSampling
 from modeling_mmt.training.recipe import Recipe, RecipeError
-from modeling_mmt.video_decoding_mmt import FrameSampling
 
 
 def build_towers(recipe: Recipe, features: FeatureStores | None) -> tuple[MMTModel, MMTProcessor]:

@@ -8,10 +8,10 @@ from modeling_mmt.data.features import MissingClipError
 from modeling_mmt.data.files import CheckpointError
 from modeling_mmt.evaluation.evaluate import CorpusError
 from modeling_mmt.extraction.packaged_weights import PackagedEncoderError
+from modeling_mmt.frames_mmt import VideoDecodingError
 from modeling_mmt.hub.publish import PublishError, UploadError
 from modeling_mmt.search.index import SearchIndexError
 from modeling_mmt.training.recipe import RecipeError
-from modeling_mmt.video_decoding_mmt import VideoDecodingError
 
 OURS = [CheckpointError, CorpusError, MissingClipError, PackagedEncoderError, PublishError, RecipeError]
 OURS += [SearchIndexError, UploadError, VideoDecodingError]

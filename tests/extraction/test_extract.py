@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import ResNetConfig, ResNetModel
+from transformers import ResNetConfig, ResNetModel, Siglip2VisionConfig, Siglip2VisionModel
 from video_files import number_frame, numbers_of
 from video_files import write_video as write_frames
 
@@ -29,8 +29,9 @@ from modeling_mmt.extraction.extract import extract, is_dataset
 from modeling_mmt.extraction.shards import TooManyFailuresError, encode_clips
 from modeling_mmt.extraction.video_backbones import VideoBackbone
 from modeling_mmt.extraction.video_lists import Video
+from modeling_mmt.frames_mmt import FrameSampling
 from modeling_mmt.image_processing_mmt import PixelSettings
-from modeling_mmt.video_decoding_mmt import FrameSampling, read_clip
+from modeling_mmt.video_decoding_mmt import read_clip
 from modeling_mmt.vision_encoders_mmt import MMTVisionEncoder
 
 SIZE = 32
@@ -448,3 +449,25 @@ def test_torchrun_killed_and_resumed_gives_the_store_of_one_process(videos_folde
     subprocess.run([*torchrun, str(program), *words], env=environment, check=True)
     one = extract(**video_options(videos_folder, encoder_folder, tmp_path / "one"))
     assert FeatureStore(tmp_path / "store").manifest == one.manifest
+
+
+@pytest.mark.parametrize(("own", "code"), [({"max_num_patches": 4, "patch_size": 8}, None), ({}, 2)])
+def test_a_naflex_encoder_extracts_and_one_without_a_size_is_refused_in_one_line(
+    clips_folder, tmp_path, capsys, own, code
+):
+    folder = tmp_path / "siglip2"
+    config = Siglip2VisionConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, patch_size=8, num_patches=4
+    )
+    Siglip2VisionModel(config).save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps(STATISTICS | own))
+    flags = ["--dataset", clips_folder, "--encoder", folder, "--output_dir", tmp_path / "store", "--num_workers", 0]
+    if code is None:
+        store = main([str(flag) for flag in [*flags, "--image_size", 16]])
+        assert store.dim == 16 and len(store) == 6
+        return
+    with pytest.raises(SystemExit) as caught:
+        main([str(flag) for flag in flags])
+    assert caught.value.code == code
+    lines = [line for line in capsys.readouterr().err.splitlines() if line]
+    assert "size is None; expected {'height': ..., 'width': ...}" in lines[-1] and "Traceback" not in str(lines)

@@ -21,9 +21,10 @@ import torch
 from PIL import Image
 from video_files import number_frame, numbers_of, write_video
 
-from modeling_mmt import video_decoding_mmt as decoding
+from modeling_mmt import frames_mmt, pictures_mmt, video_decoding_mmt, video_packets_mmt
 from modeling_mmt import video_streams_mmt as streams
-from modeling_mmt.video_decoding_mmt import FrameSampling, VideoDecodingError, clip_frames, read_clip
+from modeling_mmt.frames_mmt import FrameSampling, VideoDecodingError
+from modeling_mmt.video_decoding_mmt import clip_frames, read_clip
 
 COUNT = 60
 SOURCES = {  # name -> suffix, codec, options; the arguments of write_video
@@ -136,8 +137,8 @@ def test_a_jump_leaves_out_the_frames_between(videos, monkeypatch):
             met.append(round(float(packet.pts * packet.time_base * 25)))
             yield packet, shown_after
 
-    following = streams._with_following
-    monkeypatch.setattr(streams, "_with_following", noted)
+    following = streams.with_following
+    monkeypatch.setattr(streams, "with_following", noted)
     read_clip(videos["H.264, keyframe every 10"], fixed(3), decoder="pyav")  # frames 10, 30, 50, all keyframes
     assert {10, 30, 50} <= set(met)
     assert len(met) <= 30  # at the worst a GOP more for each, where an index counts in dts
@@ -148,7 +149,7 @@ def test_a_shortcut_that_fails_on_its_way_costs_time_only(videos, monkeypatch):
 
     def lost(*arguments):
         yield from itertools.islice(shortcuts(*arguments), 3)
-        raise streams._LostError("the third is the last")
+        raise streams.LostError("the third is the last")
 
     monkeypatch.setattr(streams, "_by_shortcuts", lost)
     clip = read_clip(videos["H.264, keyframe every 10"], fixed(6), decoder="pyav")
@@ -612,10 +613,10 @@ def test_a_folder_or_list_without_pictures_is_refused(tmp_path, videos):
 def test_an_animation_that_would_take_hours_is_refused(tmp_path, monkeypatch):
     frames = [Image.fromarray(number_frame(number)) for number in range(4)]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
-    monkeypatch.setattr(decoding, "MAX_ANIMATION_PIXELS", 3 * 64 * 48)
+    monkeypatch.setattr(pictures_mmt, "MAX_ANIMATION_PIXELS", 3 * 64 * 48)
     with pytest.raises(VideoDecodingError, match="declares 4 frames of 64 x 48"):
         read_clip(tmp_path / "a.gif", fixed(2))
-    monkeypatch.setattr(decoding, "MAX_PICTURE_BYTES", 100)
+    monkeypatch.setattr(pictures_mmt, "MAX_PICTURE_BYTES", 100)
     with pytest.raises(VideoDecodingError, match="more than 100 bytes"):
         read_clip(tmp_path / "a.gif", fixed(2))
 
@@ -640,6 +641,23 @@ def test_frames_come_one_at_a_time_as_in_the_clip(videos):
         assert torch.equal(torch.stack(pixels).permute(0, 3, 1, 2), clip.frames)
 
 
+def test_a_held_frame_is_given_again_at_each_time_where_that_is_asked_for(tmp_path):
+    path = write_video(tmp_path / "held.mp4", 4, times=[0, 40, 1000, 1040])  # milliseconds
+    duration, frames = clip_frames(path, per_second(5.0), end=1.0, repeat_held=True)  # at 0.1, 0.3, 0.5, 0.7, 0.9
+    timestamps, pixels = zip(*frames, strict=True)
+    assert len(per_second(5.0).times(duration)) == 5
+    assert numbers_of(torch.stack(pixels).permute(0, 3, 1, 2)) == [1] * 5
+    assert list(timestamps) == pytest.approx([0.04] * 5)
+    assert all(frame is pixels[0] for frame in pixels)
+    assert len(list(clip_frames(np.zeros((3, 4, 4, 3), np.uint8), fixed(9), repeat_held=True)[1])) == 3  # no times
+
+
+def test_before_the_first_frame_the_first_is_shown():
+    frames = [(0.2, torch.tensor(0)), (1.0, torch.tensor(1)), (2.0, torch.tensor(2))]
+    shown = frames_mmt.at_each_time(iter(frames), [0.0, 0.5, 1.0, 2.5, 3.0])
+    assert [frame.item() for _, frame in shown] == [0, 0, 1, 2, 2]
+
+
 def test_a_frame_that_is_done_with_leaves_no_memory_behind(tmp_path):
     path = write_video(tmp_path / "a.mp4", [number_frame(number, (1280, 720)) for number in range(100)])
     read_clip(path, fixed(1))
@@ -662,14 +680,14 @@ def test_without_a_decoder_the_message_says_what_to_install(videos, monkeypatch)
     monkeypatch.setattr(streams, "av", None)
     with pytest.raises(VideoDecodingError, match="pip install av"):
         read_clip(videos["VP9"], fixed(1))
-    monkeypatch.setattr(decoding, "Image", None)
+    monkeypatch.setattr(pictures_mmt, "Image", None)
     with pytest.raises(VideoDecodingError, match="pip install pillow"):
         read_clip(png(4, 4), fixed(1))
 
 
-def test_the_two_files_alone_read_arrays_where_nothing_else_is_installed(tmp_path, monkeypatch):
-    for file in (decoding.__file__, streams.__file__):
-        shutil.copy(file, tmp_path)
+def test_the_files_alone_read_arrays_where_nothing_else_is_installed(tmp_path, monkeypatch):
+    for module in (video_decoding_mmt, streams, video_packets_mmt, pictures_mmt, frames_mmt):
+        shutil.copy(module.__file__, tmp_path)
     for package in ("av", "PIL", "torchcodec", "modeling_mmt"):
         monkeypatch.setitem(sys.modules, package, None)
     package = types.ModuleType("alone")

@@ -38,8 +38,8 @@ from modeling_mmt import (
     MMTSearchPipeline,
     MMTVideoModelWithProjection,
 )
+from modeling_mmt.frames_mmt import FrameSampling
 from modeling_mmt.image_processing_mmt import PixelSettings, center_crop
-from modeling_mmt.video_decoding_mmt import FrameSampling
 from modeling_mmt.vision_encoders_mmt import MMTVisionEncoder, config_of, naflex_inputs
 
 
@@ -85,6 +85,39 @@ def test_naflex_patches_are_those_of_siglip_2s_own_processor():
     ours = naflex_inputs(pixels, 8)
     for name, value in ours.items():
         torch.testing.assert_close(value, theirs[name].to(value.dtype), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("num_patches", "side"), [(256, 128), (250, 120), (4, 16)])
+def test_a_naflex_processor_says_the_largest_square_that_its_patches_make(tmp_path, num_patches, side):
+    module = importlib.import_module("transformers.models.siglip2.image_processing_pil_siglip2")
+    processor = module.Siglip2ImageProcessorPil(patch_size=8, max_num_patches=num_patches)
+    processor.save_pretrained(tmp_path)
+    settings = PixelSettings.from_pretrained(tmp_path)
+    assert (settings.height, settings.width, settings.resize) == (side, side, (side, side))
+    picture = clip(1, side, side)[0]
+    theirs = processor(Image.fromarray(picture), return_tensors="pt")
+    ours = naflex_inputs(settings.prepare(torch.from_numpy(picture).permute(2, 0, 1)[None]), 8)
+    real = theirs["pixel_attention_mask"][0].bool()
+    torch.testing.assert_close(ours["pixel_values"][0], theirs["pixel_values"][0][real], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"patch_size": 8}, "size is None"),
+        ({"max_num_patches": 256}, "patch_size None"),
+        ({"max_num_patches": "many", "patch_size": 8}, "max_num_patches is 'many'"),
+        ({"size": {"longest_edge": 364}}, "size is {'longest_edge': 364}"),  # Idefics, SmolVLM
+        ({"size": {"min_pixels": 9, "max_pixels": 99}}, "size is {'min_pixels"),  # Qwen
+        ({"size": "large"}, "size is 'large'"),
+    ],
+)
+def test_a_processor_that_says_no_size_is_refused_in_one_line(tmp_path, settings, words):
+    settings = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, **settings}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=words) as caught:
+        PixelSettings.from_pretrained(tmp_path)
+    assert f"{tmp_path}: preprocessor_config.json: " in str(caught.value) and "\n" not in str(caught.value)
 
 
 PROCESSORS = {

@@ -30,11 +30,12 @@ from modeling_mmt.data.clips import ClipColumn
 from modeling_mmt.data.collator import ClipDataset, MMTDataCollator
 from modeling_mmt.data.feature_writer import write_feature_store
 from modeling_mmt.evaluation.embedding import embed_videos
+from modeling_mmt.frames_mmt import FrameSampling
 from modeling_mmt.search.index import SearchIndex
 from modeling_mmt.training import corpora
 from modeling_mmt.training.batches import RunData
 from modeling_mmt.training.recipe_reading import load_recipe
-from modeling_mmt.video_decoding_mmt import FrameSampling, read_clip
+from modeling_mmt.video_decoding_mmt import read_clip
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "examples"))
