@@ -7,6 +7,7 @@ That are the frames that it gives, and of a video those that its codec's level l
 """
 
 import json
+import re
 import struct
 import subprocess
 import sys
@@ -109,7 +110,7 @@ BOMBS = {  # name -> what writes it to a path, and the width of its frames, or w
     ),
     "turned.jpg": (turned, 8192),
     "picture.tif": (lambda path: saved(path, Image.new("RGBA", (8192, 8192), 7), compression="tiff_deflate"), 8192),
-    "picture.bmp": (lambda path: written(path, bmp(8192, 8192)), "bomb|8192|cannot be decoded"),
+    "picture.bmp": (lambda path: written(path, bmp(8192, 8192)), "cannot be decoded"),
     "animation.gif": (animated_gif, 7680),
     "animation.webp": (lambda path: written(path, (DATA / "bomb.webp").read_bytes()), 7680),
     "animation.avif": (lambda path: written(path, (DATA / "bomb.avif").read_bytes()), 7680),
@@ -122,7 +123,7 @@ BOMBS = {  # name -> what writes it to a path, and the width of its frames, or w
         7680,
     ),
     "video.mkv": (lambda path: video(path, "ffv1", (7680, 4320), 3), 7680),
-    "large.mkv": (lambda path: video(path, "ffv1", (9000, 9000), 2), "9000 x 9000"),
+    "large.mkv": (lambda path: video(path, "ffv1", (9000, 9000), 2), "9000 x 9000|cannot be decoded"),
 }
 
 
@@ -143,4 +144,4 @@ def test_a_small_file_takes_at_most_1_gb_over_its_frames(tmp_path, name):
     if isinstance(wanted, int):
         assert needed >= wanted * 4320 * 3 and not message
     else:
-        assert str(path) in message and len(message.splitlines()) == 1
+        assert str(path) in message and re.search(wanted, message) and len(message.splitlines()) == 1
