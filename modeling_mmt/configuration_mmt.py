@@ -329,8 +329,11 @@ class MMTConfig(PreTrainedConfig):
 
 # Where configurations say how wide an encoder's vector is; timm's and the convolutional families have other names.
 VISION_WIDTHS = ("hidden_size", "hidden_sizes", "num_features", "hidden_dim")
-# Keys of a saved encoder that say where it came from, and nothing about it.
-PROVENANCE = ("_name_or_path", "_commit_hash", "architectures", "auto_map", "transformers_version")
+# Keys of a saved encoder that say where it came from and in which precision, and nothing about it.
+PROVENANCE = (
+    *("_name_or_path", "_commit_hash", "architectures", "auto_map", "transformers_version"),
+    *("dtype", "torch_dtype"),
+)
 
 
 def vision_fields(given: Any) -> dict[str, Any]:

@@ -215,7 +215,8 @@ class MMTTextModel(MMTTower):
 
     def __init__(self, config: MMTConfig):
         super().__init__(config)
-        self.encoder = AutoModel.from_config(config.text_config)
+        # in the precision that the model around it is built in, whatever the encoder was once saved in
+        self.encoder = AutoModel.from_config(config.text_config, dtype=torch.get_default_dtype())
         if getattr(self.encoder, "pooler", None) is not None:
             self.encoder.pooler = None  # the TP head pools
         self.pooling = MMTTransformerPooling(config, config.text_config.hidden_size, config.text_input_dropout_prob)

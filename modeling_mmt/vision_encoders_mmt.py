@@ -44,7 +44,9 @@ class MMTVisionEncoder(nn.Module):
     def __init__(self, config: PreTrainedConfig, pooling: str = "pooler", encoder: PreTrainedModel | None = None):
         super().__init__()
         self.pooling = pooling
-        self.encoder = AutoModel.from_config(config) if encoder is None else encoder
+        if encoder is None:  # in the precision that the model around it is built in, whatever `config` was saved in
+            encoder = AutoModel.from_config(config, dtype=torch.get_default_dtype())
+        self.encoder = encoder
         for name in (*UNUSED_PARTS, *(("pooler",) if pooling == "mean" else ())):
             if getattr(self.encoder, name, None) is not None:
                 setattr(self.encoder, name, None)
