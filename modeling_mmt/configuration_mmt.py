@@ -11,12 +11,15 @@ import json
 import math
 import os
 from copy import deepcopy
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, GenerationConfig, PreTrainedConfig
 from transformers.activations import ACT2FN
+
+from .dual_encoder_mmt import DualEncoder, text_width
 
 XLM_ROBERTA_LARGE = {
     "model_type": "xlm-roberta",
@@ -92,7 +95,10 @@ class MMTConfig(PreTrainedConfig):
         vision_config: `None` where features were extracted beforehand; else the vision encoder that makes them from
             pixels, any that `AutoModel` builds, or a list of several. A list of dicts, ever after.
         vision_pooling: `"pooler"`: a vision encoder's own pooled vector, without one the mean over its positions;
-            `"mean"`: always the mean.
+            `"mean"`: always the mean; `"features"`: `get_image_features` of a whole dual encoder.
+        dual_encoder: `None`, or how the encoders' vectors become points of the joint space that they were pretrained
+            in (`DualEncoder`, or its fields; a dict, ever after). The text head then reads one vector a caption, both
+            heads work in the joint space, and nothing follows them; see `MMTModel.from_dual_encoder`.
         learn_vision_layers: how many of each vision encoder's last layers learn, with all that follows them; 0 freezes
             the encoders, which then stay in eval mode; `None` trains all of them.
         vision_batch_size: steps that go through a vision encoder at a time; bounds memory, and changes no result.
@@ -140,7 +146,8 @@ class MMTConfig(PreTrainedConfig):
     text_config: Any = None  # a dict or a PreTrainedConfig when given, a PreTrainedConfig ever after
     video_feature_dims: list[int] | tuple[int, ...] = (512, 512)
     vision_config: Any = None  # a dict, a PreTrainedConfig or a list when given, a list of dicts ever after
-    vision_pooling: Literal["pooler", "mean"] = "pooler"
+    vision_pooling: Literal["pooler", "mean", "features"] = "pooler"
+    dual_encoder: Any = None  # a `DualEncoder` or a dict when given, a dict ever after
     learn_vision_layers: int | None = 0
     vision_batch_size: int = 64
     text_output_layer: int | None = 12
@@ -184,10 +191,12 @@ class MMTConfig(PreTrainedConfig):
         if not isinstance(text, PreTrainedConfig):
             raise ValueError(f"text_config is {type(text).__name__}; give the encoder's own config.json as a dict")
         self.text_config = text = deepcopy(text)  # cut below; the caller's own stays whole
+        if self.dual_encoder is not None:
+            self.dual_encoder = asdict(DualEncoder.from_fields(self.dual_encoder))
         self._take_vision()
         self._check()
         if self.text_output_layer is not None:
-            text.num_hidden_layers = self.text_output_layer
+            text.get_text_config().num_hidden_layers = self.text_output_layer
         self.video_feature_dims = list(self.video_feature_dims)
         super().__post_init__(**kwargs)
 
@@ -198,7 +207,7 @@ class MMTConfig(PreTrainedConfig):
         encoders = list(given) if isinstance(given, list | tuple) else [given]
         if not 0 < len(encoders) <= MAX_LAYERS:
             raise ValueError("vision_config is an empty list; None is for features that were extracted beforehand")
-        self.vision_config = [vision_fields(encoder) for encoder in encoders]
+        self.vision_config = [vision_fields(encoder, self.vision_pooling == "features") for encoder in encoders]
         widths = [vision_width(encoder) for encoder in self.vision_config]
         is_default = tuple(self.video_feature_dims) == MMTConfig.__dataclass_fields__["video_feature_dims"].default
         if None in widths:
@@ -222,6 +231,17 @@ class MMTConfig(PreTrainedConfig):
     def video_feature_dim(self) -> int:
         """`D_v`: the width of one step, all streams together."""
         return sum(self.video_feature_dims)
+
+    @property
+    def text_feature_dim(self) -> int:
+        """The width of what the text head reads: of a token's state, or of a dual encoder's sentence vector."""
+        pooling = "tokens" if self.dual_encoder is None else self.dual_encoder["text_pooling"]
+        return self.projection_dim if pooling == "features" else text_width(self.text_config, pooling)
+
+    @property
+    def num_text_layers(self) -> int:
+        """Layers of the text encoder."""
+        return self.text_config.get_text_config().num_hidden_layers
 
     @staticmethod
     def _check_keys(keys):
@@ -271,7 +291,7 @@ class MMTConfig(PreTrainedConfig):
 
     def _check(self):
         text_sizes = self._check_text_sizes()
-        num_text_layers = self.text_config.num_hidden_layers
+        num_text_layers = self.num_text_layers
         if self.text_output_layer is not None:
             self._require(
                 "text_output_layer", 1 <= self.text_output_layer <= num_text_layers, f"1 to {num_text_layers}"
@@ -318,9 +338,17 @@ class MMTConfig(PreTrainedConfig):
             self._require(
                 name, abs(getattr(self, name)) <= MAX_LOGIT_SCALE, f"-{MAX_LOGIT_SCALE} to {MAX_LOGIT_SCALE}"
             )
+        if self.dual_encoder is not None:
+            self._check_dual_encoder()
         self._require("layer_norm_eps", 0 < self.layer_norm_eps < math.inf, "above 0, and finite")
         self._require("initializer_range", 0 <= self.initializer_range < math.inf, "0 or more, and finite")
         self._check_parameters(text_sizes)
+
+    def _check_dual_encoder(self):
+        self._require("hidden_size", self.hidden_size == self.projection_dim, "projection_dim, with dual_encoder")
+        wanted = {"norm_placement": "pre", "pooling": "mean", "projection_hidden_dim": None, "projection_skip": False}
+        for name, value in wanted.items():
+            self._require(name, getattr(self, name) == value, f"{value!r}, with dual_encoder")
 
     def _require(self, name: str, holds: bool, allowed: str):
         if not holds:
@@ -329,6 +357,7 @@ class MMTConfig(PreTrainedConfig):
 
 # Where configurations say how wide an encoder's vector is; timm's and the convolutional families have other names.
 VISION_WIDTHS = ("hidden_size", "hidden_sizes", "num_features", "hidden_dim")
+UNTOLD_WIDTHS = ("align_vision_model",)  # its hidden_dim is EfficientNet's, whose last layer it leaves out
 # Keys of a saved encoder that say where it came from and in which precision, and nothing about it.
 PROVENANCE = (
     *("_name_or_path", "_commit_hash", "architectures", "auto_map", "transformers_version"),
@@ -336,17 +365,18 @@ PROVENANCE = (
 )
 
 
-def vision_fields(given: Any) -> dict[str, Any]:
+def vision_fields(given: Any, whole: bool = False) -> dict[str, Any]:
     """A vision encoder's whole configuration as a dict, with the defaults of the installed transformers written out.
 
     Args:
         given: its `config.json` as a dict or a `PreTrainedConfig`; of a model of pictures and text, the vision half.
+        whole: whether such a model stays whole instead.
 
     Raises:
         ValueError: it is neither, has no `model_type`, or a size that no encoder has.
     """
     fields = given.to_dict() if isinstance(given, PreTrainedConfig) else given
-    if isinstance(fields, dict) and isinstance(fields.get("vision_config"), dict):
+    if isinstance(fields, dict) and isinstance(fields.get("vision_config"), dict) and not whole:
         fields = fields["vision_config"]
     if not isinstance(fields, dict) or "model_type" not in fields:
         raise ValueError(
@@ -360,6 +390,8 @@ def vision_fields(given: Any) -> dict[str, Any]:
 
 def vision_width(fields: dict[str, Any]) -> int | None:
     """The width of the vector that a vision encoder makes, from its configuration; `None` if that does not say it."""
+    if fields.get("model_type") in UNTOLD_WIDTHS:
+        return None
     for name in VISION_WIDTHS:
         value = fields.get(name)
         value = value[-1] if isinstance(value, list | tuple) and value else value

@@ -1,15 +1,17 @@
 """Captions, and clips as videos, pictures or ragged feature sequences, to padded batches."""
 
+import math
 import os
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoTokenizer, BatchFeature, FeatureExtractionMixin, ProcessorMixin
 
 from .configuration_mmt import vision_fields, vision_width
+from .dual_encoder_mmt import FAMILIES, caption_rule
 from .efficientnet_lite_mmt import EfficientNetLiteModel  # noqa: F401  older loaders copy direct imports alone
 from .image_processing_mmt import PixelSettings
 from .video_decoding_mmt import FrameSampling, read_clip
@@ -127,10 +129,12 @@ class MMTVideoFeatureExtractor(FeatureExtractionMixin):
             steps = [self._steps(clip[number])[:, each // 2 :: each] for clip in clips]  # the middle of each part
             if number == 0:
                 mask = torch.zeros(len(clips), max(map(len, steps)), dtype=torch.long)
-            pixels = torch.zeros(*mask.shape, taken, 3, settings.height, settings.width)
+            height, width = (max(clip.shape[axis] for clip in steps) for axis in (-2, -1))
+            empty = 0.0 if settings.max_patches is None else math.nan  # the encoder tells smaller pictures by it
+            pixels = torch.full((*mask.shape, taken, 3, height, width), empty)
             for row, clip in enumerate(steps):
                 mask[row, : len(clip)] = 1
-                pixels[row, : len(clip)] = settings.normalized(clip)
+                pixels[row, : len(clip), ..., : clip.shape[-2], : clip.shape[-1]] = settings.normalized(clip)
             batch[pixels_name(number)] = pixels if settings.frames_per_step else pixels.squeeze(2)
         return BatchFeature({**batch, "video_mask": mask})
 
@@ -201,11 +205,24 @@ class MMTProcessor(ProcessorMixin):
         tokenizer: of the text encoder.
         text_prefix: put before every caption; what the encoder was trained with (`"query: "` for the e5 family).
         max_text_length: longest caption in tokens, special ones included; longer ones are cut.
+        text_padding: `"longest"` of a batch, or `"max_length"` for encoders that read their padding (SigLIP).
+        clean_text: whether white space is normalised (a tab is an unknown token to some tokenizers) and padding stands
+            on the right; else captions go to the tokenizer as they are, and it pads by its own rule.
     """
 
-    def __init__(self, feature_extractor=None, tokenizer=None, text_prefix: str = "", max_text_length: int = 64):
+    def __init__(
+        self,
+        feature_extractor=None,
+        tokenizer=None,
+        text_prefix: str = "",
+        max_text_length: int = 64,
+        text_padding: str = "longest",
+        clean_text: bool = True,
+    ):
         self.text_prefix = text_prefix
         self.max_text_length = max_text_length
+        self.text_padding = text_padding
+        self.clean_text = clean_text
         super().__init__(feature_extractor, tokenizer)
 
     @classmethod
@@ -248,6 +265,44 @@ class MMTProcessor(ProcessorMixin):
         tokenizer = AutoTokenizer.from_pretrained(text_model, revision=revision, cache_dir=cache_dir)
         return cls(MMTVideoFeatureExtractor(width, max_video_length, pixels, sampling), tokenizer, **options)
 
+    @classmethod
+    def from_dual_encoder(
+        cls,
+        name: str,
+        vision_model: str | None = None,
+        *,
+        revision: str | None = None,
+        vision_revision: str | None = None,
+        cache_dir=None,
+        max_video_length: int = 512,
+        sampling: FrameSampling | None = None,
+        **options,
+    ) -> "MMTProcessor":
+        """The processor of `MMTModel.from_dual_encoder`, with the same arguments: the original's tokens and pixels.
+
+        Args:
+            name: of the dual encoder, or of the text model that shares `vision_model`'s space.
+            vision_model: the dual encoder whose vision half is taken.
+            revision: of `name`.
+            vision_revision: of `vision_model`.
+            cache_dir: where downloads are kept.
+            max_video_length: the model's.
+            sampling: which frames of a video are decoded.
+            options: of the processor, where they shall not be the original's.
+        """
+        text_hub = {"revision": revision, "cache_dir": cache_dir}
+        vision_hub = text_hub if vision_model is None else {"revision": vision_revision, "cache_dir": cache_dir}
+        pictures = name if vision_model is None else vision_model
+        config = AutoConfig.from_pretrained(pictures, **vision_hub)
+        told = vision_width(vision_fields(config)) if config.model_type in FAMILIES else None
+        width = told or config.projection_dim
+        pixels = replace(PixelSettings.from_pretrained(pictures, **vision_hub), resize_by="pillow")
+        tokenizer, padding, longest = caption_rule(name, **text_hub)
+        rule: dict[str, Any] = {"max_text_length": longest, "text_padding": padding, "clean_text": False}
+        return cls(
+            MMTVideoFeatureExtractor(width, max_video_length, [pixels], sampling), tokenizer, **(rule | options)
+        )
+
     def __call__(
         self,
         text: str | Sequence[str] | None = None,
@@ -260,7 +315,7 @@ class MMTProcessor(ProcessorMixin):
         """Tokenize captions, read or pad clips, or both.
 
         Args:
-            text: one caption or a list; white space is normalised (a tab is an unknown token to some tokenizers).
+            text: one caption or a list.
             video_features: one `(F_i, D_v)` array a clip.
             videos: of a model with vision encoders, one path, `bytes`, `(F, H, W, 3)` uint8 array or list of pictures
                 a clip (see `read_clip`); without them, the name that sentence-transformers has for `video_features`.
@@ -309,13 +364,15 @@ class MMTProcessor(ProcessorMixin):
         """Captions to padded `input_ids` and `attention_mask`, `(B, L)` long; `options` go to the tokenizer."""
         if len(captions) == 0:
             raise ValueError("text is an empty list; give at least one caption")
-        options = {"padding": True, "truncation": True, "max_length": self.max_text_length, **options}
-        return self.tokenizer(
-            [self.text_prefix + clean_caption(caption, index) for index, caption in enumerate(captions)],
-            padding_side="right",  # the model's "first" output token is a real one
-            return_tensors="pt",
-            **options,
-        )
+        rule = {"padding": self.text_padding, "truncation": True, "max_length": self.max_text_length}
+        if self.clean_text:
+            rule["padding_side"] = "right"  # the model's "first" output token is a real one
+        cleaned = [clean_caption(caption, index) for index, caption in enumerate(captions)]
+        texts = cleaned if self.clean_text else captions
+        tokens = self.tokenizer([self.text_prefix + text for text in texts], return_tensors="pt", **(rule | options))
+        if "attention_mask" not in tokens:  # the encoder reads its padding
+            tokens["attention_mask"] = torch.ones_like(tokens["input_ids"])
+        return tokens
 
     @property
     def model_input_names(self) -> list[str]:

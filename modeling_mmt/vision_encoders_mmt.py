@@ -11,9 +11,10 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
-from transformers.utils import logging
 
+from .dual_encoder_mmt import build_encoder, features_of, leave_half_out
 from .efficientnet_lite_mmt import EfficientNetLiteConfig, EfficientNetLiteModel
+from .sentence_encoder_mmt import load_pretrained
 
 # model_type of each video encoder, and the field that says how many frames it takes at once
 VIDEO_ENCODERS = {
@@ -37,16 +38,17 @@ class MMTVisionEncoder(nn.Module):
     Args:
         config: of the encoder, any that `AutoModel` builds.
         pooling: `"pooler"` takes the encoder's own pooled vector, and without one the mean over its positions;
-            `"mean"` always takes the mean, and the encoder's pooler is left out.
+            `"mean"` always takes the mean, and the encoder's pooler is left out; `"features"` takes a whole dual
+            encoder's `get_image_features`, and its text half is left out.
         encoder: a model of this configuration; `None` builds one with random weights.
     """
 
     def __init__(self, config: PreTrainedConfig, pooling: str = "pooler", encoder: PreTrainedModel | None = None):
         super().__init__()
         self.pooling = pooling
-        if encoder is None:  # in the precision that the model around it is built in, whatever `config` was saved in
-            encoder = AutoModel.from_config(config, dtype=torch.get_default_dtype())
-        self.encoder = encoder
+        self.encoder: Any = build_encoder(config) if encoder is None else encoder
+        if pooling == "features":
+            leave_half_out(self.encoder, "vision")
         for name in (*UNUSED_PARTS, *(("pooler",) if pooling == "mean" else ())):
             if getattr(self.encoder, name, None) is not None:
                 setattr(self.encoder, name, None)
@@ -76,16 +78,9 @@ class MMTVisionEncoder(nn.Module):
         hub = {"revision": revision, "cache_dir": cache_dir}
         config = vision_half(AutoConfig.from_pretrained(name, **hub))
         set_frames_per_step(config, frames_per_step)
-        verbosity = logging.get_verbosity()
-        logging.set_verbosity_error()  # its report names parts that are not used; what matters is checked below
-        try:
-            encoder, info = AutoModel.from_pretrained(
-                name, config=config, output_loading_info=True, dtype=torch.float32, **hub
-            )
-        finally:
-            logging.set_verbosity(verbosity)
+        encoder, missing = load_pretrained(name, config=config, **hub)
         vision = cls(config, pooling, encoder)
-        missing = sorted(set(info["missing_keys"]) & set(encoder.state_dict()))
+        missing = sorted(set(missing) & set(encoder.state_dict()))
         if missing:
             hint = "; with pooling 'mean' it needs no pooler" if missing[0].startswith("pooler.") else ""
             raise ValueError(f"{name}: the checkpoint lacks {missing[:5]}, which the encoder needs{hint}")
@@ -125,6 +120,8 @@ class MMTVisionEncoder(nn.Module):
             inputs["skip_predictor"] = True
         elif self.config.model_type == "siglip2_vision_model":
             inputs = naflex_inputs(pixel_values, self.config.patch_size)
+        elif self.pooling == "features":
+            return features_of(self.encoder.get_image_features(pixel_values=pixel_values))
         output = self.encoder(**inputs)
         pooled = getattr(output, "pooler_output", None) if self.pooling == "pooler" else None
         if pooled is None:
@@ -290,14 +287,22 @@ def set_frames_per_step(config: PreTrainedConfig, number: int | None) -> int | N
 
 
 def naflex_inputs(pixel_values: torch.Tensor, patch_size: int) -> dict[str, torch.Tensor]:
-    """Pictures `(N, 3, H, W)` of one size as SigLIP 2's NaFlex encoder takes them: patches, all of them real."""
+    """Pictures as SigLIP 2's NaFlex encoder takes them: patches, those of a picture's own shape first.
+
+    Args:
+        pixel_values: `(N, 3, H, W)` float; where a picture is smaller than the others, NaN below it and to its right.
+        patch_size: side of a patch in pixels; what is left over at the right and below is cut off.
+    """
     num, _, height, width = pixel_values.shape
     rows, columns = height // patch_size, width // patch_size
     patches = pixel_values[..., : rows * patch_size, : columns * patch_size]
     patches = patches.unflatten(3, (columns, patch_size)).unflatten(2, (rows, patch_size))  # (N, 3, R, p, C, p)
-    device = pixel_values.device
+    patches = patches.permute(0, 2, 4, 3, 5, 1).reshape(num, rows, columns, -1)
+    is_real = ~patches[..., 0].isnan()  # (N, R, C)
+    order = is_real.flatten(1).int().argsort(dim=1, descending=True, stable=True)
+    patches = patches.flatten(1, 2).gather(1, order[..., None].expand(-1, -1, patches.shape[-1]))
     return {
-        "pixel_values": patches.permute(0, 2, 4, 3, 5, 1).reshape(num, rows * columns, -1),
-        "pixel_attention_mask": torch.ones(num, rows * columns, dtype=torch.long, device=device),
-        "spatial_shapes": torch.tensor([[rows, columns]], device=device).expand(num, -1),
+        "pixel_values": patches.nan_to_num(0),
+        "pixel_attention_mask": is_real.flatten(1).gather(1, order).long(),
+        "spatial_shapes": torch.stack([is_real.any(2).sum(1), is_real.any(1).sum(1)], dim=1),
     }
