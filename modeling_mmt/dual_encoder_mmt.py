@@ -18,8 +18,11 @@ import torch
 import transformers
 from torch import nn
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging
 
 from .sentence_encoder_mmt import load_pretrained, load_sentence_encoder, sentence_modules, sentence_options
+
+logger = logging.get_logger(__name__)
 
 TEXT_POOLINGS = ("pooler", "first", "mean", "features")
 PROJECTIONS = (None, "linear", "affine")
@@ -272,8 +275,8 @@ def _whole(name: str, hub: Mapping[str, Any]) -> PretrainedDualEncoder:
     model_type = AutoConfig.from_pretrained(name, **hub).model_type
     if model_type in REFUSED:
         raise ValueError(f"{name}: {model_type} cannot be taken: {REFUSED[model_type]}")
-    model, missing = load_pretrained(name, use_safetensors=True, **hub)
-    scalars = ("logit_scale", "logit_bias", "temperature")
+    model, info = load_pretrained(name, use_safetensors=True, **hub)
+    scalars, unused = ("logit_scale", "logit_bias", "temperature"), ()
     family = FAMILIES.get(model_type)
     if family is None:
         _check_methods(name, model)
@@ -284,11 +287,17 @@ def _whole(name: str, hub: Mapping[str, Any]) -> PretrainedDualEncoder:
         vision = Tower(model.vision_model, "pooler", getattr(model, "visual_projection", None))
         width = _out_width(text)
         if text.pooling == "first":
-            missing = [key for key in missing if not key.startswith("text_model.pooler.")]
-    missing = sorted(key for key in missing if key not in scalars)
+            unused = ("text_model.pooler.",)
+    missing = [key for key in info["missing_keys"] if key not in scalars and not key.startswith(unused)]
     if missing:
         raise ValueError(f"{name}: the checkpoint lacks {missing[:5]}, which its two towers need")
-    values = {key: float(value) for key in scalars if (value := getattr(model, key, None)) is not None}
+    if "logit_bias" in info["unexpected_keys"]:
+        logger.warning("%s: it has a logit_bias, which %s does not know; it is left out", name, type(model).__name__)
+    values = {
+        key: getattr(model.config, f"{key}_init_value", None) if key in info["missing_keys"] else value.item()
+        for key in scalars
+        if (value := getattr(model, key, None)) is not None
+    }
     scale = -math.log(values["temperature"]) if "temperature" in values else values.get("logit_scale")
     return PretrainedDualEncoder(text, vision, width, scale, values.get("logit_bias"))
 

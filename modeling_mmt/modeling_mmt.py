@@ -538,8 +538,8 @@ class MMTModel(MMTPreTrainedModel):
         text_config = AutoConfig.from_pretrained(text_model, **hub).to_dict()
         text_config.pop("_name_or_path", None)  # a folder of this machine says nothing on another
         model = cls(MMTConfig(text_config=text_config, **config))
-        encoder, missing = load_pretrained(text_model, config=model.config.text_config, **hub)
-        missing = [key for key in missing if not key.startswith("pooler.")]
+        encoder, info = load_pretrained(text_model, config=model.config.text_config, **hub)
+        missing = [key for key in info["missing_keys"] if not key.startswith("pooler.")]
         if missing:
             raise ValueError(f"{text_model}: the checkpoint lacks {missing[:5]}, which the encoder needs")
         weights = {key: value for key, value in encoder.state_dict().items() if not key.startswith("pooler.")}

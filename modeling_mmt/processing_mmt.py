@@ -364,12 +364,15 @@ class MMTProcessor(ProcessorMixin):
         """Captions to padded `input_ids` and `attention_mask`, `(B, L)` long; `options` go to the tokenizer."""
         if len(captions) == 0:
             raise ValueError("text is an empty list; give at least one caption")
-        rule = {"padding": self.text_padding, "truncation": True, "max_length": self.max_text_length}
+        rule = {"padding": self.text_padding, "max_length": self.max_text_length}
+        options = {"truncation": True, **rule, **options}
+        if self.text_padding == "max_length":
+            options |= rule  # what the encoder reads is not the caller's choice
         if self.clean_text:
-            rule["padding_side"] = "right"  # the model's "first" output token is a real one
+            options["padding_side"] = "right"  # the model's "first" output token is a real one
         cleaned = [clean_caption(caption, index) for index, caption in enumerate(captions)]
-        texts = cleaned if self.clean_text else captions
-        tokens = self.tokenizer([self.text_prefix + text for text in texts], return_tensors="pt", **(rule | options))
+        texts = [self.text_prefix + text for text in (cleaned if self.clean_text else captions)]
+        tokens = self.tokenizer(texts, return_tensors="pt", **options)
         if "attention_mask" not in tokens:  # the encoder reads its padding
             tokens["attention_mask"] = torch.ones_like(tokens["input_ids"])
         return tokens

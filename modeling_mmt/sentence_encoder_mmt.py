@@ -6,17 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModel, PreTrainedModel
+from transformers.modeling_utils import load_state_dict
 from transformers.utils import cached_file, logging
 
 POOLINGS = {"cls": "first", "mean": "mean"}  # theirs, and `DualEncoder`'s names
 OLD_POOLINGS = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean"}  # flags, until their version 5
 
 
-def load_pretrained(name: str, **options) -> tuple[PreTrainedModel, list[str]]:
-    """A model in float32 and eval mode, and the sorted names of the weights that its checkpoint lacks.
+def load_pretrained(name: str, **options) -> tuple[PreTrainedModel, dict[str, list[str]]]:
+    """A model in float32 and eval mode, and the names of `missing_keys` and `unexpected_keys` in its checkpoint.
 
     Args:
         name: name on the Hub, or a folder.
@@ -28,7 +28,7 @@ def load_pretrained(name: str, **options) -> tuple[PreTrainedModel, list[str]]:
         model, info = AutoModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True, **options)
     finally:
         logging.set_verbosity(verbosity)
-    return model.eval(), sorted(info["missing_keys"])
+    return model.eval(), {name: sorted(info[name]) for name in ("missing_keys", "unexpected_keys")}
 
 
 def sentence_modules(name: str, hub: Mapping[str, Any]) -> list[dict[str, Any]] | None:
@@ -71,8 +71,8 @@ def load_sentence_encoder(
         raise ValueError(
             f"{name}: modules.json has {', '.join(kinds)}; supported: Transformer, Pooling, Dense, Normalize"
         )
-    encoder, missing = load_pretrained(name, subfolder=modules[0]["path"], use_safetensors=True, **hub)
-    missing = [key for key in missing if not key.startswith("pooler.")]
+    encoder, info = load_pretrained(name, subfolder=modules[0]["path"], use_safetensors=True, **hub)
+    missing = [key for key in info["missing_keys"] if not key.startswith("pooler.")]
     if missing:
         raise ValueError(f"{name}: the checkpoint lacks {missing[:5]}, which the encoder needs")
     by_kind = dict(zip(kinds, modules, strict=True))
@@ -93,7 +93,7 @@ def _dense(name: str, module: dict[str, Any], hub: Mapping[str, Any]) -> nn.Line
             "without a residual"
         )
     dense = nn.Linear(fields["in_features"], fields["out_features"], bias=fields.get("bias", True))
-    weights = load_file(str(cached_file(name, _file(module, "model.safetensors"), **hub)))
+    weights = load_state_dict(str(cached_file(name, _file(module, "model.safetensors"), **hub)))
     dense.load_state_dict({key.removeprefix("linear."): value.float() for key, value in weights.items()})
     return dense
 

@@ -78,9 +78,9 @@ class MMTVisionEncoder(nn.Module):
         hub = {"revision": revision, "cache_dir": cache_dir}
         config = vision_half(AutoConfig.from_pretrained(name, **hub))
         set_frames_per_step(config, frames_per_step)
-        encoder, missing = load_pretrained(name, config=config, **hub)
+        encoder, info = load_pretrained(name, config=config, **hub)
         vision = cls(config, pooling, encoder)
-        missing = sorted(set(missing) & set(encoder.state_dict()))
+        missing = sorted(set(info["missing_keys"]) & set(encoder.state_dict()))
         if missing:
             hint = "; with pooling 'mean' it needs no pooler" if missing[0].startswith("pooler.") else ""
             raise ValueError(f"{name}: the checkpoint lacks {missing[:5]}, which the encoder needs{hint}")

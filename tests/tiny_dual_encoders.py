@@ -3,12 +3,13 @@
 They know nothing of this package: `build(family, folder)` writes what a stranger's folder holds.
 """
 
+import importlib
+import json
 from pathlib import Path
 
 import numpy as np
 import torch
 import transformers
-from conftest import randomize
 from PIL import Image
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
@@ -61,16 +62,10 @@ def clip_tokenizer():
         CAPTIONS, trainers.BpeTrainer(vocab_size=900, initial_alphabet=alphabet, end_of_word_suffix="</w>")
     )
     learned = core.get_vocab()
-    merges = [pair for pair in _merges(core)]
+    merges = [tuple(pair) for pair in json.loads(core.to_str())["model"]["merges"]]
     vocab = {token: index for index, token in enumerate(sorted(learned, key=learned.get))}
     vocab |= {token: len(vocab) + index for index, token in enumerate(("<|startoftext|>", "<|endoftext|>"))}
     return transformers.CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=77)
-
-
-def _merges(core):
-    import json
-
-    return [tuple(pair) for pair in json.loads(core.to_str())["model"]["merges"]]
 
 
 def xlm_tokenizer(max_length=77):
@@ -120,8 +115,6 @@ def bert_tokenizer(max_length=64, **options):
 
 def image_processor(kind, **options):
     """Of this class, without torchvision."""
-    import importlib
-
     module = importlib.import_module(f"transformers.models.{kind}.image_processing_pil_{kind}")
     name = {"clip": "CLIP", "siglip": "Siglip", "siglip2": "Siglip2", "vit": "ViT", "efficientnet": "EfficientNet"}
     name |= {"chinese_clip": "ChineseCLIP"}
@@ -132,8 +125,8 @@ CROP = {"size": {"shortest_edge": 36}, "crop_size": {"height": 32, "width": 32}}
 SQUARE = {"size": {"height": 32, "width": 32}}
 
 
-def _parts(family):
-    """Model, processor, and how its captions are told to be tokenized."""
+def _parts(family, vision):
+    """Model, processor, and how its captions are told to be tokenized; `vision` overrides the picture half's sizes."""
     t = transformers
     short, to_64 = (
         {"padding": True, "truncation": True},
@@ -142,7 +135,7 @@ def _parts(family):
     if family == "clip":
         tokenizer = clip_tokenizer()
         ends = {"eos_token_id": 2, "vocab_size": len(tokenizer)}  # 2: as OpenAI's checkpoints say, by argmax
-        config = t.CLIPConfig(text_config=TEXT | ends, vision_config=PICTURE, projection_dim=WIDTH)
+        config = t.CLIPConfig(text_config=TEXT | ends, vision_config=PICTURE | vision, projection_dim=WIDTH)
         return t.CLIPModel(config), t.CLIPProcessor(image_processor("clip", **CROP), tokenizer), short
     if family == "metaclip_2":
         tokenizer = xlm_tokenizer()
@@ -200,20 +193,20 @@ def _parts(family):
     raise ValueError(family)
 
 
-def build(family: str, folder: Path, **saving):
+def build(family: str, folder: Path, vision_config: dict | None = None):
     """Save the family's small checkpoint.
 
     Returns:
         Its model in eval mode, its processor, and its own options for captions.
     """
     torch.manual_seed(0)
-    model, processor, options = _parts(family)
+    model, processor, options = _parts(family, vision_config or {})
     _randomize(model)
     with torch.no_grad():
         for name, buffer in model.named_buffers():
             if name.endswith("running_var"):
                 buffer.uniform_(0.5, 2)
-    model.save_pretrained(folder, **saving)
+    model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return model, processor, options
 
@@ -221,6 +214,8 @@ def build(family: str, folder: Path, **saving):
 @torch.no_grad()
 def _randomize(model):
     """As conftest's `randomize`; a temperature keeps its value."""
+    from conftest import randomize  # not above: a stranger's process, which has no package, reads the captions here
+
     scalars = {name: value.clone() for name, value in model.named_parameters() if value.numel() == 1}
     for name in scalars:
         model.get_parameter(name).data = torch.zeros(1)
