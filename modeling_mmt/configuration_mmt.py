@@ -15,8 +15,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers import CONFIG_MAPPING, AutoConfig, GenerationConfig, PreTrainedConfig
+from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
 from transformers.activations import ACT2FN
+
+from .efficientnet_lite_mmt import EfficientNetLiteConfig
+
+# A checkpoint with this encoder loads in a process that has these files and no package.
+AutoConfig.register("efficientnet_lite", EfficientNetLiteConfig, exist_ok=True)
 
 XLM_ROBERTA_LARGE = {
     "model_type": "xlm-roberta",
@@ -81,6 +86,15 @@ SENTENCE_TRANSFORMERS_FILES = {
 }
 
 
+class _SubConfigs:
+    """The encoders' configurations by name, where transformers looks for whom to tell `dtype` and attention."""
+
+    def __get__(self, config, owner=None) -> dict[str, type]:
+        names = {} if config is None else vars(config)
+        vision = [name for name in names if name.startswith("vision_config_")]
+        return dict.fromkeys(["text_config", "vision_config", *vision], AutoConfig)
+
+
 @strict
 class MMTConfig(PreTrainedConfig):
     """Architecture and objectives of an `MMTModel`.
@@ -90,7 +104,8 @@ class MMTConfig(PreTrainedConfig):
         video_feature_dims: width of each feature stream ("expert"); a step is their concatenation, `D_v` wide. With
             `vision_config` it follows from the encoders.
         vision_config: `None` where features were extracted beforehand; else the vision encoder that makes them from
-            pixels, any that `AutoModel` builds, or a list of several. A list of dicts, ever after.
+            pixels, any that `AutoModel` builds, or a list of several: `vision_config` is the first's ever after,
+            `vision_config_1` the second's, and so on, all of them `vision_configs`. `config.json` has the list.
         vision_pooling: `"pooler"`: a vision encoder's own pooled vector, without one the mean over its positions;
             `"mean"`: always the mean.
         learn_vision_layers: how many of each vision encoder's last layers learn, with all that follows them; 0 freezes
@@ -135,11 +150,11 @@ class MMTConfig(PreTrainedConfig):
     """
 
     model_type = "mmt"
-    sub_configs = {"text_config": AutoConfig}
+    sub_configs = _SubConfigs()
 
     text_config: Any = None  # a dict or a PreTrainedConfig when given, a PreTrainedConfig ever after
     video_feature_dims: list[int] | tuple[int, ...] = (512, 512)
-    vision_config: Any = None  # a dict, a PreTrainedConfig or a list when given, a list of dicts ever after
+    vision_config: Any = None  # a dict, a PreTrainedConfig or a list when given, a PreTrainedConfig ever after
     vision_pooling: Literal["pooler", "mean"] = "pooler"
     learn_vision_layers: int | None = 0
     vision_batch_size: int = 64
@@ -198,11 +213,12 @@ class MMTConfig(PreTrainedConfig):
         encoders = list(given) if isinstance(given, list | tuple) else [given]
         if not 0 < len(encoders) <= MAX_LAYERS:
             raise ValueError("vision_config is an empty list; None is for features that were extracted beforehand")
-        self.vision_config = [vision_fields(encoder) for encoder in encoders]
-        widths = [vision_width(encoder) for encoder in self.vision_config]
+        for number, encoder in enumerate(encoders):
+            setattr(self, numbered("vision_config", number), vision_encoder_config(encoder))
+        widths = [vision_width(encoder) for encoder in self.vision_configs]
         is_default = tuple(self.video_feature_dims) == MMTConfig.__dataclass_fields__["video_feature_dims"].default
         if None in widths:
-            unknown = self.vision_config[widths.index(None)]["model_type"]
+            unknown = self.vision_configs[widths.index(None)].model_type
             if is_default:
                 raise ValueError(f"vision_config: {unknown} does not say its width; give video_feature_dims")
         elif is_default:
@@ -212,6 +228,19 @@ class MMTConfig(PreTrainedConfig):
                 f"MMTConfig.video_feature_dims is {list(self.video_feature_dims)}; the encoders of vision_config "
                 f"make {widths}: leave it out"
             )
+
+    @property
+    def vision_configs(self) -> list[PreTrainedConfig]:
+        """Of every vision encoder, in order; empty where features come from elsewhere."""
+        given = [getattr(self, name) for name in self.sub_configs if name.startswith("vision_config")]
+        return [config for config in given if config is not None]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `PreTrainedConfig.to_dict`, with `vision_config` the list of all encoders' without their provenance."""
+        fields = super().to_dict()
+        vision = [fields.pop(name) for name in self.sub_configs if name.startswith("vision_config")]
+        encoders = [{k: v for k, v in encoder.items() if k not in PROVENANCE} for encoder in vision if encoder]
+        return fields | {"vision_config": encoders or None}
 
     @property
     def custom_pipelines(self) -> dict[str, Any]:
@@ -247,7 +276,7 @@ class MMTConfig(PreTrainedConfig):
             text["num_hidden_layers"] * text_width * (4 * text_width + 2 * text["intermediate_size"])
             + (text["vocab_size"] + text["max_position_embeddings"]) * text_width
             + 2 * self.num_hidden_layers * width * (4 * width + 2 * self.intermediate_size)
-            + sum(_vision_parameters(encoder) for encoder in self.vision_config or [])
+            + sum(_vision_parameters(encoder) for encoder in self.vision_configs)
             + (self.video_feature_dim + text_width + self.max_video_length + 2 * projection) * width
         )
         if parameters > MAX_PARAMETERS:
@@ -336,8 +365,13 @@ PROVENANCE = (
 )
 
 
-def vision_fields(given: Any) -> dict[str, Any]:
-    """A vision encoder's whole configuration as a dict, with the defaults of the installed transformers written out.
+def numbered(name: str, expert: int) -> str:
+    """What belongs to a vision encoder, by its place: `name`, `name_1`, `name_2`, ..."""
+    return f"{name}_{expert}" if expert else name
+
+
+def vision_encoder_config(given: Any) -> PreTrainedConfig:
+    """A vision encoder's configuration, with the defaults of the installed transformers written out.
 
     Args:
         given: its `config.json` as a dict or a `PreTrainedConfig`; of a model of pictures and text, the vision half.
@@ -353,13 +387,12 @@ def vision_fields(given: Any) -> dict[str, Any]:
             f"vision_config: no `model_type` in {fields!r:.100}; give the encoder's config.json as a dict"
         )
     _check_vision_sizes(fields)
-    if fields["model_type"] in CONFIG_MAPPING:  # our own encoder's is registered later; it is saved whole
-        fields = AutoConfig.for_model(**fields).to_dict()
-    return {key: value for key, value in fields.items() if key not in PROVENANCE}
+    return AutoConfig.for_model(**{key: value for key, value in fields.items() if key not in PROVENANCE})
 
 
-def vision_width(fields: dict[str, Any]) -> int | None:
-    """The width of the vector that a vision encoder makes, from its configuration; `None` if that does not say it."""
+def vision_width(config: PreTrainedConfig) -> int | None:
+    """The width of the vector that a vision encoder makes; `None` if its configuration does not say it."""
+    fields = config.to_dict()
     for name in VISION_WIDTHS:
         value = fields.get(name)
         value = value[-1] if isinstance(value, list | tuple) and value else value
@@ -376,8 +409,8 @@ def _check_vision_sizes(fields: dict[str, Any]):
             raise ValueError(f"vision_config.{name} is {value!r:.60}; allowed: up to {longest}")
 
 
-def _vision_parameters(fields: dict[str, Any]) -> int:
+def _vision_parameters(config: PreTrainedConfig) -> int:
     """About the parameters of a transformer of these sizes; a convolutional network's are few."""
     names = ("num_hidden_layers", "hidden_size", "intermediate_size")
-    depth, width, inner = (size if isinstance(size := fields.get(name), int) else 0 for name in names)
+    depth, width, inner = (size if isinstance(size := getattr(config, name, None), int) else 0 for name in names)
     return depth * width * (4 * width + 2 * (inner or 4 * width))

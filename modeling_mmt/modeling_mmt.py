@@ -340,7 +340,7 @@ class MMTVideoModel(MMTTower):
         self.vision_model = None
         if config.vision_config is not None:
             self.vision_model = MMTVisionModel(
-                config.vision_config, config.vision_pooling, config.learn_vision_layers, config.vision_batch_size
+                config.vision_configs, config.vision_pooling, config.learn_vision_layers, config.vision_batch_size
             )
         self.pooling = MMTTransformerPooling(
             config, config.video_feature_dim, config.video_input_dropout_prob, config.max_video_length
@@ -392,7 +392,7 @@ class MMTVideoModel(MMTTower):
                 "video_features of the extractor that its card names, or build it with MMTModel.from_encoders"
             )
         pixels = [pixel_values]
-        for number in range(1, len(self.config.vision_config)):
+        for number in range(1, len(self.config.vision_configs)):
             given = (more_pixels or {}).get(pixels_name(number))
             if given is None:
                 raise ValueError(

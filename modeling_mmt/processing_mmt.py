@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoTokenizer, BatchFeature, FeatureExtractionMixin, ProcessorMixin
 
-from .configuration_mmt import vision_fields, vision_width
+from .configuration_mmt import vision_encoder_config, vision_width
 from .efficientnet_lite_mmt import EfficientNetLiteModel  # noqa: F401  older loaders copy direct imports alone
 from .image_processing_mmt import PixelSettings
 from .video_decoding_mmt import FrameSampling, read_clip
@@ -244,7 +244,7 @@ class MMTProcessor(ProcessorMixin):
             own = set_frames_per_step(config, frames_per_step)
             settings = PixelSettings.from_pretrained(name, frames_per_step=own, **hub)
             pixels.append(settings if image_size is None else settings.at(image_size))
-            width += vision_width(vision_fields(config)) or 0
+            width += vision_width(vision_encoder_config(config)) or 0
         tokenizer = AutoTokenizer.from_pretrained(text_model, revision=revision, cache_dir=cache_dir)
         return cls(MMTVideoFeatureExtractor(width, max_video_length, pixels, sampling), tokenizer, **options)
 

@@ -13,7 +13,10 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
+from .configuration_mmt import numbered
 from .efficientnet_lite_mmt import EfficientNetLiteConfig, EfficientNetLiteModel
+
+logger = logging.get_logger(__name__)
 
 # model_type of each video encoder, and the field that says how many frames it takes at once
 VIDEO_ENCODERS = {
@@ -26,8 +29,7 @@ VIDEO_ENCODERS = {
 UNUSED_PARTS = ("predictor",)
 LAYER_STACKS = ("layers", "layer", "blocks", "stages")
 
-# A checkpoint with this encoder loads in a process that has this file and no package.
-AutoConfig.register("efficientnet_lite", EfficientNetLiteConfig, exist_ok=True)
+# A checkpoint with this encoder loads in a process that has these files and no package.
 AutoModel.register(EfficientNetLiteConfig, EfficientNetLiteModel, exist_ok=True)
 
 
@@ -44,9 +46,7 @@ class MMTVisionEncoder(nn.Module):
     def __init__(self, config: PreTrainedConfig, pooling: str = "pooler", encoder: PreTrainedModel | None = None):
         super().__init__()
         self.pooling = pooling
-        if encoder is None:  # in the precision that the model around it is built in, whatever `config` was saved in
-            encoder = AutoModel.from_config(config, dtype=torch.get_default_dtype())
-        self.encoder = encoder
+        self.encoder = build_encoder(config) if encoder is None else encoder
         for name in (*UNUSED_PARTS, *(("pooler",) if pooling == "mean" else ())):
             if getattr(self.encoder, name, None) is not None:
                 setattr(self.encoder, name, None)
@@ -182,16 +182,18 @@ class MMTVisionModel(nn.Module):
     """The experts side by side: `pixel_values` of clips to the features that the TP head pools.
 
     Args:
-        configs: of the experts, as `MMTConfig.vision_config` has them.
+        configs: of the experts, as `MMTConfig.vision_configs` has them.
         pooling: of `MMTVisionEncoder`.
         learning_layers: last layers of each expert that learn; 0 none, `None` all.
         batch_size: steps that go through an expert at a time.
     """
 
-    def __init__(self, configs: Sequence[dict[str, Any]], pooling: str, learning_layers: int | None, batch_size: int):
+    def __init__(
+        self, configs: Sequence[PreTrainedConfig], pooling: str, learning_layers: int | None, batch_size: int
+    ):
         super().__init__()
         self.learning_layers, self.batch_size = learning_layers, batch_size
-        self.experts = nn.ModuleList(MMTVisionEncoder(config_of(config), pooling) for config in configs)
+        self.experts = nn.ModuleList(MMTVisionEncoder(config, pooling) for config in configs)
 
     def encoders(self) -> list[MMTVisionEncoder]:
         """The experts, in order."""
@@ -261,19 +263,34 @@ class MMTVisionModel(nn.Module):
         return torch.cat([expert(part) for part in parts])
 
 
+def build_encoder(config: PreTrainedConfig) -> PreTrainedModel:
+    """An encoder with random weights, in the precision that the model around it is built in, not `config`'s old one.
+
+    Where the attention that the whole model is asked for is not one of its kinds, it keeps its own and says so.
+    """
+    # ours by name: a checkpoint's code may have been loaded several times, and so the class of its configuration
+    is_ours = config.model_type == EfficientNetLiteConfig.model_type
+    build = EfficientNetLiteModel._from_config if is_ours else AutoModel.from_config
+    try:
+        return build(config, dtype=torch.get_default_dtype())
+    except ValueError:
+        if config._attn_implementation in (None, "eager"):
+            raise
+        logger.warning(
+            f"vision encoder {config.model_type} has no {config._attn_implementation!r} attention; it uses eager"
+        )
+        config._attn_implementation = "eager"
+        return build(config, dtype=torch.get_default_dtype())
+
+
 def pixels_name(expert: int) -> str:
     """The name of an expert's pixels among the model's inputs: `pixel_values`, `pixel_values_1`, ..."""
-    return f"pixel_values_{expert}" if expert else "pixel_values"
+    return numbered("pixel_values", expert)
 
 
 def vision_half(config: PreTrainedConfig) -> PreTrainedConfig:
     """The configuration of the vision encoder inside one of pictures and text; another one as it is."""
     return getattr(config, "vision_config", config)
-
-
-def config_of(fields: dict[str, Any]) -> PreTrainedConfig:
-    """A vision encoder's own configuration from its `config.json` as a dict."""
-    return AutoConfig.for_model(**fields)
 
 
 def frames_per_step(config: PreTrainedConfig) -> int | None:

@@ -26,9 +26,10 @@ from modeling_mmt import (
     MMTVideoFeatureExtractor,
     MMTVideoModelWithProjection,
 )
+from modeling_mmt.configuration_mmt import vision_encoder_config
 from modeling_mmt.image_processing_mmt import PixelSettings, center_crop
 from modeling_mmt.video_decoding_mmt import FrameSampling
-from modeling_mmt.vision_encoders_mmt import MMTVisionEncoder, config_of, naflex_inputs
+from modeling_mmt.vision_encoders_mmt import MMTVisionEncoder, naflex_inputs
 
 SIDE, STEP = 16, 4
 SIZES = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
@@ -95,17 +96,19 @@ def test_every_encoder_gives_the_vector_that_its_config_says_from_mmt(name):
 
 @pytest.mark.parametrize("name", ["clip_vision_model", "siglip_vision_model", "vit", "dinov2", "efficientnet_lite"])
 def test_the_pooled_vector_is_the_encoders_own(name):
-    expert = MMTVisionEncoder(config_of(fields(name))).eval()
+    expert = MMTVisionEncoder(vision_encoder_config(fields(name))).eval()
     pixels = torch.randn(2, 3, SIDE, SIDE)
     torch.testing.assert_close(expert(pixels), expert.encoder(pixels).pooler_output.flatten(1))
 
 
 def test_a_mean_takes_the_place_of_a_pooler_which_is_then_left_out():
-    expert = MMTVisionEncoder(config_of(fields("vit")), "mean").eval()
+    expert = MMTVisionEncoder(vision_encoder_config(fields("vit")), "mean").eval()
     assert not [name for name in expert.state_dict() if "pooler" in name]
     pixels = torch.randn(2, 3, SIDE, SIDE)
     torch.testing.assert_close(expert(pixels), expert.encoder(pixels).last_hidden_state.mean(1))
-    assert not [name for name in MMTVisionEncoder(config_of(fields("vjepa2"))).state_dict() if "predictor" in name]
+    assert not [
+        name for name in MMTVisionEncoder(vision_encoder_config(fields("vjepa2"))).state_dict() if "predictor" in name
+    ]
 
 
 def test_naflex_patches_are_those_of_siglip_2s_own_processor():
@@ -362,7 +365,7 @@ def test_pretrained_encoders_come_with_their_weights_and_their_pixels(folders, c
     lite = EfficientNetLiteModel.from_pretrained(folders / "lite").eval()
     torch.testing.assert_close(features[0, :, first:], lite(batch["pixel_values_1"][0]).pooler_output)
     text = json.dumps(model.config.to_dict())
-    assert str(folders) not in text and "auto_map" not in json.dumps(model.config.vision_config)
+    assert str(folders) not in text and "auto_map" not in json.dumps(model.config.to_dict()["vision_config"])
 
 
 @pytest.mark.parametrize("name", ["test_vit", "test_efficientnet", "test_convnext"])
