@@ -21,6 +21,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_mmt import MMTConfig
 from .efficientnet_lite_mmt import EfficientNetLiteModel  # noqa: F401  older loaders copy direct imports alone
+from .freezing_mmt import keep_in_eval, learns
 from .loss_mmt import LOSSES, objectives, positive_mask
 from .pipeline_mmt import MMTSearchPipeline  # noqa: F401  its code must travel with this module's
 from .pooling_mmt import (
@@ -251,7 +252,7 @@ class MMTTextModel(MMTTower):
         """As `nn.Module.train`, but frozen modules stay in eval mode."""
         super().train(mode)
         for module in self.frozen_modules():
-            module.eval()
+            keep_in_eval(module, mode)
         return self
 
     def frozen_states(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
@@ -279,6 +280,8 @@ class MMTTextModel(MMTTower):
             )
         if self.config.freeze_text_layers == 0:
             raise ValueError("freeze_text_layers is 0: no layer is frozen, there is nothing to cache")
+        if any(learns(module) for module in self.frozen_modules()):
+            raise ValueError("an adapter learns inside the frozen layers: their states change; do not cache")
         model_type = self.config.text_config.model_type
         if not self.is_encoder_frozen and model_type not in RESUMABLE_ENCODERS:
             raise ValueError(
@@ -590,15 +593,19 @@ class MMTModel(MMTPreTrainedModel):
 
     @_names_pixels
     @can_return_tuple
-    def get_video_features(self, video_features=None, video_mask=None, pixel_values=None, **kwargs):
+    def get_video_features(
+        self, video_features=None, video_mask=None, pixel_values=None, input_features=None, **kwargs
+    ):
         """Clips in; the projected, un-normalised embedding `(B, P)` in `pooler_output`.
 
         Args:
             video_features: `(B, F, D_v)` float.
             video_mask: `(B, F)`, 1 = real step.
             pixel_values: `(B, F, 3, H, W)` float in place of features, or `(B, F, T, 3, H, W)` of a video encoder.
+            input_features: another name of `video_features`, by which sentence-transformers' trainer knows an input.
             kwargs: `pixel_values_1`, ... of more vision encoders; others are passed on to the tower.
         """
+        video_features = input_features if video_features is None else video_features
         states, mask = self.video_model.read(video_features, video_mask, pixel_values, _take_pixels(kwargs))
         return self.video_model.pool_and_project(self.video_projection, states, mask, **kwargs)
 
@@ -701,6 +708,7 @@ class MMTModel(MMTPreTrainedModel):
         paired_text_states: torch.Tensor | None = None,
         noised_paired_text_states: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
+        input_features: torch.Tensor | None = None,
         return_loss: bool | None = None,
         **kwargs,
     ) -> MMTOutput:
@@ -724,6 +732,7 @@ class MMTModel(MMTPreTrainedModel):
             noised_paired_text_states: the same for y^m.
             pixel_values: `(B_video, F, 3, H, W)` float in place of `video_features`, or `(B_video, F, T, 3, H, W)` of
                 a video encoder.
+            input_features: another name of `video_features`.
             return_loss: whether to evaluate the objectives over this (local) batch.
             kwargs: `pixel_values_1`, ... of more vision encoders; others are passed to the attention functions.
 
@@ -741,7 +750,7 @@ class MMTModel(MMTPreTrainedModel):
             "paired_text_states": paired_text_states,
             "noised_paired_input_ids": noised_paired_input_ids,
             "noised_paired_text_states": noised_paired_text_states,
-            "video_features": video_features,
+            "video_features": input_features if video_features is None else video_features,
             "video_mask": video_mask,
             "noised_video_features": noised_video_features,
             "pixel_values": pixel_values,
@@ -815,8 +824,11 @@ class MMTVideoModelWithProjection(MMTPreTrainedModel):
         self.post_init()
 
     @can_return_tuple
-    def forward(self, video_features=None, video_mask=None, pixel_values=None, **kwargs) -> MMTVideoModelOutput:
+    def forward(
+        self, video_features=None, video_mask=None, pixel_values=None, input_features=None, **kwargs
+    ) -> MMTVideoModelOutput:
         """`(B, F, D_v)` features, or pixels as `MMTModel` takes them, to `video_embeds` `(B, P)`, not normalised."""
+        video_features = input_features if video_features is None else video_features
         states, mask = self.video_model.read(video_features, video_mask, pixel_values, _take_pixels(kwargs))
         outputs = self.video_model.pool_and_project(self.video_projection, states, mask, **kwargs)
         return MMTVideoModelOutput(

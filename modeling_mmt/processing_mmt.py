@@ -176,6 +176,8 @@ class MMTVideoFeatureExtractor(FeatureExtractionMixin):
         return BatchFeature({"video_features": batch, "video_mask": mask})
 
     def _check(self, index: int, given: Any) -> torch.Tensor:
+        if isinstance(given, list | tuple) and given and isinstance(given[0], torch.Tensor):
+            given = torch.stack(list(given))  # a list of steps
         try:
             clip = torch.as_tensor(given, dtype=torch.float32)
         except (TypeError, ValueError, RuntimeError) as error:
@@ -184,6 +186,10 @@ class MMTVideoFeatureExtractor(FeatureExtractionMixin):
                 "pictures and videos go first through the feature extractor that the card names, or to a model that "
                 "has vision encoders (MMTModel.from_encoders)"
             ) from error
+        if isinstance(given, list) and clip.dim() == 1 and len(clip) % self.feature_dim == 0:
+            clip = clip.view(
+                -1, self.feature_dim
+            )  # sentence-transformers flattens a list of lists, such as a dataset's
         if clip.dim() != 2 or clip.shape[1] != self.feature_dim:
             raise ValueError(f"clip {index} has shape {tuple(clip.shape)}; expected (steps, {self.feature_dim})")
         if len(clip) == 0:
@@ -205,8 +211,28 @@ class MMTProcessor(ProcessorMixin):
 
     def __init__(self, feature_extractor=None, tokenizer=None, text_prefix: str = "", max_text_length: int = 64):
         self.text_prefix = text_prefix
-        self.max_text_length = max_text_length
         super().__init__(feature_extractor, tokenizer)
+        self.max_text_length = max_text_length
+
+    @property
+    def max_text_length(self) -> int:
+        """The tokenizer's `model_max_length`, so that whoever reads or sets it there means the limit that counts."""
+        return self.tokenizer.model_max_length
+
+    @max_text_length.setter
+    def max_text_length(self, value: int):
+        self.tokenizer.model_max_length = value
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """As `ProcessorMixin.from_pretrained`; `model_max_length`, a tokenizer's name of it, is `max_text_length`."""
+        if "model_max_length" in kwargs:
+            kwargs["max_text_length"] = kwargs.pop("model_max_length")
+        return super().from_pretrained(*args, **kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `processor_config.json` holds."""
+        return super().to_dict() | {"max_text_length": self.max_text_length}
 
     @classmethod
     def from_encoders(
@@ -271,9 +297,9 @@ class MMTProcessor(ProcessorMixin):
                 pass their own.
 
         Returns:
-            `input_ids`, `attention_mask` `(B, L)` long for text; `video_features` `(B, F, D_v)`, or `pixel_values`
-            `(B, F, 3, height, width)` (with T frames a step, `(B, F, T, 3, height, width)`), and `video_mask` `(B, F)`
-            for clips.
+            `input_ids`, `attention_mask` `(B, L)` long for text; `video_features` `(B, F, D_v)` (`input_features` where
+            they came as `videos` or `images`), or `pixel_values` `(B, F, 3, height, width)` (with T frames a step,
+            `(B, F, T, 3, height, width)`), and `video_mask` `(B, F)` for clips.
 
         Raises:
             ValueError: neither is given, or clips under two names, or an option twice; a caption is not a string or is
@@ -303,6 +329,8 @@ class MMTProcessor(ProcessorMixin):
             clips = [[image[None] if getattr(image, "ndim", 2) == 1 else image for image in images]]
         for given in clips:
             batch.update(self.feature_extractor(given, return_tensors=return_tensors))
+        if sources is not None:  # sentence-transformers' trainer drops what has none of the names that it knows
+            batch["input_features"] = batch.pop("video_features")
         return BatchFeature(batch)
 
     def tokenize(self, captions: Sequence[str], **options) -> Mapping[str, torch.Tensor]:

@@ -15,6 +15,7 @@ from transformers.utils import logging
 
 from .configuration_mmt import numbered
 from .efficientnet_lite_mmt import EfficientNetLiteConfig, EfficientNetLiteModel
+from .freezing_mmt import keep_in_eval, learns
 
 logger = logging.get_logger(__name__)
 
@@ -215,7 +216,7 @@ class MMTVisionModel(nn.Module):
         super().train(mode)
         for expert in self.encoders():
             for module in expert.frozen_parts(self.learning_layers)[0]:
-                module.eval()
+                keep_in_eval(module, mode)
             for module in expert.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
@@ -255,7 +256,7 @@ class MMTVisionModel(nn.Module):
         """Steps in micro-batches; where layers learn, a micro-batch's inner states are computed again backwards."""
         steps = steps.to(expert.encoder.device, expert.encoder.dtype)
         parts = steps.split(self.batch_size)
-        if self.learning_layers == 0:
+        if not learns(expert):
             with torch.no_grad():
                 return torch.cat([expert(part) for part in parts])
         if len(parts) > 1 and torch.is_grad_enabled():

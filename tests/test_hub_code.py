@@ -17,7 +17,7 @@ from modeling_mmt.configuration_mmt import SENTENCE_TRANSFORMERS_FILES
 
 MODEL_CODE = {
     *(f"{name}_mmt.py" for name in ("configuration", "loss", "modeling", "pipeline", "pooling", "processing")),
-    *(f"{name}_mmt.py" for name in ("efficientnet_lite", "vision_encoders", "image_processing")),
+    *(f"{name}_mmt.py" for name in ("efficientnet_lite", "freezing", "vision_encoders", "image_processing")),
     *(f"{name}_mmt.py" for name in ("video_decoding", "video_streams")),
 }
 STRANGER = """
