@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoTokenizer, BatchFeature, FeatureExtract
 
 from .configuration_mmt import vision_encoder_config, vision_width
 from .efficientnet_lite_mmt import EfficientNetLiteModel  # noqa: F401  older loaders copy direct imports alone
+from .freezing_mmt import keep_in_eval  # noqa: F401  as above
 from .image_processing_mmt import PixelSettings
 from .video_decoding_mmt import FrameSampling, read_clip
 from .video_streams_mmt import VideoDecodingError  # noqa: F401  as above
@@ -176,9 +177,9 @@ class MMTVideoFeatureExtractor(FeatureExtractionMixin):
         return BatchFeature({"video_features": batch, "video_mask": mask})
 
     def _check(self, index: int, given: Any) -> torch.Tensor:
-        if isinstance(given, list | tuple) and given and isinstance(given[0], torch.Tensor):
-            given = torch.stack(list(given))  # a list of steps
         try:
+            if isinstance(given, list | tuple) and hasattr(next(iter(given), None), "__array__"):
+                given = torch.stack([torch.as_tensor(step) for step in given])
             clip = torch.as_tensor(given, dtype=torch.float32)
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(
@@ -187,9 +188,7 @@ class MMTVideoFeatureExtractor(FeatureExtractionMixin):
                 "has vision encoders (MMTModel.from_encoders)"
             ) from error
         if isinstance(given, list) and clip.dim() == 1 and len(clip) % self.feature_dim == 0:
-            clip = clip.view(
-                -1, self.feature_dim
-            )  # sentence-transformers flattens a list of lists, such as a dataset's
+            clip = clip.view(-1, self.feature_dim)  # sentence-transformers flattens a dataset's list of lists
         if clip.dim() != 2 or clip.shape[1] != self.feature_dim:
             raise ValueError(f"clip {index} has shape {tuple(clip.shape)}; expected (steps, {self.feature_dim})")
         if len(clip) == 0:
@@ -297,9 +296,9 @@ class MMTProcessor(ProcessorMixin):
                 pass their own.
 
         Returns:
-            `input_ids`, `attention_mask` `(B, L)` long for text; `video_features` `(B, F, D_v)` (`input_features` where
-            they came as `videos` or `images`), or `pixel_values` `(B, F, 3, height, width)` (with T frames a step,
-            `(B, F, T, 3, height, width)`), and `video_mask` `(B, F)` for clips.
+            `input_ids`, `attention_mask` `(B, L)` long for text; `video_features` `(B, F, D_v)`, named
+            `input_features` where they came as `videos` or `images`, or `pixel_values` `(B, F, 3, height, width)`
+            (with T frames a step, `(B, F, T, 3, height, width)`), and `video_mask` `(B, F)` for clips.
 
         Raises:
             ValueError: neither is given, or clips under two names, or an option twice; a caption is not a string or is
