@@ -43,7 +43,7 @@ check: $(STAMP)  ## lint, format, types, layers; changes nothing
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
-	$(PY) -m pytest -q tests/test_layers.py
+	$(PY) -m pytest -q tests/project/test_layers.py
 
 # One thread a worker: a file's tests stay in one process, and the cores are the workers'.
 SUITE = -m pytest -q -n 2 --dist loadfile $(ARGS)
@@ -85,7 +85,7 @@ $(STAMP)-family: $(STAMP)
 
 test-family: $(STAMP)-family  ## transformers' own shared test suite over our classes; fetches its sdist once
 	$(PY) tests/fetch_family_suite.py cache/transformers_tests
-	HF_HUB_OFFLINE=1 $(PY) -m pytest -q -rs -m "" tests/test_family.py $(ARGS)
+	HF_HUB_OFFLINE=1 $(PY) -m pytest -q -rs -m "" tests/model/test_family.py $(ARGS)
 
 # The Space has an environment of its own: its gradio lives with an older pillow than constraints.txt has.
 SPACE := $(VENV)-space
@@ -99,27 +99,27 @@ test-system: $(SPACE)/.installed demo  ## the Space in Chromium, torchcodec besi
 	@command -v chromium >/dev/null && fc-list :lang=zh | grep -q . && fc-list | grep -qi emoji || \
 	  { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
 	    chromium fontconfig fonts-noto-cjk fonts-noto-color-emoji; }
-	$(SPACE)/bin/python -m pytest -q -m system $(ARGS) tests/test_space_system.py
+	$(SPACE)/bin/python -m pytest -q -m system $(ARGS) tests/examples/test_space_system.py
 	@command -v ffmpeg >/dev/null || { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends ffmpeg; }
 	$(PY) -m venv --system-site-packages $(VENV)-torchcodec
 	$(VENV)-torchcodec/bin/python -m pip install --no-deps torchcodec==0.12.0
 	PYTHONPATH=$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))') \
-	  $(VENV)-torchcodec/bin/python -m pytest -q -m system $(ARGS) tests/test_video_decoding_mmt.py
+	  $(VENV)-torchcodec/bin/python -m pytest -q -m system $(ARGS) tests/model/test_video_decoding_mmt.py
 
 demo: $(STAMP)  ## encoders, features, two rows on emoji9, the nine-language table; at most 15 minutes on 2 cores
-	$(PY) recipes/demo.py $(ARGS)
+	$(PY) experiments/demo.py $(ARGS)
 
 table: $(STAMP)  ## the whole grid on emoji9, 3 seeds; hours, resumes row by row
-	$(PY) recipes/run.py table $(ARGS)
+	$(PY) experiments/run.py table $(ARGS)
 
 table-quick: $(STAMP)  ## the same path with one seed; at most 20 minutes
-	$(PY) recipes/run.py table --quick $(ARGS)
+	$(PY) experiments/run.py table --quick $(ARGS)
 
 table-storybook8: $(STAMP)  ## the same rows on picture books: make table-storybook8 DATA=<folder with storybook8/>
-	$(PY) recipes/run_storybook8.py --data_dir $(DATA)/storybook8 $(ARGS)
+	$(PY) experiments/storybook8.py --data_dir $(DATA)/storybook8 $(ARGS)
 
 ablations: $(STAMP)  ## one switch at a time, on validation
-	$(PY) recipes/run.py ablations $(ARGS)
+	$(PY) experiments/run.py ablations $(ARGS)
 
 $(STAMP)-bench: $(STAMP)
 	$(PY) -m pip install -c constraints.txt -e ".[bench]"

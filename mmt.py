@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for add in (add_evaluate, add_search, add_report, add_publish):
         add(commands)
     arguments = parser.parse_args(argv)
-    from modeling_mmt import cli  # which imports torch and transformers; help and a wrong option come without
+    from modeling_mmt.commands import cli  # which imports torch and transformers; help and a wrong option come without
 
     return cli.run(getattr(cli, f"{arguments.command}_command"), arguments, parser.prog)
 

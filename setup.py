@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
 
@@ -70,9 +70,12 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     keywords="video retrieval, multilingual, cross-lingual transfer, contrastive learning, transformers",
-    packages=["modeling_mmt", "datasets_scripts"],
+    packages=find_packages(include=["modeling_mmt", "modeling_mmt.*", "datasets_scripts"]),
     py_modules=["mmt"],
-    package_data={"modeling_mmt": ["model_card.md", "*.jinja"], "datasets_scripts": ["emoji9/**"]},
+    package_data={
+        "modeling_mmt": ["hub/model_card.md", "recipes/**", "report/*.jinja"],
+        "datasets_scripts": ["emoji9/**"],
+    },
     entry_points={"console_scripts": ["mmt = mmt:main"]},
     python_requires=">=3.11,<3.14",  # the versions that the suite ran on
     install_requires=INSTALL_REQUIRES,

@@ -7,7 +7,7 @@ N files of H.264, 10 seconds of 854 x 480 at 25 frames a second with a keyframe 
 at even times, go through EfficientNet-Lite0 with random weights at 128 pixels. `--threads` cores encode, a worker on
 each of the others decodes: what overlaps perfectly is as fast as the slower of the two alone, and ours has to reach
 0.85 of that. Decoding alone is the workers' pool without anyone who encodes; encoding alone has all pixels in memory;
-end to end is `datasets_scripts.extraction.run`, with shards written and the store put together. The workers are up
+end to end is `modeling_mmt.extraction.shards.run`, with shards written and the store put together. The workers are up
 before the clock runs. On a machine with one core, or where others work, the two share a core, and none can overlap.
 """
 
@@ -21,20 +21,19 @@ from pathlib import Path
 from typing import Any
 
 import av
+import harness
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from benchmarks import harness  # noqa: E402
-from datasets_scripts.extraction import Extraction, encode_clips, run  # noqa: E402
-from datasets_scripts.features import FeatureStore  # noqa: E402
-from datasets_scripts.video_lists import Video, find_videos  # noqa: E402
-from datasets_scripts.worker_pool import WorkerPool  # noqa: E402
-from modeling_mmt import EfficientNetLiteConfig  # noqa: E402
-from modeling_mmt.feature_extraction import StepEncoder, VideoReader  # noqa: E402
-from modeling_mmt.image_processing_mmt import PixelSettings  # noqa: E402
-from modeling_mmt.video_decoding_mmt import FrameSampling  # noqa: E402
-from modeling_mmt.vision_encoders_mmt import MMTVisionEncoder  # noqa: E402
+from modeling_mmt import EfficientNetLiteConfig
+from modeling_mmt.data.features import FeatureStore
+from modeling_mmt.extraction.encoders import StepEncoder, VideoReader
+from modeling_mmt.extraction.shards import Extraction, encode_clips, run
+from modeling_mmt.extraction.video_lists import Video, find_videos
+from modeling_mmt.extraction.workers import WorkerPool
+from modeling_mmt.image_processing_mmt import PixelSettings
+from modeling_mmt.video_decoding_mmt import FrameSampling
+from modeling_mmt.vision_encoders_mmt import MMTVisionEncoder
 
 DECODE, ENCODE, OURS = "decoding alone", "encoding alone", "end to end"
 WIDTH, HEIGHT, SECONDS, RATE, KEYFRAMES = 854, 480, 10, 25, 50

@@ -12,15 +12,13 @@ import argparse
 import itertools
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
+import harness
 import torch
 from torch.nn import functional
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from benchmarks import harness  # noqa: E402
-from modeling_mmt.streaming_loss import contrastive_loss  # noqa: E402
+from modeling_mmt.training.streaming_loss import contrastive_loss
 
 WIDTH = 512
 SCALE = 1 / 0.07

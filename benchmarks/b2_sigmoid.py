@@ -14,16 +14,14 @@ import argparse
 import inspect
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
+import harness
 import torch
+from b1_infonce import PRODUCTS, WIDTH, products
 from torch.nn import functional
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from benchmarks import harness  # noqa: E402
-from benchmarks.b1_infonce import PRODUCTS, WIDTH, products  # noqa: E402
-from modeling_mmt.streaming_loss import contrastive_loss  # noqa: E402
+from modeling_mmt.training.streaming_loss import contrastive_loss
 
 OURS, WHOLE, CHUNKED = "ours", "open_clip SigLipLoss", "open_clip SigLipLoss(chunk_size=512)"
 NO_CHUNKS = "this open_clip has no chunk_size"

@@ -3,7 +3,7 @@
     python benchmarks/b3_gradient_ratio.py --output results/benchmarks/b3_gradient_ratio.json    # a minute
 
 A toy of two linear towers and a temperature under DDP (gloo, CPU), the symmetric softmax, equal shares of 24 pairs
-(ours takes unequal ones too: tests/test_distributed.py). Ours: `gather_embeddings`, dense and streaming. Peers:
+(ours takes unequal ones too: tests/training). Ours: `gather_embeddings`, dense and streaming. Peers:
 open_clip's ClipLoss in all its modes, and CLIP4Clip's gather, rewritten from its description: an all-gather whose
 backward keeps the local slice. What counts is the ratio of the towers' gradients, their cosine, and the temperature's
 ratio; all must be 1.
@@ -21,17 +21,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import harness
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from benchmarks import harness  # noqa: E402
-from modeling_mmt.large_batch import gather_embeddings  # noqa: E402
-from modeling_mmt.loss_mmt import symmetric_softmax_loss  # noqa: E402
-from modeling_mmt.streaming_loss import streaming_loss  # noqa: E402
+from modeling_mmt.loss_mmt import symmetric_softmax_loss
+from modeling_mmt.training.large_batch import gather_embeddings
+from modeling_mmt.training.streaming_loss import streaming_loss
 
 PAIRS = 24
 TOLERANCE = 1e-5

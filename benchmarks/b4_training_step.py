@@ -10,7 +10,7 @@ embeddings and 9 layers frozen, 3 learning, a head of 2 layers on either side, a
 have the same weights and inputs, start from token ids, and end after AdamW's step, at a rate of 0 so that every repeat
 does the same work. The loss is the symmetric softmax at a fixed temperature without a mask, which is what all of them
 compute; dropout is off, since each draws in an order of its own (that ours is exact with dropout on is for
-tests/test_micro_batches.py to show).
+tests/training/test_micro_batches.py to show).
 
 Peers: sentence-transformers' cached MNRL, and open_clip's `--accum-freq`, rewritten from its training loop around its
 ClipLoss. Neither sorts by length; the first is also shown with a batch that was sorted for it. Ours: `micro_batches`
@@ -27,21 +27,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import harness
 import torch
 from datasets import load_dataset
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoTokenizer
 
+from modeling_mmt import MMTConfig, MMTModel
+from modeling_mmt.extraction.packaged_encoders import resolve_encoder
+from modeling_mmt.training.large_batch import two_pass_backward
+from modeling_mmt.training.layer_cache import FrozenTextCache
+from modeling_mmt.training.micro_batches import micro_batches
+from modeling_mmt.training.streaming_loss import contrastive_loss
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-from benchmarks import harness  # noqa: E402
-from modeling_mmt import MMTConfig, MMTModel  # noqa: E402
-from modeling_mmt.large_batch import two_pass_backward  # noqa: E402
-from modeling_mmt.layer_cache import FrozenTextCache  # noqa: E402
-from modeling_mmt.micro_batches import micro_batches  # noqa: E402
-from modeling_mmt.packaged_encoders import resolve_encoder  # noqa: E402
-from modeling_mmt.streaming_loss import contrastive_loss  # noqa: E402
 
 LANGUAGES = ("en", "de", "fr", "cs", "zh", "ru", "vi", "sw", "es")
 CAPTIONS_A_VIDEO, STEPS, STREAMS = 20, 16, (512, 512)

@@ -6,7 +6,7 @@
 In one process, taking turns (ours, peers, limits, ours, ...), the median of the repeats, and the processor seconds
 beside it, which other jobs on the machine disturb less:
 
-- ours: `modeling_mmt.exact_search.ExactSearch`, as it chooses by itself, and with each screen; for many queries it
+- ours: `modeling_mmt.search.exact.ExactSearch`, as it chooses by itself, and with each screen; for many queries it
   chooses the last but one of these, torch's product and top-k, a block of rows at a time, settled in float64;
 - FAISS: `faiss.knn` by inner product, which is what `IndexFlatIP.search` calls, without its copy of the corpus;
 - usearch: `search(..., exact=True)`, float32, and int8 without scoring again, whose recall is printed;
@@ -39,9 +39,7 @@ from sentence_transformers.util import dot_score, semantic_search
 from usearch.index import MetricKind
 from usearch.index import search as usearch_search
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from modeling_mmt.exact_search import ExactSearch  # noqa: E402
+from modeling_mmt.search.exact import ExactSearch
 
 WIDTH, TOP = 512, 10
 PACKAGES = ("faiss-cpu", "usearch", "sentence-transformers", "numpy")

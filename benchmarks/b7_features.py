@@ -24,15 +24,15 @@ from typing import Any
 
 import datasets
 import h5py
+import harness
 import ijson
 import numpy as np
 import webdataset
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from benchmarks import harness  # noqa: E402
-from datasets_scripts.features import FeatureStore, write_feature_store  # noqa: E402
-from datasets_scripts.multi_howto100m import videos  # noqa: E402
-from datasets_scripts.sources import Sources  # noqa: E402
+from datasets_scripts.multi_howto100m import videos
+from modeling_mmt.data.feature_writer import write_feature_store
+from modeling_mmt.data.features import FeatureStore
+from modeling_mmt.data.sources import Sources
 
 WIDTH = 512
 COPY, ARROW, PARQUET = "copy in memory", "ours, Arrow", "ours, Parquet"

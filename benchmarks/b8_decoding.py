@@ -27,12 +27,11 @@ from pathlib import Path
 from typing import Any
 
 import av
+import harness
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from benchmarks import harness  # noqa: E402
-from modeling_mmt.video_decoding_mmt import FrameSampling, read_clip  # noqa: E402
+from modeling_mmt.video_decoding_mmt import FrameSampling, read_clip
 
 NUM_FRAMES, RATE, WORKERS = 12, 25, 2
 SIZES = {"240p": (426, 240), "480p": (854, 480), "1080p": (1920, 1080)}

@@ -3,7 +3,7 @@
     python benchmarks/b9_pretraining.py --output results/benchmarks/b9_pretraining.json    # 8 minutes on 2 cores
     python benchmarks/b9_pretraining.py --quick
 
-The recipe is `recipes/emoji9/mmp_en.yaml` with its fine-tuning left out, and with the paper's noised copies, from a
+The bundled recipe `emoji9/mmp_en` with its fine-tuning left out, and with the paper's noised copies, from a
 pool of 8 for each caption; so that it ends in minutes there are fewer clips, and as many epochs as the recipe has: how
 often a caption comes back is what a cache lives on. Dropout is off, for each way of cutting a batch draws in an order
 of its own, and losses could not be compared.
@@ -27,14 +27,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import harness
 import yaml
 from datasets import load_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-from benchmarks import harness  # noqa: E402
-
-RECIPE = ROOT / "recipes" / "emoji9" / "mmp_en.yaml"
+RECIPE = ROOT / "modeling_mmt" / "recipes" / "emoji9" / "mmp_en.yaml"
 COLD, WARM, OFF, POOL, AFRESH = (
     "ours, empty cache",
     "ours, filled cache",
@@ -90,8 +88,8 @@ def worker(name: str, path: Path, threads: int) -> None:
     """One run of train.py; its last line of output is what it measured."""
     import torch
 
-    import train
-    from modeling_mmt.micro_batches import MicroBatches
+    from modeling_mmt.training import run as train
+    from modeling_mmt.training.micro_batches import MicroBatches
 
     torch.set_num_threads(threads)
     losses = []

@@ -8,11 +8,9 @@ The compiler's work is outside of what is timed; the first step of each contesta
 """
 
 import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from benchmarks import b4_training_step as b4  # noqa: E402
-from benchmarks import harness  # noqa: E402
+import b4_training_step as b4
+import harness
 
 COMPILED = ", torch.compile"
 CONTESTANTS = {name: b4.CONTESTANTS[name] for name in (b4.OURS, b4.CACHED)} | {

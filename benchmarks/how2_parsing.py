@@ -23,14 +23,14 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import harness
 import ijson
 from tqdm import tqdm
 
+from datasets_scripts.multi_howto100m import videos
+from modeling_mmt.data.sources import Sources
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-from benchmarks import harness  # noqa: E402
-from datasets_scripts.multi_howto100m import videos  # noqa: E402
-from datasets_scripts.sources import Sources  # noqa: E402
 
 CUES = 115
 WORDS, VIDEOS = 20_000, 2000

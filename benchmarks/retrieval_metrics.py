@@ -5,7 +5,7 @@
 
 In one process, interleaved (ours, sorts, ours, sorts, ...), the median of the repeats:
 
-- ours: `modeling_mmt.retrieval.ranks_by_language`, and `retrieval_metrics` of each language and direction;
+- ours: `modeling_mmt.evaluation.ranks.ranks_by_language`, and `retrieval_metrics` of each language and direction;
 - argsort: the usual implementation, written here from its description: the whole similarity matrix, `torch.argsort` of
   every row, then the place of the correct item (text to video), and of the best-placed caption (video to text);
 - value sort: the other usual one: `numpy.sort` of every row, then the place where the correct item's score stands;
@@ -34,9 +34,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from modeling_mmt.retrieval import ranks_by_language, retrieval_metrics  # noqa: E402
+from modeling_mmt.evaluation.metrics import retrieval_metrics
+from modeling_mmt.evaluation.ranks import ranks_by_language
 
 WIDTH = 512
 

@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import platform
-import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -27,9 +26,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from datasets_scripts.sampling import ClipStream, WindowSampler, key_of  # noqa: E402
-from datasets_scripts.sources import LANGUAGES  # noqa: E402
+from modeling_mmt.data.sources import LANGUAGES
+from modeling_mmt.data.windows import ClipStream, WindowSampler, key_of
 
 VIDEOS, CUES_A_VIDEO = 1_200_000, 115  # 138 million cues
 VIDEOS_A_SHARD = 4000

@@ -12,7 +12,6 @@ Pickles (.pth, .pt, .pkl, .pickle, object arrays in .npy) are refused: they run 
 """
 
 import argparse
-import sys
 import tokenize
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -22,9 +21,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from datasets_scripts.features import DTYPES, FILE_FORMATS, FeatureStore, FeatureStoreError, FeatureStoreWriter  # noqa: E402, E501
-from datasets_scripts.sources import SourceError, checked_id  # noqa: E402
+from modeling_mmt.data.feature_writer import FeatureStoreWriter
+from modeling_mmt.data.features import DTYPES, FILE_FORMATS, FeatureStore, FeatureStoreError
+from modeling_mmt.data.sources import SourceError, checked_id
 
 # What numpy raises on a damaged .npy: its header is a Python literal, and may ask for any amount of memory.
 DAMAGE = (

@@ -24,8 +24,8 @@ import pyarrow.parquet as pq
 import yaml
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-from datasets_scripts.features import FeatureStore
-from datasets_scripts.sources import Row, SourceError, Sources, Tally
+from modeling_mmt.data.features import FeatureStore
+from modeling_mmt.data.sources import Row, SourceError, Sources, Tally
 
 ROWS_PER_GROUP = 1000  # of a Parquet row group, unless its values are large
 BYTES_PER_GROUP = 64 << 20

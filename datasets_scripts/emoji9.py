@@ -19,7 +19,6 @@ Sources: Fluent Emoji by Microsoft (MIT), Unicode CLDR annotations (Unicode-3.0)
 import hashlib
 import io
 import json
-import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -29,8 +28,7 @@ import datasets
 import yaml
 from PIL import Image, UnidentifiedImageError
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from datasets_scripts.corpus import (  # noqa: E402
+from datasets_scripts.corpus import (
     About,
     Clock,
     Options,
@@ -41,7 +39,7 @@ from datasets_scripts.corpus import (  # noqa: E402
     publish,
     with_features,
 )
-from datasets_scripts.sources import Sources, Tally  # noqa: E402
+from modeling_mmt.data.sources import Sources, Tally
 
 LANGUAGES = ("en", "de", "fr", "cs", "zh", "ru", "vi", "sw", "es")
 SPLITS = ("train", "validation", "test")
@@ -90,29 +88,6 @@ def is_flag(emoji: str) -> bool:
     parts of a country would be tag sequences; the corpus has none.)
     """
     return len(emoji) == 2 and all(0x1F1E6 <= ord(char) <= 0x1F1FF for char in emoji)
-
-
-def frames_of(row: Mapping[str, Any]) -> list[Image.Image]:
-    """Splits a row's film strip into its `num_frames` RGB frames, in order; a single picture may have any shape.
-
-    Args:
-        row: has `num_frames` and `frames`, an image, or `{"bytes": ...}` where `datasets` does not decode.
-
-    Raises:
-        ValueError: the strip's width is not `num_frames` times its height.
-    """
-    strip = row["frames"]
-    if isinstance(strip, Mapping):
-        strip = Image.open(io.BytesIO(strip["bytes"]))
-    strip, size = strip.convert("RGB"), strip.height
-    if row["num_frames"] == 1:
-        return [strip]
-    if strip.width != row["num_frames"] * size:
-        raise ValueError(
-            f"clip {row.get('video_id')!r}: a strip of {strip.width}x{size} pixels does not hold "
-            f"{row['num_frames']} square frames; num_frames or the picture is wrong"
-        )
-    return [strip.crop((left, 0, left + size, size)) for left in range(0, strip.width, size)]
 
 
 def read_source(data_dir: str | Path) -> dict[str, list[dict[str, Any]]]:

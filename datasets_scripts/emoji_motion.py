@@ -25,7 +25,6 @@ import json
 import math
 import random
 import shutil
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -37,8 +36,8 @@ import numpy as np
 import yaml
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from datasets_scripts.emoji9 import LANGUAGES, LICENCE_FILES, SPLITS, frames_of  # noqa: E402
+from datasets_scripts.emoji9 import LANGUAGES, LICENCE_FILES, SPLITS
+from modeling_mmt.data.clips import frames_of
 
 SIZE = 128  # pixels, of a clip
 MOVING_SIZE = 64  # pixels, of an emoji that moves

@@ -9,7 +9,6 @@ model cannot see.
 """
 
 import argparse
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,9 +18,8 @@ import datasets
 import numpy as np
 from transformers import AutoTokenizer
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from datasets_scripts.corpus import REPORT_MARK, is_text_column, languages_of  # noqa: E402
-from datasets_scripts.sources import SourceError  # noqa: E402
+from datasets_scripts.corpus import REPORT_MARK, is_text_column, languages_of
+from modeling_mmt.data.sources import SourceError
 
 CHUNK = 4096  # captions tokenized at a time
 

@@ -8,15 +8,13 @@ what is left of the 10,000 without 1k-A, as others do: 1,990 of its clips are of
 """
 
 import re
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import datasets
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from datasets_scripts.corpus import About, Clock, Row, build, options_of, options_parser, schema  # noqa: E402
-from datasets_scripts.sources import (  # noqa: E402
+from datasets_scripts.corpus import About, Clock, Row, build, options_of, options_parser, schema
+from modeling_mmt.data.sources import (
     LANGUAGES,
     SourceError,
     Sources,

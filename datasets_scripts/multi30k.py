@@ -8,15 +8,12 @@ English caption is one of task 2's five on the training set, so `caption_en` is 
 task 1 alone.
 """
 
-import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import datasets
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from datasets_scripts.corpus import About, Clock, Row, build, options_of, options_parser, schema  # noqa: E402
-from datasets_scripts.sources import SourceError, Sources, Tally, checked_id, clean_text, without_ending  # noqa: E402
+from datasets_scripts.corpus import About, Clock, Row, build, options_of, options_parser, schema
+from modeling_mmt.data.sources import SourceError, Sources, Tally, checked_id, clean_text, without_ending
 
 TASK1, TASK2 = ("en", "de", "fr", "cs"), ("en", "de")
 CAPTIONS = 5  # of task 2, a picture and language

@@ -12,7 +12,6 @@ import argparse
 import json
 import math
 import re
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -25,9 +24,8 @@ import datasets
 import ijson
 import pyarrow as pa
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from datasets_scripts.corpus import About, Clock, Row, build, options_of, options_parser  # noqa: E402
-from datasets_scripts.sources import (  # noqa: E402
+from datasets_scripts.corpus import About, Clock, Row, build, options_of, options_parser
+from modeling_mmt.data.sources import (
     LANGUAGES,
     SourceError,
     Sources,

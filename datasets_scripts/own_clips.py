@@ -17,16 +17,13 @@ that you have by `convert_features.py`; `--features` checks that every clip has 
 import hashlib
 import json
 import math
-import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import datasets
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from datasets_scripts.corpus import About, Clock, Row, build, options_of, options_parser, schema  # noqa: E402
-from datasets_scripts.sources import SourceError, Sources, Tally, as_object, checked_id, checked_language, clean_text  # noqa: E402, E501
+from datasets_scripts.corpus import About, Clock, Row, build, options_of, options_parser, schema
+from modeling_mmt.data.sources import SourceError, Sources, Tally, as_object, checked_id, checked_language, clean_text  # noqa: E402, E501
 
 FILES = ("captions.csv", "captions.tsv", "captions.jsonl")
 SPLITS = ("train", "validation", "test")

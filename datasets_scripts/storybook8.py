@@ -10,17 +10,14 @@ import hashlib
 import io
 import json
 import re
-import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import datasets
 from PIL import Image, UnidentifiedImageError
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from datasets_scripts.corpus import About, Clock, Row, build, options_of, options_parser  # noqa: E402
-from datasets_scripts.sources import SourceError, Sources, Tally, as_object, checked_language, clean_text  # noqa: E402
+from datasets_scripts.corpus import About, Clock, Row, build, options_of, options_parser
+from modeling_mmt.data.sources import SourceError, Sources, Tally, as_object, checked_language, clean_text
 
 LANGUAGES = ("en", "sw", "fr", "zh", "de", "es", "vi", "ru")
 INDEX, CREDITS = "storybook8.jsonl", "IMAGEBANK_CREDITS.md"

@@ -12,7 +12,6 @@ model's name and commit, or None where the captions are the dataset's own. An in
 import argparse
 import hashlib
 import json
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,8 @@ import torch
 from filelock import FileLock
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from datasets_scripts.corpus import About, Clock, Options, Row, build, publish  # noqa: E402
-from datasets_scripts.sources import SourceError, Sources, Tally, checked_language, clean_text  # noqa: E402
+from datasets_scripts.corpus import About, Clock, Options, Row, build, publish
+from modeling_mmt.data.sources import SourceError, Sources, Tally, checked_language, clean_text
 
 MEMORY = "translations.jsonl"  # what is translated already, a line a text
 RULES = {

@@ -7,17 +7,14 @@ Validation is split into HGR's halves by their lists of ids, `validation` and `t
 """
 
 import re
-import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from datasets_scripts.corpus import About, Clock, Row, build, options_of, options_parser, schema  # noqa: E402
-from datasets_scripts.sources import (  # noqa: E402
+from datasets_scripts.corpus import About, Clock, Row, build, options_of, options_parser, schema
+from modeling_mmt.data.sources import (
     SourceError,
     Sources,
     Tally,

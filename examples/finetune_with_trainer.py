@@ -18,11 +18,12 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModel, AutoProcessor, HfArgumentParser, Trainer, TrainingArguments, set_seed
 
 import modeling_mmt  # noqa: F401  registers the model with AutoModel
-from datasets_scripts.features import FeatureStores
-from modeling_mmt.data_collator import ClipDataset, MMTDataCollator
-from modeling_mmt.evaluation import check_checkpoint, load_split
-from modeling_mmt.hub import publish
-from modeling_mmt.trainer import MMTTrainer
+from modeling_mmt.data.collator import ClipDataset, MMTDataCollator
+from modeling_mmt.data.features import FeatureStores
+from modeling_mmt.data.reading import load_split
+from modeling_mmt.evaluation.evaluate import check_checkpoint
+from modeling_mmt.hub.publish import publish
+from modeling_mmt.training.trainer import MMTTrainer
 
 
 @dataclass

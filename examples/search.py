@@ -22,12 +22,12 @@ from matplotlib import font_manager
 from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont
 
-from datasets_scripts.emoji9 import frames_of
-from datasets_scripts.features import FeatureStore
-from datasets_scripts.video_lists import find_videos
-from modeling_mmt.cli import check_query
-from modeling_mmt.evaluation import open_checkpoint
-from modeling_mmt.search import Hit, SearchIndex
+from modeling_mmt.commands.cli import check_query
+from modeling_mmt.data.clips import frames_of
+from modeling_mmt.data.features import FeatureStore
+from modeling_mmt.evaluation.evaluate import open_checkpoint
+from modeling_mmt.extraction.video_lists import find_videos
+from modeling_mmt.search.index import Hit, SearchIndex
 from modeling_mmt.video_decoding_mmt import FrameSampling, read_clip
 
 # Pixels of the picture
@@ -172,7 +172,7 @@ def search_folder(
     if processor.feature_extractor.pixels is None:
         raise ValueError(
             f"--videos {folder}: the checkpoint has no vision encoder, it was trained on features. Train one from "
-            "pixels (model.vision_model in a recipe, such as recipes/emoji9/pixels_frozen.yaml), or extract features "
+            "pixels (model.vision_model in a recipe, such as emoji9/pixels_frozen), or extract features "
             f"by the extractor that its card names (`extract_features.py --videos {folder}`) and search with "
             "--features"
         )

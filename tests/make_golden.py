@@ -58,7 +58,7 @@ def compute_collator() -> dict[str, torch.Tensor]:
     """Two batches of the collator: every draw of language, caption, keyword and noise."""
     from conftest import build_processor, build_rows
 
-    from modeling_mmt.data_collator import ClipDataset, EpochBatchSampler, MMTDataCollator
+    from modeling_mmt.data.collator import ClipDataset, EpochBatchSampler, MMTDataCollator
 
     clips, found = ClipDataset(build_rows(9)), {}
     for name, fields in {"mmp": {"languages_per_clip": 1}, "pairs": {"languages_per_clip": 2}}.items():

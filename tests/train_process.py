@@ -76,7 +76,7 @@ def run(argv, rank, world_size, port, steps, env):
     os.environ |= env
     import torch
 
-    import train
+    from modeling_mmt.training import run as train
 
     log = os.open(f"{argv[0]}.{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)

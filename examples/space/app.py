@@ -27,9 +27,10 @@ from PIL import Image
 from transformers import AutoModel, AutoProcessor
 
 import modeling_mmt  # noqa: F401  registers the model with AutoModel
-from datasets_scripts.emoji9 import LANGUAGES, frames_of
-from datasets_scripts.features import FeatureStore
-from modeling_mmt.search import Hit, SearchIndex
+from modeling_mmt.data.clips import frames_of
+from modeling_mmt.data.features import FeatureStore
+from modeling_mmt.data.sources import LANGUAGES
+from modeling_mmt.search.index import Hit, SearchIndex
 
 LABELS = {"none": "none_en", "MP": "mp_en", "MMP": "mmp_en"}  # what a checkpoint is called, and its recipe
 NAMES = dict(

@@ -1,6 +1,6 @@
 """Retrieval metric for `evaluate`: R@1, R@5, R@10, median and mean rank, MRR, with a stated rule for ties.
 
-The arithmetic is `modeling_mmt.retrieval`; this file is its `evaluate.Metric` face. One module a line: the
+The arithmetic is `modeling_mmt.evaluation.ranks`; this file is its `evaluate.Metric` face. One module a line: the
 scanner of `evaluate` does not understand `import a, b`.
 """
 
@@ -8,7 +8,8 @@ import datasets
 import evaluate
 import numpy as np
 
-from modeling_mmt.retrieval import ranks, ranks_from_scores, retrieval_metrics
+from modeling_mmt.evaluation.metrics import retrieval_metrics
+from modeling_mmt.evaluation.ranks import ranks, ranks_from_scores
 
 _DESCRIPTION = """
 Cross-modal retrieval: how high does the correct item stand in the ranking of each query?

@@ -1,0 +1,1 @@
+"""Rows, clips and features: what the model reads."""

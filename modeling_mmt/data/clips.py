@@ -1,0 +1,99 @@
+"""The clips of a dataset as its column holds them, for those who read pixels and not features."""
+
+import io
+from collections.abc import Iterator, Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import datasets
+from PIL import Image
+
+
+class ClipColumn(Mapping[str, Any]):
+    """`video_id` to what `modeling_mmt.video_decoding_mmt.read_clip` reads; nothing is decoded before it is asked for.
+
+    A column may be of `datasets.Video`, of `datasets.Image` (with `num_frames` beside it: film strips, as emoji9's),
+    or of texts: paths of videos, pictures and folders of frames, relative to the dataset's folder or absolute.
+
+    Args:
+        rows: with `video_id` and the column.
+        column: its name.
+        folder: of the dataset, where it is one of this machine.
+
+    Raises:
+        ValueError: there is no such column, or it is of another kind.
+    """
+
+    def __init__(self, rows: datasets.Dataset, column: str, folder: str | Path = ""):
+        if column not in rows.column_names:
+            raise ValueError(f"{folder}: no column {column} to read clips from; found {', '.join(rows.column_names)}")
+        kind = rows.features[column]
+        is_text = kind == datasets.Value("string") or kind == datasets.Value("large_string")
+        if not (is_text or isinstance(kind, datasets.Video | datasets.Image)):
+            raise ValueError(f"{folder}: column {column} is {kind}; clips are of Video, Image or paths")
+        self.are_filmstrips = isinstance(kind, datasets.Image) and "num_frames" in rows.column_names
+        names = ["video_id", column, *(["num_frames"] if self.are_filmstrips else [])]
+        self.rows, self.column, self.folder = rows.select_columns(names), column, Path(folder)
+        if not is_text:
+            self.rows = self.rows.cast_column(column, type(kind)(decode=False))
+        self._row_of = {video_id: row for row, video_id in enumerate(rows["video_id"])}
+
+    def __getitem__(self, video_id: str) -> Any:
+        """A clip's source.
+
+        Raises:
+            KeyError: no such clip.
+            ValueError: the column has nothing there.
+        """
+        row = self.rows[self._row_of[video_id]]
+        source = row[self.column]
+        if source is None:
+            raise ValueError(f"clip {video_id!r} has nothing in column {self.column}; drop it")
+        if self.are_filmstrips:
+            strip = source if source["bytes"] else Image.open(source["path"])
+            return frames_of({**row, "frames": strip})
+        return source if isinstance(source, Mapping) else str(self.folder / source)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the clips: the bytes that rows hold; of files that they name, the paths, sizes and times."""
+        digest = sha256()
+        for row in self.rows:
+            source = row[self.column]
+            if isinstance(source, Mapping) and source["bytes"]:
+                digest.update(sha256(source["bytes"]).digest())
+                continue
+            path = self.folder / (source["path"] if isinstance(source, Mapping) else source or "")
+            for file in sorted(path.iterdir()) if path.is_dir() else [path]:
+                told = file.stat() if file.exists() else None
+                digest.update(f"{file} {told and (told.st_size, told.st_mtime_ns)}\n".encode())
+        return digest.hexdigest()[:32]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._row_of)
+
+    def __len__(self) -> int:
+        return len(self._row_of)
+
+
+def frames_of(row: Mapping[str, Any]) -> list[Image.Image]:
+    """Splits a row's film strip into its `num_frames` RGB frames, in order; a single picture may have any shape.
+
+    Args:
+        row: has `num_frames` and `frames`, an image, or `{"bytes": ...}` where `datasets` does not decode.
+
+    Raises:
+        ValueError: the strip's width is not `num_frames` times its height.
+    """
+    strip = row["frames"]
+    if isinstance(strip, Mapping):
+        strip = Image.open(io.BytesIO(strip["bytes"]))
+    strip, size = strip.convert("RGB"), strip.height
+    if row["num_frames"] == 1:
+        return [strip]
+    if strip.width != row["num_frames"] * size:
+        raise ValueError(
+            f"clip {row.get('video_id')!r}: a strip of {strip.width}x{size} pixels does not hold "
+            f"{row['num_frames']} square frames; num_frames or the picture is wrong"
+        )
+    return [strip.crop((left, 0, left + size, size)) for left in range(0, strip.width, size)]

@@ -1,0 +1,313 @@
+"""The feature store: ragged frozen features of clips, in Parquet, with a manifest that says whose they are.
+
+A store is a folder with `features-*.parquet` or `features-*.arrow` (`video_id` string, `video_features` list of steps
+of lists of numbers, that is `(F, D_v)` a clip, F differing between clips) and `manifest.json`:
+
+    extractor, revision   what made the features (a model's name, and its commit or SHA-256)
+    rate                  steps per second of video; null where the clips have no clock
+    dim, dtype            D_v, and float16 or float32
+    num_clips, shards     how many clips, and each file's name, SHA-256, size in bytes and number of rows
+    source                what they were made from and how: anything that JSON can hold
+
+A store appears whole or not at all: it is written beside its place, as `<folder>.partial`, and renamed at the end.
+Values are checked when written, a shard's SHA-256 and values once more when it is first read. A clip that is not there
+is an error, never a row of zeros.
+
+Parquet is what the Hub shows; its shards are decoded into memory. Arrow shards are mapped, not read: a store of any
+size takes the memory that the system has to spare, and a clip costs one copy. `datasets` loads and streams both.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+DTYPES = {"float16": pa.float16(), "float32": pa.float32()}
+FILE_FORMATS = ("parquet", "arrow")
+MANIFEST = "manifest.json"
+ABSENT = "absent:"  # begins the name of a stream that clips lack
+MAX_SHARD_VALUES = 2**28  # Arrow's list offsets have 32 bits; half a gigabyte of float16 is a fair file
+
+
+class FeatureStoreError(ValueError):
+    """A store, or what should go into one, is not as it must be; the message says where and what helps."""
+
+
+class MissingClipError(KeyError):
+    """A store does not hold the clip that was asked for."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class FeatureStore(Mapping[str, np.ndarray]):
+    """A store, read: `store[video_id]` is the clip's `(F, D_v)` array, in the store's dtype and yours to change.
+
+    Opening reads the ids of all shards; a shard's values are read (Arrow: mapped) and checked against its SHA-256 when
+    the first of its clips is asked for. `verify()` does this for all shards.
+
+    Args:
+        folder: of the store.
+        extractor: whose features these must be, or None for anyone's.
+        revision: of the extractor.
+
+    Raises:
+        FileNotFoundError: the folder holds no manifest, or a shard is missing.
+        FeatureStoreError: the manifest or a shard is not as it must be.
+        MissingClipError: on access, the clip is not in the store.
+    """
+
+    def __init__(self, folder: str | Path, extractor: str | None = None, revision: str | None = None):
+        self.folder = Path(folder)
+        path = self.folder / MANIFEST
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{path} is not there; {self.folder} is no finished feature store: write it (again)"
+            )
+        try:
+            self.manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise FeatureStoreError(f"{path}: not JSON ({error}); write the store again") from error
+        for field in ("extractor", "revision", "rate", "dim", "dtype", "num_clips", "shards"):
+            if field not in self.manifest:
+                raise FeatureStoreError(f"{path}: field {field!r} is missing; write the store again")
+        if self.manifest["dtype"] not in DTYPES:
+            raise FeatureStoreError(f"{path}: dtype is {self.manifest['dtype']!r}; known are {', '.join(DTYPES)}")
+        for field, wanted in (("extractor", extractor), ("revision", revision)):
+            if wanted is not None and self.manifest[field] != wanted:
+                raise FeatureStoreError(
+                    f"{path}: {field} is {self.manifest[field]!r}, but {wanted!r} is asked for; features of different "
+                    "extractors do not mix: extract again, or correct what is asked for"
+                )
+        self._rows: dict[str, tuple[int, int]] = {}
+        self._open: dict[int, _Shard] = {}
+        for number, shard in enumerate(self.manifest["shards"]):
+            ids = _read_ids(self.folder, shard)
+            self._rows.update({video_id: (number, row) for row, video_id in enumerate(ids)})
+        if len(self._rows) != self.manifest["num_clips"]:
+            raise FeatureStoreError(
+                f"{path}: num_clips is {self.manifest['num_clips']}, the shards hold {len(self._rows)} different ids; "
+                "write the store again"
+            )
+
+    @property
+    def dim(self) -> int:
+        """D_v, the width of a step."""
+        return self.manifest["dim"]
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the shards' SHA-256 and the rate: two stores with the same one hold the same values and times."""
+        rate = [] if self.manifest["rate"] is None else [f" {self.manifest['rate']}"]
+        parts = [*(shard["sha256"] for shard in self.manifest["shards"]), *rate]
+        return hashlib.sha256("".join(parts).encode()).hexdigest()
+
+    def num_steps(self, video_id: str) -> int:
+        """F of a clip.
+
+        Raises:
+            MissingClipError: it is not in the store.
+        """
+        shard, row = self._find(video_id)
+        return int(shard.offsets[row + 1] - shard.offsets[row])
+
+    def verify(self) -> None:
+        """Reads every shard and checks its SHA-256, its widths and that its values are finite."""
+        for number in range(len(self.manifest["shards"])):
+            self._shard(number)
+
+    def _shard(self, number: int) -> "_Shard":
+        if number not in self._open:
+            self._open[number] = read_shard(self.folder, self.manifest["shards"][number], self.manifest)
+        return self._open[number]
+
+    def __getitem__(self, video_id: str) -> np.ndarray:
+        shard, row = self._find(video_id)
+        return shard.values[shard.offsets[row] : shard.offsets[row + 1]].copy()
+
+    def window(self, video_id: str, start: int, stop: int) -> np.ndarray:
+        """Steps `start` to `stop` of a clip, `(stop - start, D_v)`; nothing else of it is read from a mapped shard."""
+        shard, row = self._find(video_id)
+        first, last = shard.offsets[row], shard.offsets[row + 1]
+        if not 0 <= start < stop <= last - first:
+            raise ValueError(
+                f"clip {video_id!r}: steps {start} to {stop} of {last - first}; give 0 <= start < stop <= F"
+            )
+        return shard.values[first + start : first + stop].copy()
+
+    def _find(self, video_id: str) -> tuple["_Shard", int]:
+        if video_id not in self._rows:
+            raise MissingClipError(
+                f"clip {video_id!r} is not in the feature store {self.folder} ({len(self)} clips by "
+                f"{self.manifest['extractor']}); extract its features, or take the clip out of the dataset"
+            )
+        number, row = self._rows[video_id]
+        return self._shard(number), row
+
+    def __contains__(self, video_id: object) -> bool:
+        return video_id in self._rows
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+
+class _Shard:
+    """One file in memory: `(steps of all clips, D_v)` values, where each clip begins, and its row by id."""
+
+    def __init__(self, values: np.ndarray, offsets: np.ndarray, index: dict[str, int]):
+        self.values, self.offsets, self.index = values, offsets, index
+
+
+def _check_size(folder: Path, shard: Mapping[str, Any]) -> Path:
+    if not re.fullmatch(
+        rf"features-\d+\.({'|'.join(FILE_FORMATS)})", shard["file"]
+    ):  # the manifest may be a stranger's
+        raise FeatureStoreError(f"{folder / MANIFEST}: no name of a shard: {shard['file']!r}; write the store again")
+    path = folder / shard["file"]
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not there, but {folder / MANIFEST} lists it; write the store again")
+    if path.stat().st_size != shard["num_bytes"]:
+        raise FeatureStoreError(
+            f"{path}: {path.stat().st_size} bytes, the manifest says {shard['num_bytes']}; the file was cut short or "
+            "changed: copy or write the store again"
+        )
+    return path
+
+
+def _read_ids(folder: Path, shard: Mapping[str, Any]) -> list[str]:
+    path = _check_size(folder, shard)
+    try:
+        if path.suffix == ".arrow":
+            return pa.ipc.open_stream(pa.memory_map(str(path))).read_all()["video_id"].to_pylist()
+        return pq.read_table(path, columns=["video_id"])["video_id"].to_pylist()
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise FeatureStoreError(f"{path}: no readable shard ({error}); copy or write the store again") from error
+
+
+def read_shard(folder: Path, shard: Mapping[str, Any], manifest: Mapping[str, Any]) -> _Shard:
+    path = _check_size(folder, shard)
+    data = pa.memory_map(str(path)).read_buffer()
+    got = hashlib.sha256(data).hexdigest()
+    if got != shard["sha256"]:
+        raise FeatureStoreError(
+            f"{path}: SHA-256 is {got}, the manifest says {shard['sha256']}; the file was changed or damaged: copy or "
+            "write the store again"
+        )
+    if path.suffix == ".arrow":
+        table = pa.ipc.open_stream(data).read_all()
+    else:
+        table = pq.read_table(pa.BufferReader(data), columns=["video_id", "video_features"])
+    for field in ("extractor", "revision"):  # a shard of ours says whose it is; one of others need not
+        found = (table.schema.metadata or {}).get(field.encode(), manifest[field].encode()).decode()
+        if found != manifest[field]:
+            raise FeatureStoreError(
+                f"{path}: {field} is {found!r}, the manifest says {manifest[field]!r}; shards of two stores were mixed"
+            )
+    wanted = pa.list_(pa.list_(DTYPES[manifest["dtype"]]))
+    column = table["video_features"].combine_chunks()
+    if isinstance(column, pa.ChunkedArray):
+        column = column.chunk(0)
+    if not column.type.equals(wanted):
+        raise FeatureStoreError(f"{path}: video_features has type {column.type}, expected {wanted}")
+    steps, offsets = column.flatten(), column.offsets.to_numpy()
+    widths = np.diff(steps.offsets.to_numpy())
+    if column.null_count or steps.null_count or (widths != manifest["dim"]).any():
+        raise FeatureStoreError(f"{path}: steps of width {sorted(set(widths.tolist()))}, expected {manifest['dim']}")
+    values = steps.flatten().to_numpy(zero_copy_only=False).reshape(len(steps), manifest["dim"])
+    if not all_finite(values):
+        raise FeatureStoreError(f"{path}: not all values are finite; extract the features again")
+    ids = table["video_id"].to_pylist()
+    return _Shard(values, offsets - offsets[0], {video_id: row for row, video_id in enumerate(ids)})
+
+
+def all_finite(values: np.ndarray) -> bool:
+    """Whether float16 or float32 values are finite: their exponents' bits are not all set. Takes a megabyte or so."""
+    kind, exponent = {2: (np.uint16, 0x7C00), 4: (np.uint32, 0x7F800000)}[values.itemsize]
+    bits = values.reshape(-1).view(kind)
+    return not any(((bits[i : i + 2**18] & exponent) == exponent).any() for i in range(0, len(bits), 2**18))
+
+
+class FeatureStores(Mapping[str, Any]):
+    """Several feature stores as one: a clip's streams side by side, step by step.
+
+    Args:
+        folders: of the stores; `absent:512` in place of one is a stream that the model has, 512 wide, and these clips
+            lack, as pictures lack a video network's: zeros, from which the input layer's part for it learns nothing.
+
+    Raises:
+        FeatureStoreError: no folder is a store, or an absent stream has no width.
+    """
+
+    def __init__(self, folders: Sequence[str]):
+        self.streams: list[int | FeatureStore] = [
+            _absent(name) if name.startswith(ABSENT) else FeatureStore(name) for name in map(str, folders)
+        ]
+        self.stores = [stream for stream in self.streams if isinstance(stream, FeatureStore)]
+        if not self.stores:
+            raise FeatureStoreError(f"features are {list(folders)}; at least one must be a feature store")
+        self.dims = [stream if isinstance(stream, int) else stream.dim for stream in self.streams]
+        self.fingerprints = [ABSENT + str(s) if isinstance(s, int) else s.fingerprint for s in self.streams]
+
+    def __getitem__(self, video_id: str) -> np.ndarray:
+        """`(F, D_v)` float: `D_v` is the sum of the streams' widths."""
+        found = [store[video_id] for store in self.stores]
+        if len({len(stream) for stream in found}) > 1:
+            raise ValueError(
+                f"clip {video_id!r} has {[len(s) for s in found]} steps in its stores; extract at one rate"
+            )
+        return self._side_by_side(found)
+
+    def problems(self, video_ids: Sequence[str]) -> Iterator[tuple[str, str]]:
+        """For each store that lacks clips, its folder and a sentence: how many, which, and what to do."""
+        for store in self.stores:
+            missing = [video_id for video_id in video_ids if video_id not in store]
+            if missing:
+                yield (
+                    str(store.folder),
+                    (
+                        f"{len(missing):,} of {len(video_ids):,} clips are not in {store.folder}, the first "
+                        f"{missing[0]!r}: extract them, or build the dataset with --missing_features skip"
+                    ),
+                )
+
+    def num_steps(self, video_id: str) -> int:
+        """F of a clip: of its shortest stream, since extractors differ by a step at a video's end."""
+        return min(store.num_steps(video_id) for store in self.stores)
+
+    def window(self, video_id: str, start: int, stop: int) -> np.ndarray:
+        """Steps `start` to `stop` of a clip, `(stop - start, D_v)`."""
+        return self._side_by_side([store.window(video_id, start, stop) for store in self.stores])
+
+    def _side_by_side(self, found: Sequence[np.ndarray]) -> np.ndarray:
+        if len(self.streams) == 1:
+            return found[0]
+        values = iter(found)
+        parts = [
+            np.zeros((len(found[0]), s), found[0].dtype) if isinstance(s, int) else next(values) for s in self.streams
+        ]
+        return np.concatenate(parts, axis=1)
+
+    def __iter__(self) -> Iterator[str]:
+        """The first store's clips."""
+        return iter(self.stores[0])
+
+    def __len__(self) -> int:
+        """Clips of the first store."""
+        return len(self.stores[0])
+
+
+def _absent(name: str) -> int:
+    """The width of a stream that clips lack."""
+    width = name.removeprefix(ABSENT)
+    if not width.isdigit() or int(width) < 1:
+        raise FeatureStoreError(f"features has {name!r}; write absent:<width>, such as absent:512")
+    return int(width)

@@ -1,0 +1,163 @@
+"""A repository's files at one revision: the same online and from the cache, and checked against their hashes.
+
+`datasets.load_dataset(name, revision=...)` ignores the revision when there is no network and loads what was cached
+last. Here the revision decides: it is resolved to a commit, whose files are downloaded once and found again offline.
+"""
+
+import os
+from collections.abc import Sequence
+from hashlib import sha1, sha256
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, Image, Video, load_dataset
+from datasets.exceptions import DatasetGenerationError
+from huggingface_hub import snapshot_download
+
+
+class SnapshotError(ValueError):
+    """A downloaded file is not what its repository says; the message names it and the remedy."""
+
+
+def pinned_snapshot(
+    repo_id: str,
+    *,
+    revision: str | None = None,
+    repo_type: str = "model",
+    cache_dir: str | Path | None = None,
+    token: str | bool | None = None,
+) -> Path:
+    """All files of a repository at one revision, in the cache.
+
+    Args:
+        repo_id: `org/name`.
+        revision: tag, branch, commit or `refs/pr/N`; None is `main`. Offline it must have been downloaded before.
+        repo_type: `"model"` or `"dataset"`.
+        cache_dir: the cache, where it is not huggingface_hub's own.
+        token: where it is not the one that `hf auth login` stored.
+
+    Returns:
+        The folder `.../snapshots/COMMIT`.
+
+    Raises:
+        SnapshotError: a file's content is not what its name in the cache says, or it lies outside the repository's
+            cache; what is damaged is removed, so that the next call downloads it again.
+        huggingface_hub.errors.LocalEntryNotFoundError: offline, and this revision is not in the cache.
+    """
+    folder = Path(
+        snapshot_download(
+            repo_id,
+            repo_type=repo_type,
+            revision=revision,
+            cache_dir=Path(cache_dir) if cache_dir else None,
+            token=token,
+        )
+    )
+    verify_snapshot(folder)
+    return folder
+
+
+def verify_snapshot(folder: str | os.PathLike):
+    """Check each file of a cached snapshot against the hash that the cache names it by.
+
+    Raises:
+        SnapshotError: as `pinned_snapshot`.
+    """
+    folder = Path(folder)
+    blobs = (folder.parents[1] / "blobs").resolve()
+    for path in sorted(folder.rglob("*")):
+        if not path.is_symlink():  # a folder; or a file system without links, where no hash was kept
+            continue
+        blob = path.resolve()
+        if blob.parent != blobs:
+            raise SnapshotError(f"{path}: points out of its repository's cache, to {blob}; delete the cache folder")
+        found = file_hash(blob, blob.name)
+        if found != blob.name:
+            path.unlink()
+            blob.unlink()
+            raise SnapshotError(
+                f"{path}: damaged, its hash is {found}, the repository says {blob.name}; load it again"
+            )
+
+
+def file_hash(path: Path, like: str) -> str:
+    """A file's SHA-256, or git's name for it where `like` is no SHA-256 (40 digits: a file kept in git itself)."""
+    digest = sha256() if len(like) == 64 else sha1(b"blob %d\0" % path.stat().st_size)
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def load_pinned_dataset(
+    repo_id: str,
+    name: str | None = None,
+    *,
+    revision: str | None = None,
+    split: str | None = None,
+    cache_dir: str | Path | None = None,
+    token: str | bool | None = None,
+    **options: Any,
+) -> Any:
+    """`datasets.load_dataset` at a revision that holds offline too.
+
+    Args:
+        repo_id: `org/name` of a dataset.
+        name: of its config.
+        revision: as `pinned_snapshot`'s.
+        split: as `load_dataset`'s.
+        cache_dir: of the downloads.
+        token: as `pinned_snapshot`'s.
+        options: others of `load_dataset`.
+
+    Raises:
+        SnapshotError, LocalEntryNotFoundError: as `pinned_snapshot`.
+    """
+    folder = pinned_snapshot(repo_id, revision=revision, repo_type="dataset", cache_dir=cache_dir, token=token)
+    return load_dataset(str(folder), name, split=split, **options)
+
+
+def dataset_folder(name: str) -> str:
+    """The folder of a corpus that comes with the package, such as `emoji9`; any other name as it is.
+
+    A folder of that name where the program runs goes before it. `datasets_scripts/emoji9`, as a clone has it, means
+    the same from any folder.
+    """
+    parent, _, corpus = name.rpartition("/")
+    package = find_spec("datasets_scripts")
+    if not corpus.isidentifier() or parent not in ("", "datasets_scripts") or Path(name).exists() or package is None:
+        return name
+    inside = [Path(place, corpus) for place in package.submodule_search_locations or ()]
+    return next((str(folder) for folder in inside if folder.is_dir()), name)
+
+
+def read_split(name: str, revision: str | None, split: str) -> Dataset:
+    """One split of a folder, of a corpus that comes with the package, or of a Hub dataset at a revision.
+
+    Raises:
+        ValueError: a file of it is torn, or is not what its name says.
+    """
+    name = dataset_folder(name)
+    try:
+        if Path(name).is_dir():
+            return load_dataset(name, split=split)
+        return load_pinned_dataset(name, split=split, revision=revision)
+    except DatasetGenerationError as error:
+        why = f"{error.__cause__ or error}".strip(". ")
+        raise ValueError(f"{name}: a file cannot be read ({why}); build or download the dataset again") from error
+
+
+def load_split(name: str, revision: str | None, split: str, columns: Sequence[str]) -> Dataset:
+    """One split without its pictures and videos.
+
+    Raises:
+        ValueError: `video_id` or one of `columns` is not there.
+    """
+    rows = read_split(name, revision, split)
+    for column in ("video_id", *columns):
+        if column not in rows.column_names:
+            remedy = "; or name feature stores, or a video_column" if column == "video_features" else ""
+            raise ValueError(f"{name} ({split}): no column {column}; found {', '.join(rows.column_names)}{remedy}")
+    media = [name for name, feature in rows.features.items() if isinstance(feature, (Image, Video))]
+    return rows.remove_columns(media)

@@ -1,0 +1,325 @@
+"""A checkpoint on a dataset: its captions and clips as embeddings, and every query's rank.
+
+`mmt evaluate` and `mmt report` measure any checkpoint so, and get the figures that `train.py` wrote to its
+`metrics.json`.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from huggingface_hub.errors import StrictDataclassError
+from tqdm.auto import tqdm
+
+from modeling_mmt.data.checks import blank_texts, flat_captions, not_boolean, not_texts, repeated_clips
+from modeling_mmt.data.clip_cache import InOrder
+from modeling_mmt.data.files import CheckpointError, check_finite, naming_torn_weights
+from modeling_mmt.data.reading import read_split
+from modeling_mmt.evaluation.embedding import embed_texts, embed_videos
+from modeling_mmt.evaluation.metrics import retrieval_metrics
+from modeling_mmt.evaluation.ranks import ranks_by_language
+from modeling_mmt.modeling_mmt import MMTModel
+from modeling_mmt.processing_mmt import MMTProcessor
+
+Ranks = dict[str, dict[str, np.ndarray]]  # direction -> language -> (queries,)
+METRICS = ("R@1", "R@5", "R@10", "MedR", "MRR")  # what people are shown
+WAYS = {"t2v": "text to video", "v2t": "video to text"}
+AVERAGES = {"avg": "all", "avg_non_en": "all but en"}
+MAX_TOLD = 600  # characters of a library's error that are passed on
+RECIPE = "recipe.json"  # beside a checkpoint: what train.py was told
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a checkpoint is asked to search.
+
+    Args:
+        dataset: folder or Hub name of a dataset with `video_id` and text columns `<kind>_<language>`.
+        revision: tag, branch or commit of a Hub dataset.
+        features: folders of feature stores, side by side in a step. Empty: the dataset has `video_features`, or
+            `video_column` names its clips.
+        video_column: column of videos, pictures or paths, for a checkpoint with a vision encoder.
+        split: of the dataset.
+        text_column: kind of text that is searched by.
+        languages: that are searched in. Empty: all that the dataset has.
+        exclude_column: boolean column of clips to leave out in a second set of figures; None for none.
+    """
+
+    dataset: str
+    revision: str | None = None
+    features: Sequence[str] = ()
+    video_column: str | None = None
+    split: str = "test"
+    text_column: str = "caption"
+    languages: Sequence[str] = ()
+    exclude_column: str | None = None
+
+    @classmethod
+    def of_checkpoint(cls, folder: str | Path, **changes: Any) -> "Question":
+        """What the checkpoint's own recipe evaluates on, with the values of `changes` that are not None put over it.
+
+        Raises:
+            ValueError: neither the recipe nor `changes` names a dataset.
+        """
+        path, asked = Path(folder) / RECIPE, cls(dataset="")
+        if path.is_file():
+            data = _recipe_data(path)
+            same = {key: data[key] for key in ("dataset", "revision", "features", "text_column", "languages")}
+            same["video_column"] = data.get("video_column")
+            asked = cls(**same, split=data["test_split"] or "validation", exclude_column=data["exclude_column"])
+        if (given := changes.get("dataset")) is not None and Path(given).resolve() != Path(asked.dataset).resolve():
+            asked = cls(dataset=given)  # the recipe's columns and features are another dataset's
+        if changes.get("features"):
+            asked = replace(asked, video_column=None)
+        elif changes.get("video_column"):
+            asked = replace(asked, features=())
+        asked = replace(asked, **{key: value for key, value in changes.items() if value is not None})
+        if not asked.dataset:
+            raise ValueError(f"dataset is not given, and {path} is not there to say which; name one with --dataset")
+        return asked
+
+
+@dataclass
+class Corpus:
+    """A split, ready to be searched.
+
+    Args:
+        question: what it was opened for.
+        rows: the split, pictures and all.
+        captions: language -> captions.
+        clip_of: language -> the row that each caption belongs to.
+        clips: each row's features `(F_i, D_v)`, or what a processor reads as its video.
+        parts: name -> `(rows,)` bool, True for a clip that is left out; `all` leaves out none.
+    """
+
+    question: Question
+    rows: Dataset
+    captions: dict[str, list[str]]
+    clip_of: dict[str, list[int]]
+    clips: Sequence[Any]
+    parts: dict[str, np.ndarray]
+
+    @property
+    def languages(self) -> list[str]:
+        """In the order asked for."""
+        return list(self.captions)
+
+    @cached_property
+    def aligned(self) -> tuple[list[int], dict[str, list[int]]]:
+        """The rows that have a caption in every language, and the place of each one's first caption by language."""
+        first: dict[str, dict[int, int]] = {}
+        for language, owners in self.clip_of.items():
+            first[language] = {row: place for place, row in reversed(list(enumerate(owners)))}
+        rows = [row for row in range(len(self.rows)) if all(row in of for of in first.values())]
+        return rows, {language: [of[row] for row in rows] for language, of in first.items()}
+
+    @property
+    def is_paired(self) -> bool:
+        """Whether every clip has one caption in every language."""
+        return all(owners == list(range(len(self.rows))) for owners in self.clip_of.values())
+
+
+@dataclass
+class Evaluation:
+    """What a checkpoint made of a corpus.
+
+    Args:
+        name: of the checkpoint, for people.
+        texts: language -> `(captions, P)` float32, unit norm.
+        videos: `(clips, P)` float32, unit norm.
+        ranks: part -> direction -> language -> `(queries,)`; a clip without a caption has rank NaN.
+        max_text_length: longest caption in tokens that the model reads.
+        tokens: language -> `(captions,)` tokens of each caption before it is cut, special ones included.
+    """
+
+    name: str
+    texts: dict[str, torch.Tensor]
+    videos: torch.Tensor
+    ranks: dict[str, Ranks]
+    max_text_length: int
+    tokens: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @cached_property
+    def figures(self) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
+        """As in `metrics.json`: part -> direction -> language -> R@1, R@5, R@10, MedR, MeanR, MRR."""
+        return {
+            part: {
+                way: {language: retrieval_metrics(found[~np.isnan(found)]) for language, found in of_way.items()}
+                for way, of_way in ranks.items()
+            }
+            for part, ranks in self.ranks.items()
+        }
+
+
+def open_corpus(
+    question: Question,
+    open_features: Callable[[list[str]], Mapping[str, Any]],
+    open_videos: Callable[[Dataset, str, str], Mapping[str, Any]] | None = None,
+) -> Corpus:
+    """Read what a question names.
+
+    Args:
+        question: what to read.
+        open_features: the folders of feature stores to one mapping from `video_id` to `(F, D_v)`, such as
+            `modeling_mmt.data.features.FeatureStores`; called only if the question names some.
+        open_videos: rows, `video_column` and the dataset's name to one from `video_id` to a video, such as
+            `modeling_mmt.data.clips.ClipColumn`; called only if the question names a column.
+
+    Raises:
+        ValueError: a column or language is not there, or there is nothing to search.
+    """
+    kind = question.text_column
+    rows = read_split(question.dataset, question.revision, question.split)
+    found = [name.removeprefix(f"{kind}_") for name in rows.column_names if name.startswith(f"{kind}_")]
+    where = f"{question.dataset} ({question.split})"
+    if not found:
+        raise ValueError(f"{where}: no column {kind}_<language>; found {', '.join(rows.column_names)}")
+    for language in question.languages:
+        if language not in found:
+            raise ValueError(f"{where}: no {kind} in language {language!r}; there are {', '.join(found)}")
+    own = None if question.features else question.video_column or "video_features"
+    for column in ("video_id", question.exclude_column, own):
+        if column and column not in rows.column_names:
+            raise ValueError(f"{where}: no column {column}; found {', '.join(rows.column_names)}")
+    for problem in repeated_clips(rows):
+        raise ValueError(f"{where}: {problem}")
+    captions, clip_of = {}, {}
+    for language in question.languages or found:
+        for problem in (*not_texts(rows, f"{kind}_{language}"), *blank_texts(rows, f"{kind}_{language}")):
+            raise ValueError(f"{where}: {problem}")
+        clip_of[language], captions[language] = flat_captions(rows[f"{kind}_{language}"])
+        if not captions[language]:
+            raise ValueError(f"{where}: column {kind}_{language} is empty; leave language {language!r} out")
+    if question.features:
+        stores = open_features(list(question.features))
+        clips: Sequence[Any] = [stores[key] for key in rows["video_id"]]
+    elif question.video_column:
+        if open_videos is None:
+            raise ValueError(f"{where}: column {question.video_column} holds videos, and open_videos is not given")
+        clips = InOrder(open_videos(rows, question.video_column, question.dataset), rows["video_id"][:])
+    else:
+        clips = rows["video_features"][:]
+    parts = {"all": np.zeros(len(rows), dtype=bool)}
+    if question.exclude_column:
+        for problem in not_boolean(rows, question.exclude_column):
+            raise ValueError(f"{where}: {problem}")
+        excluded = np.array(rows[question.exclude_column], dtype=bool)
+        if not excluded.all():
+            parts[f"without_{question.exclude_column}"] = excluded
+    return Corpus(question, rows, captions, clip_of, clips, parts)
+
+
+def _recipe_data(path: Path) -> Mapping[str, Any]:
+    """The part `data` of a checkpoint's recipe."""
+    remedy = "download or save the checkpoint again, or name the dataset and its columns"
+    try:
+        recipe = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error}); {remedy}") from error
+    data = recipe.get("data", {}) if isinstance(recipe, dict) else {}
+    needed = ("dataset", "revision", "features", "text_column", "languages", "test_split", "exclude_column")
+    missing = [key for key in needed if not isinstance(data, dict) or key not in data]
+    if missing:
+        raise ValueError(f"{path}: no data.{missing[0]}; {remedy}")
+    for key, kind in (("dataset", str), ("text_column", str), ("features", list), ("languages", list)):
+        if not isinstance(data[key], kind):
+            raise ValueError(f"{path}: data.{key} is {data[key]!r}, no {kind.__name__}; {remedy}")
+    return data
+
+
+def check_checkpoint(source: str):
+    """Refuse what `open_checkpoint` cannot open, before anything long is begun.
+
+    Raises:
+        FileNotFoundError: `source` is no checkpoint's folder, and not formed like a Hub name.
+    """
+    folder = Path(source)
+    if not (folder / "config.json").is_file() and (folder.exists() or source.count("/") != 1):
+        raise FileNotFoundError(f"no checkpoint in {source}: it has no config.json; train.py writes one")
+
+
+def open_checkpoint(source: str, revision: str | None = None) -> tuple[MMTModel, MMTProcessor]:
+    """Model and processor of a folder, or of a Hub name at a revision.
+
+    Raises:
+        FileNotFoundError: as `check_checkpoint`.
+        CheckpointError: a file is missing or torn, does not fit the others, or a weight is not finite; names it.
+    """
+    check_checkpoint(source)
+    remedy = "download or save the checkpoint again"
+    with naming_torn_weights(source, remedy):
+        try:
+            model = MMTModel.from_pretrained(source, revision=revision or "main").eval()
+        except (OSError, ValueError, TypeError, StrictDataclassError) as error:
+            raise CheckpointError(_in_one_line(_suspect(source, "config.json"), error, remedy)) from error
+    check_finite(model.state_dict(), source, remedy)
+    suspect = _suspect(source, "processor_config.json", "tokenizer.json", "tokenizer_config.json")
+    try:
+        processor = MMTProcessor.from_pretrained(source, revision=revision or "main")
+    except Exception as error:  # the libraries read what is there before they look whether it makes sense
+        raise CheckpointError(_in_one_line(f"{suspect}: processor and tokenizer", error, remedy)) from error
+    if processor.tokenizer.pad_token is None:
+        raise CheckpointError(f"{suspect}: the tokenizer has no padding token; {remedy}")
+    return model, processor
+
+
+def _suspect(source: str, *names: str) -> str:
+    """The first of a checkpoint's JSON files that is not there or holds no object; the checkpoint if all do."""
+    for path in (Path(source) / name for name in names if Path(source).is_dir()):
+        try:
+            if not isinstance(json.loads(path.read_text(encoding="utf-8")), dict):
+                return f"{path} holds no JSON object"
+        except FileNotFoundError:
+            return f"{path} is not there"
+        except ValueError:
+            return f"{path} is not JSON"
+    return source
+
+
+def _in_one_line(what: str, error: Exception, remedy: str) -> str:
+    """What could not be read, a library's words for why, and what to do."""
+    told = " ".join(str(error).split()) or type(error).__name__
+    return f"{what}: {told if len(told) <= MAX_TOLD else told[:MAX_TOLD] + '...'}; {remedy}"
+
+
+def evaluate(
+    model: MMTModel, processor: MMTProcessor, corpus: Corpus, name: str = "model", progress: bool = False
+) -> Evaluation:
+    """Embed a corpus and rank it, both ways and in every part.
+
+    Args:
+        model: in any mode; it is put back.
+        processor: of the model.
+        corpus: what to search.
+        name: of the checkpoint, for people.
+        progress: show a bar on the standard error stream.
+
+    Raises:
+        ValueError: a caption is empty, a clip has the wrong width, or an embedding is not finite; names which.
+    """
+    texts = {}
+    with tqdm(total=len(corpus.languages) + 1, desc=name, disable=not progress) as bar:
+        for language, captions in corpus.captions.items():
+            bar.set_postfix_str(language)
+            texts[language] = embed_texts(model, processor, captions)
+            bar.update()
+        bar.set_postfix_str("clips")
+        videos = embed_videos(model, processor, corpus.clips)
+        bar.update()
+    ranks = {
+        part: ranks_by_language(texts, videos, corpus.clip_of, excluded) for part, excluded in corpus.parts.items()
+    }
+    tokens = {language: token_counts(processor, captions) for language, captions in corpus.captions.items()}
+    return Evaluation(name, texts, videos, ranks, processor.max_text_length, tokens)
+
+
+def token_counts(processor: MMTProcessor, captions: Sequence[str]) -> np.ndarray:
+    """`(captions,)` tokens of each caption as the model would read it if it cut none."""
+    prefixed = [processor.text_prefix + caption for caption in captions]
+    return np.array([len(ids) for ids in processor.tokenizer(prefixed, verbose=False)["input_ids"]])

@@ -1,0 +1,1 @@
+"""Clips through a frozen encoder into a feature store."""

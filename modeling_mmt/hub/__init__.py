@@ -1,0 +1,1 @@
+"""Publishing on the Hub, and the card of what is published."""

@@ -1,0 +1,1 @@
+"""What joins another library: MTEB and ONNX."""

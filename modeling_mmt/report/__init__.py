@@ -1,0 +1,1 @@
+"""A report about a checkpoint: measures, figures and a page."""

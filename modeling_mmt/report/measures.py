@@ -1,0 +1,224 @@
+"""Every number of the report, from evaluations of one or more checkpoints on one corpus."""
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import torch
+
+from modeling_mmt.evaluation.diagnostics import (
+    agreement,
+    confusions,
+    gap_closed,
+    gap_closed_interval,
+    gap_to_english,
+    hardest,
+    holm,
+    hubness,
+    mean_rank_variance,
+    occurrences,
+    overlap,
+    text_similarity,
+    top_results,
+    unanimity,
+)
+from modeling_mmt.evaluation.evaluate import METRICS, WAYS, Corpus, Evaluation, Ranks
+from modeling_mmt.evaluation.metrics import STATISTIC, average_over_languages, per_query
+from modeling_mmt.evaluation.significance import bootstrap_interval, paired_test, summarise_seeds
+
+TOP = 10  # results a query that overlap and hubness look at
+SHOWN = 12  # hardest clips, and confusions
+HUBS = 3
+
+
+def measure(
+    evaluations: Sequence[Evaluation],
+    corpus: Corpus,
+    zero_shot: str | None = None,
+    translate_train: str | None = None,
+    num_samples: int = 10_000,
+) -> dict[str, Any]:
+    """The report's JSON; keys that are languages are in the corpus's order.
+
+    Args:
+        evaluations: the checkpoint that the report is about, then those it is compared with.
+        corpus: what they searched.
+        zero_shot: name of the one that was fine-tuned on English without help; with `translate_train`, of the one
+            trained on every language: how much of the gap between them the first checkpoint closes.
+        translate_train: see `zero_shot`.
+        num_samples: bootstrap samples, and sign flips.
+    """
+    question, first = corpus.question, evaluations[0]
+    by_name = {evaluation.name: evaluation for evaluation in evaluations}
+    result: dict[str, Any] = {
+        "dataset": question.dataset,
+        "revision": question.revision,
+        "split": question.split,
+        "text_column": question.text_column,
+        "languages": corpus.languages,
+        "n_clips": len(corpus.rows),
+        "n_queries": {language: len(captions) for language, captions in corpus.captions.items()},
+        "checkpoints": {e.name: measure_one(e, corpus, num_samples) for e in evaluations},
+        "comparisons": comparisons(evaluations, corpus, num_samples),
+        "gap_closed": None,
+    }
+    if zero_shot and translate_train and corpus.aligned[0] and set(corpus.languages) - {"en"}:
+        result["gap_closed"] = {
+            way: closed(first, by_name[zero_shot], by_name[translate_train], corpus, way, num_samples) for way in WAYS
+        }
+    return result
+
+
+def measure_one(evaluation: Evaluation, corpus: Corpus, num_samples: int) -> dict[str, Any]:
+    """Everything about one checkpoint."""
+    languages, (rows, places) = corpus.languages, corpus.aligned
+    figures = {
+        part: with_intervals(ranks, evaluation.figures[part], corpus, part, num_samples)
+        for part, ranks in evaluation.ranks.items()
+    }
+    result: dict[str, Any] = {
+        "figures": figures,
+        "gap_to_english": {
+            way: gap_to_english({language: figures["all"][way]["R@1"][language]["value"] for language in languages})
+            for way in WAYS
+        },
+        "tokens": {language: token_figures(evaluation, language) for language in languages},
+        "n_aligned": len(rows),
+    }
+    if not rows:
+        return result
+    texts = torch.stack([evaluation.texts[language][places[language]] for language in languages])  # (L, N, P)
+    found = np.stack([top_results(text, evaluation.videos, TOP) for text in texts])  # (L, N, k)
+    ranks = aligned_ranks(evaluation, corpus)
+    same, different = text_similarity(texts)
+    reference = languages.index("en") if "en" in languages else 0
+    result["consistency"] = {
+        "top_k": found.shape[2],
+        "overlap": overlap(found).tolist(),
+        "reference": languages[reference],
+        "agreement": dict(zip(languages, agreement(found[..., 0], reference).tolist(), strict=True)),
+        "unanimity": unanimity(found[..., 0]),
+        "mean_rank_variance": mean_rank_variance(ranks),
+    }
+    result["text_similarity"] = {
+        "same_clip": same.tolist(),
+        "different_clips": [[value if math.isfinite(value) else None for value in row] for row in different.tolist()],
+    }
+    counts = {language: occurrences(of, len(corpus.rows)) for language, of in zip(languages, found, strict=True)}
+    result["hubness"] = {language: hubness(of) for language, of in counts.items()}
+    ids, total = corpus.rows["video_id"], np.sum(list(counts.values()), axis=0)
+    result["occurrences"] = {language: of.tolist() for language, of in counts.items()}
+    largest = np.argsort(-total, kind="stable")[:HUBS].tolist()
+    result["hubs"] = [{"video_id": ids[row], "row": row, "count": int(total[row])} for row in largest]
+    result["hardest"] = [
+        {
+            "video_id": ids[rows[place]],
+            "row": rows[place],
+            "ranks": dict(zip(languages, ranks[:, place].tolist(), strict=True)),
+            "found": {language: int(found[number, place, 0]) for number, language in enumerate(languages)},
+        }
+        for place in hardest(ranks)[:SHOWN]
+    ]
+    result["confusions"] = [
+        {"asked": pair.asked, "found": pair.found, "languages": list(pair.languages)}
+        for pair in confusions(found[..., 0], rows, languages)[:SHOWN]
+    ]
+    return result
+
+
+def with_intervals(
+    ranks: Ranks, figures: Mapping[str, Any], corpus: Corpus, part: str, num_samples: int
+) -> dict[str, Any]:
+    """Direction -> metric -> language or average -> value and `ci95`, over clips.
+
+    The averages have an interval only where every clip has one caption in every language, so that a clip can be drawn
+    in all of them at once.
+    """
+    summary = summarise_seeds([ranks], num_samples) if corpus.is_paired else None
+    result: dict[str, Any] = {way: {metric: {} for metric in METRICS} for way in WAYS}
+    kept = ~corpus.parts[part]
+    for way, of_way in ranks.items():
+        for metric in METRICS:
+            means = average_over_languages({language: figures[way][language][metric] for language in of_way})
+            for key, mean in means.items():
+                interval = None
+                if summary is not None:
+                    interval = summary[way][metric][key]["ci95"]
+                elif key in of_way:
+                    owners = np.array(corpus.clip_of[key])
+                    values = per_query(metric, of_way[key][~np.isnan(of_way[key])])
+                    groups = owners[kept[owners]] if way == "t2v" else None
+                    interval = list(
+                        bootstrap_interval(values, num_samples, statistic=STATISTIC[metric], groups=groups)
+                    )
+                result[way][metric][key] = {"value": float(mean), "ci95": interval}
+    return result
+
+
+def token_figures(evaluation: Evaluation, language: str) -> dict[str, float]:
+    """Median, 95th percentile and longest caption in tokens, and percent of captions that are cut."""
+    counts = evaluation.tokens[language]
+    return {
+        "mean": float(counts.mean()),
+        "median": float(np.median(counts)),
+        "p95": float(np.quantile(counts, 0.95)),
+        "longest": int(counts.max()),
+        "cut": float(100.0 * np.mean(counts > evaluation.max_text_length)),
+    }
+
+
+def aligned_ranks(evaluation: Evaluation, corpus: Corpus) -> np.ndarray:
+    """`(L, N)` text-to-video rank of the first caption of each clip that has one in every language."""
+    _, places = corpus.aligned
+    return np.stack([evaluation.ranks["all"]["t2v"][language][places[language]] for language in corpus.languages])
+
+
+def hits_by_clip(evaluation: Evaluation, corpus: Corpus, way: str) -> dict[str, np.ndarray]:
+    """Language -> `(N,)` R@1 (0 to 100) of each clip that has a caption in every language, its captions averaged."""
+    rows, _ = corpus.aligned
+    result = {}
+    for language, found in evaluation.ranks["all"][way].items():
+        hits = 100.0 * (found <= 1)
+        if way == "t2v":
+            owners = np.array(corpus.clip_of[language])
+            total = np.bincount(owners, weights=hits, minlength=len(corpus.rows))
+            hits = total / np.maximum(1, np.bincount(owners, minlength=len(corpus.rows)))
+        result[language] = hits[rows]
+    return result
+
+
+def comparisons(evaluations: Sequence[Evaluation], corpus: Corpus, num_samples: int) -> list[dict[str, Any]]:
+    """Paired tests of R@1 between every two checkpoints; `p_holm` is adjusted for all tests of the report."""
+    languages = corpus.languages
+    foreign = [language for language in languages if language != "en"]
+    scopes = {"en": ["en"], "all but en": foreign} if 0 < len(foreign) < len(languages) else {"all": languages}
+    tests: list[dict[str, Any]] = []
+    for a, b in combinations(evaluations if corpus.aligned[0] else [], 2):
+        for way in WAYS:
+            left, right = hits_by_clip(a, corpus, way), hits_by_clip(b, corpus, way)
+            for scope, chosen in scopes.items():
+                values = [np.stack([of[language] for language in chosen], axis=-1)[None] for of in (left, right)]
+                test = paired_test(values[0], values[1], num_samples)
+                tests.append({"a": a.name, "b": b.name, "way": way, "scope": scope, **test})
+    for test, p in zip(tests, holm([test["p"] for test in tests]), strict=True):
+        test["p_holm"] = p
+    return tests
+
+
+def closed(
+    ours: Evaluation, zero_shot: Evaluation, translate_train: Evaluation, corpus: Corpus, way: str, num_samples: int
+) -> dict[str, Any]:
+    """How much of the gap in non-English R@1 is closed: on average with its interval, and in each language."""
+    three = [hits_by_clip(evaluation, corpus, way) for evaluation in (ours, zero_shot, translate_train)]
+    foreign = [language for language in corpus.languages if language != "en"]
+    by_clip = [np.mean([of[language] for language in foreign], axis=0) for of in three]
+    means = [float(values.mean()) for values in by_clip]
+    return {
+        "zero_shot": zero_shot.name,
+        "translate_train": translate_train.name,
+        "average": gap_closed(*means),
+        "ci95": gap_closed_interval(by_clip[0], by_clip[1], by_clip[2], num_samples),
+        "languages": {language: gap_closed(*(float(of[language].mean()) for of in three)) for language in foreign},
+    }

@@ -1,0 +1,1 @@
+"""Clips found for queries: an index, exact search, and other engines."""

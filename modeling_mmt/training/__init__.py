@@ -1,0 +1,1 @@
+"""A recipe, its stages and their steps."""

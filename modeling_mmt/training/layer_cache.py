@@ -1,0 +1,312 @@
+"""What the frozen layers say about a caption, kept.
+
+With the embeddings and all layers below frozen and in eval mode (the paper's default), a caption's states at the first
+learning layer never change. They are computed once, held in memory within a stated bound, and written to disk under
+the frozen weights' fingerprint, so that a later run, or another row of a table, starts with them.
+"""
+
+import logging
+import os
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
+from hashlib import sha256
+from itertools import groupby, islice
+from pathlib import Path
+from secrets import token_hex
+from typing import Any
+from zlib import crc32
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from tqdm.auto import tqdm
+
+from modeling_mmt.data.fingerprints import architecture, update_with_weights
+
+logger = logging.getLogger(__name__)
+
+TEXT_VIEWS = ("", "noised_", "paired_", "noised_paired_")
+LENGTH_STEP = 4  # captions are padded to multiples of it, on which their states' last bits depend
+
+
+class FrozenTextCache:
+    """Token ids to the frozen layers' states.
+
+    Args:
+        text_model: an `MMTTextModel`; `check_frozen_states` refuses, by name, a setting where caching would be wrong.
+        directory: where states are kept between runs, in a folder of the frozen weights' fingerprint; `None`: nowhere.
+        max_bytes: bound on the states held in memory. A caption beyond it is encoded each time it comes: slower, never
+            different.
+        batch_tokens: tokens, padding included, that the encoder sees at once while filling: always as many, but for a
+            caption that is longer.
+
+    Raises:
+        ValueError: the setting is refused, or a shard on disk does not fit the fingerprint it lies under.
+    """
+
+    def __init__(
+        self,
+        text_model: Any,
+        directory: str | os.PathLike | None = None,
+        max_bytes: int = 8 * 2**30,
+        batch_tokens: int = 512,
+    ):
+        text_model.check_frozen_states()
+        self.text_model = text_model
+        self.batch_tokens = batch_tokens
+        self.fingerprint = frozen_fingerprint(text_model)
+        text_config = text_model.config.text_config
+        self.width = text_config.hidden_size
+        self.padding = getattr(text_config, "pad_token_id", None) or 0
+        self.max_length = getattr(text_config, "max_position_embeddings", None) or LENGTH_STEP
+        self.max_rows = max_bytes // (4 * self.width)
+        self.directory = None if directory is None else Path(directory) / self.fingerprint
+        self._states = torch.empty(0, self.width)  # (rows, H_text): every kept caption's states, one after another
+        self._place: dict[tuple[int, ...], int] = {}  # token ids -> first row
+        self._num_rows = 0
+        self._unsaved: list[tuple[int, ...]] = []
+        self._shards: set[Path] = set()  # on disk, whose captions are kept or not to be saved again
+        self._warned = False
+        if self.directory is not None and self.directory.is_dir():
+            for path in sorted(self.directory.glob("*.safetensors")):
+                self._load(path)
+
+    def __len__(self) -> int:
+        """Captions kept."""
+        return len(self._place)
+
+    def attach(self, batch: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        """Replace each `*input_ids` of a collated batch by its `*text_states`, in place, and return the batch."""
+        captions = {prefix: _captions(batch, prefix) for prefix in _views(batch)}
+        overflow = self._fill([caption for view in captions.values() for caption in view])
+        for prefix, view in captions.items():
+            length = batch.pop(f"{prefix}input_ids").shape[1]
+            batch[f"{prefix}text_states"] = self._gather(view, length, overflow)
+        return batch
+
+    def fill(self, batches: Iterable[Mapping[str, Any]], progress: str | None = None):
+        """Encode what `attach` will ask for, for all of these batches at once: few rows are then padding.
+
+        Args:
+            batches: collated batches; only their tokens are read.
+            progress: label of a progress bar, shown after two seconds; None shows none.
+        """
+        if not self._warned:  # else the cache is full, and what is encoded now would be encoded again
+            captions = [caption for batch in batches for view in _views(batch) for caption in _captions(batch, view)]
+            self._fill(captions, progress, until_full=True)
+
+    def ahead(
+        self, batches: Iterable[MutableMapping[str, Any]], count: int = 16, max_bytes: int = 2**28
+    ) -> Iterator[MutableMapping[str, Any]]:
+        """The same batches, untouched, each yielded when what it asks for is kept: faster, never different.
+
+        Args:
+            batches: collated batches.
+            count: batches held at most.
+            max_bytes: of the tensors held; one batch is, whatever its size.
+        """
+        held: list[MutableMapping[str, Any]] = []
+        size = 0
+        for batch in batches:
+            held.append(batch)
+            size += sum(value.nbytes for value in batch.values() if isinstance(value, torch.Tensor))
+            if len(held) == count or size >= max_bytes:
+                self.fill(held)
+                yield from held
+                held, size = [], 0
+        self.fill(held)
+        yield from held
+
+    def save(self):
+        """Write what no shard in the folder has yet as one more: whole or not at all.
+
+        A run does not need its cache: where it cannot be written a warning says so, and the next call tries again.
+        """
+        if self.directory is None or not self._unsaved:
+            return
+        try:
+            for path in sorted(set(self.directory.glob("*.safetensors")) - self._shards):  # of another process, or run
+                there = set(_captions_of(*self._read(path)[:2]))
+                self._unsaved = [caption for caption in self._unsaved if caption not in there]
+            if self._unsaved:
+                self._write()
+        except (OSError, ValueError, SafetensorError) as error:
+            logger.warning("%s: the layer cache was not written (%s)", self.directory, error)
+
+    def _write(self):
+        assert self.directory is not None
+        index = torch.cat([self._rows(caption) for caption in self._unsaved])
+        tensors = {
+            "lengths": torch.tensor([len(caption) for caption in self._unsaved]),
+            "input_ids": torch.tensor([token for caption in self._unsaved for token in caption]),
+            "states": self._states[index],
+        }
+        digest = sha256(tensors["input_ids"].numpy().tobytes()).hexdigest()[:16]
+        path = self.directory / f"states-{digest}.safetensors"
+        temporary = path.with_suffix(f".{token_hex(4)}.tmp")
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            save_file(tensors, temporary, metadata={"fingerprint": self.fingerprint, "crc32": _crc32(tensors)})
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        self._shards.add(path)
+        self._unsaved = []
+
+    def _read(self, path: Path) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """A shard's lengths, token ids and states; one that does not fit is refused."""
+        try:
+            with safe_open(path, framework="pt") as shard:
+                told = shard.metadata() or {}
+                tensors = {name: shard.get_tensor(name) for name in ("lengths", "input_ids", "states")}
+        except SafetensorError as error:
+            raise ValueError(f"{path}: not a readable shard of the layer cache ({error}); delete the file") from error
+        lengths, ids, states = tensors.values()
+        found = told.get("fingerprint")
+        if found != self.fingerprint or states.shape != (int(lengths.sum()), self.width) or len(ids) != len(states):
+            raise ValueError(f"{path}: fingerprint {found} does not fit these frozen weights; delete the file")
+        if told.get("crc32") != _crc32(tensors):
+            raise ValueError(f"{path}: it does not hold what was written; delete the file")
+        self._shards.add(path)
+        return lengths, ids, states
+
+    def _load(self, path: Path):
+        lengths, ids, states = self._read(path)
+        first = 0
+        for caption in _captions_of(lengths, ids):
+            self._keep(caption, states[first : first + len(caption)])
+            first += len(caption)
+
+    def _fill(
+        self, captions: Iterable[tuple[int, ...]], progress: str | None = None, until_full: bool = False
+    ) -> Mapping[tuple[int, ...], torch.Tensor]:
+        """Encode what is not kept yet; return the states that did not fit the bound, or with `until_full` stop there.
+
+        The encoder sees batches of one shape for each length, filled up with padding: matrix products of one shape
+        give a row the same bits wherever it lies, so that a caption's states do not depend on what came with it, and a
+        resumed run, or two processes that share a folder, read what they would have computed. Autocast is off: states
+        that a half-precision run leaves in the folder are those that any other run would have computed.
+        """
+        missing = sorted({caption for caption in captions if caption not in self._place}, key=len)
+        overflow, device = {}, self.text_model.device
+        for chunk, length in tqdm(self._chunks(missing), progress, disable=progress is None, delay=2, leave=False):
+            ids = torch.full((self._count(length), length), self.padding)
+            mask = torch.zeros_like(ids)
+            mask[:, 0] = 1  # attention of a row without a caption has somewhere to look
+            for row, caption in enumerate(chunk):
+                ids[row, : len(caption)] = torch.tensor(caption)
+                mask[row, : len(caption)] = 1
+            with torch.autocast(device.type, enabled=False):
+                states = self.text_model.frozen_states(ids.to(device), mask.to(device)).float().cpu()
+            for caption, state in zip(chunk, states, strict=False):  # rows beyond the captions are padding
+                if self._keep(caption, state[: len(caption)]):
+                    self._unsaved.append(caption)
+                else:
+                    overflow[caption] = state[: len(caption)]
+            if overflow and until_full:
+                break
+        return overflow
+
+    def _chunks(self, captions: Sequence[tuple[int, ...]]) -> list[tuple[Sequence[tuple[int, ...]], int]]:
+        """Captions, shortest first, cut to what the encoder sees at once, and the length that these are padded to."""
+        chunks: list[tuple[Sequence[tuple[int, ...]], int]] = []
+        for length, group in groupby(captions, key=self._padded_length):
+            waiting, count = list(group), self._count(length)
+            chunks += [(waiting[first : first + count], length) for first in range(0, len(waiting), count)]
+        return chunks
+
+    def _count(self, length: int) -> int:
+        return max(1, self.batch_tokens // length)
+
+    def _padded_length(self, caption: tuple[int, ...]) -> int:
+        return max(len(caption), min(-(-len(caption) // LENGTH_STEP) * LENGTH_STEP, self.max_length))
+
+    def _keep(self, caption: tuple[int, ...], states: torch.Tensor) -> bool:
+        if caption in self._place:
+            return True
+        end = self._num_rows + len(caption)
+        if end > self.max_rows:
+            if not self._warned:
+                logger.warning("layer cache full at %d captions; further ones are encoded each time", len(self))
+                self._warned = True
+            return False
+        if end > len(self._states):
+            with torch.inference_mode(False):  # or rows added outside of an evaluation could not be written to it
+                grown = torch.empty(min(max(end, 2 * len(self._states), 2**14), self.max_rows), self.width)
+            grown[: self._num_rows] = self._states[: self._num_rows]
+            self._states = grown
+        self._states[self._num_rows : end] = states
+        self._place[caption] = self._num_rows
+        self._num_rows = end
+        return True
+
+    def _rows(self, caption: tuple[int, ...]) -> torch.Tensor:
+        first = self._place[caption]
+        return torch.arange(first, first + len(caption))
+
+    def _gather(self, captions: list[tuple[int, ...]], length: int, overflow) -> torch.Tensor:
+        batch = torch.zeros(len(captions), length, self.width)
+        for row, caption in enumerate(captions):
+            first = self._place.get(caption)
+            batch[row, : len(caption)] = (
+                overflow[caption] if first is None else self._states[first : first + len(caption)]
+            )
+        return batch.to(self.text_model.device)
+
+
+class CachedProcessor:
+    """A processor whose captions come out as the frozen layers' states; for evaluation during training.
+
+    Args:
+        processor: an `MMTProcessor`.
+        cache: of the model that will be called.
+    """
+
+    def __init__(self, processor: Any, cache: FrozenTextCache):
+        self.processor, self.cache = processor, cache
+
+    def __call__(self, **kwargs) -> MutableMapping[str, Any]:
+        """As `MMTProcessor.__call__`, with `text_states` in place of `input_ids`."""
+        return self.cache.attach(self.processor(**kwargs))
+
+
+def frozen_fingerprint(text_model: Any) -> str:
+    """SHA-256 of everything that the frozen states depend on: the encoder's configuration, layers and weights."""
+    config = text_model.config
+    digest = sha256(architecture(config.text_config).encode())
+    digest.update(f"{config.freeze_text_layers} {config.freeze_text_embeddings} {LENGTH_STEP}".encode())
+    update_with_weights(digest, text_model.frozen_modules())
+    return digest.hexdigest()[:32]
+
+
+def frozen_vision_fingerprint(vision_model: Any) -> str:
+    """SHA-256 of what the vision encoders' features depend on and no checkpoint holds: all that does not learn."""
+    digest = sha256(f"{vision_model.learning_layers}".encode())
+    learning = {name for name, parameter in vision_model.named_parameters() if parameter.requires_grad}
+    for name, tensor in sorted(vision_model.state_dict().items()):
+        if name not in learning:
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:32]
+
+
+def _crc32(tensors: Mapping[str, torch.Tensor]) -> str:
+    value = 0
+    for name in ("lengths", "input_ids", "states"):
+        value = crc32(tensors[name].contiguous().numpy().data, value)
+    return str(value)
+
+
+def _captions_of(lengths: torch.Tensor, ids: torch.Tensor) -> list[tuple[int, ...]]:
+    """A shard's token ids, cut to captions."""
+    tokens = iter(ids.tolist())
+    return [tuple(islice(tokens, length)) for length in lengths.tolist()]
+
+
+def _views(batch: Mapping[str, Any]) -> list[str]:
+    return [prefix for prefix in TEXT_VIEWS if batch.get(f"{prefix}input_ids") is not None]
+
+
+def _captions(batch: Mapping[str, torch.Tensor], prefix: str) -> list[tuple[int, ...]]:
+    mask = batch["paired_attention_mask" if "paired" in prefix else "attention_mask"]
+    lengths = mask.sum(dim=1).tolist()
+    return [tuple(row[:length]) for row, length in zip(batch[f"{prefix}input_ids"].tolist(), lengths, strict=True)]

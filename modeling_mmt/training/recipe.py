@@ -1,0 +1,400 @@
+"""What a recipe may say: the data, the model, one or two stages; and how a command line or YAML file becomes that."""
+
+import difflib
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field, fields
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from transformers import SchedulerType
+
+from modeling_mmt.configuration_mmt import MMTConfig
+from modeling_mmt.data.augmentation import VideoAugmentation
+
+EVALUATION_ONLY = ("test_split", "languages", "other_text_columns", "exclude_column")  # no stage depends on these
+NEED_MORE = (  # schedules that are told more than the numbers of steps
+    "reduce_lr_on_plateau",
+    "cosine_with_min_lr",
+    "cosine_warmup_with_min_lr",
+    "warmup_stable_decay",
+    "greedy",
+)
+HUB_OPTIONS = ("push_to_hub", "hub_revision", "hub_tag")  # where a run goes, not what it is
+
+
+class RecipeError(ValueError):
+    """A recipe, or one of its values, cannot be run; the message is one line that names file, field and remedy."""
+
+
+def require(values: Any, name: str, holds: bool, allowed: str):
+    """Raise `RecipeError` for a field of a dataclass whose value is not allowed."""
+    if not holds:
+        raise RecipeError(f"{name} is {getattr(values, name)!r}; allowed: {allowed}")
+
+
+def require_languages(values: Any):
+    """Refuse no language, and one that is named twice, which would be drawn twice as often."""
+    languages = values.languages
+    require(values, "languages", bool(languages), "one language or more, such as [en]")
+    require(values, "languages", len(set(languages)) == len(languages), "each language once")
+
+
+@dataclass
+class DataArguments:
+    """What is read.
+
+    Args:
+        dataset: folder or Hub name of a dataset with `video_id` and text columns `<kind>_<language>`.
+        revision: tag, branch or commit of a Hub dataset.
+        features: folders of feature stores, side by side in a step. Empty: the dataset has `video_features`, or
+            `video_column` names what to make them from.
+        video_column: column of the clips themselves, for a model that has `vision_model`: `datasets.Video`,
+            `datasets.Image` (film strips where `num_frames` stands beside it), or paths.
+        text_column: kind of text that is searched by (validation and test).
+        languages: that are searched in.
+        other_text_columns: further kinds of text that validation is searched by.
+        exclude_column: boolean column of clips to leave out in a second set of figures; `null` for none.
+        test_split: evaluated once, at the end; `null` evaluates on validation alone.
+    """
+
+    dataset: str
+    revision: str | None = None
+    features: list[str] = field(default_factory=list)
+    video_column: str | None = None
+    text_column: str = "caption"
+    languages: list[str] = field(default_factory=lambda: ["en"])
+    other_text_columns: list[str] = field(default_factory=list)
+    exclude_column: str | None = None
+    test_split: str | None = "test"
+
+    def __post_init__(self):
+        """Check the values."""
+        require(self, "dataset", bool(self.dataset), "a folder or a name on the Hub")
+        require_languages(self)
+        require(self, "text_column", bool(self.text_column), "a kind of text, the columns being <kind>_<language>")
+
+
+@dataclass
+class ModelArguments:
+    """What is trained.
+
+    Args:
+        text_model: Hub name or folder of a text encoder, or the name of a packaged one (`packaged_encoders.py`).
+        text_revision: tag, branch or commit of it.
+        text_prefix: put before every caption.
+        max_text_length: in tokens.
+        vision_model: the same of a vision encoder, or of several side by side, for training from pixels. Empty: clips
+            come as features.
+        vision_revision: tag, branch or commit of it.
+        image_size: side in pixels of its frames; `null`: its own.
+        num_frames: of a clip, spread evenly; `null`: 8, times the frames of a step.
+        standardize_inputs: measure mean and standard deviation of both heads' inputs on the training split.
+        config: fields of `MMTConfig`; what is not named keeps the paper's value.
+    """
+
+    text_model: str = "FacebookAI/xlm-roberta-large"
+    text_revision: str | None = None
+    text_prefix: str = ""
+    max_text_length: int = 64
+    vision_model: list[str] = field(default_factory=list)
+    vision_revision: str | None = None
+    image_size: int | None = None
+    num_frames: int | None = None
+    standardize_inputs: bool = False
+    config: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self):
+        """Check the values, and the names of `MMTConfig`'s fields; their values are checked where one is built."""
+        require(self, "text_model", bool(self.text_model), "a folder, a name on the Hub or a packaged encoder")
+        for name in ("max_text_length", "image_size", "num_frames"):
+            value = getattr(self, name)
+            require(self, name, value is None or value >= 1, "1 or more")
+        require(self, "config", isinstance(self.config, dict), "fields of MMTConfig with values; {} for none")
+        known = {known.name for known in fields(MMTConfig)}
+        for name in self.config:
+            if name not in known:
+                raise RecipeError(f"config.{name} is no field of MMTConfig; {near(name, known)}")
+
+
+@dataclass
+class Source:
+    """One kind of text that a stage learns from; the fields are `MMTDataCollator`'s.
+
+    Args:
+        text_column: kind of text.
+        languages: to sample from.
+        languages_per_clip: 1, or 2 for pairs.
+        max_keywords: join up to so many keywords; `null`: lists are whole captions.
+        exclude_text_column: keywords equal to the clip's text of this kind are not drawn.
+        keyword_pool_size: joined captions a clip and language; 0 draws afresh, and keeps no frozen layers' output.
+        noise_probability: of tokens and steps in the noised copies.
+        noise_pool_size: noised copies a caption; 0 draws afresh, and keeps no frozen layers' output.
+        with_video: `false` aligns text across languages alone.
+        weight: of this source's loss.
+        dataset: folder or Hub name, where it is not the recipe's `data.dataset`; its `train` split is read.
+        revision: tag, branch or commit of it.
+        features: its feature stores; with `dataset` only. `absent:512` stands for a stream that its clips lack.
+        clip_seconds: `[shortest, longest]`: the rows are long videos with cues, of which a random window of so many
+            seconds is drawn, and the cues nearest to it (`modeling_mmt/data/windows.py`); `null`: whole clips.
+        augmentation: random changes of the clips' frames (`augmentation.py`), where they come as pixels; `null`: none.
+    """
+
+    text_column: str = "caption"
+    languages: list[str] = field(default_factory=lambda: ["en"])
+    languages_per_clip: int = 1
+    max_keywords: int | None = None
+    exclude_text_column: str | None = None
+    keyword_pool_size: int = 8
+    noise_probability: float = 0.05
+    noise_pool_size: int = 8
+    with_video: bool = True
+    weight: float = 1.0
+    dataset: str | None = None
+    revision: str | None = None
+    features: list[str] = field(default_factory=list)
+    clip_seconds: list[float] | None = None
+    augmentation: VideoAugmentation | None = None
+
+    def __post_init__(self):
+        """Check the values."""
+        require(self, "text_column", bool(self.text_column), "a kind of text, the columns being <kind>_<language>")
+        require_languages(self)
+        require(self, "languages_per_clip", self.languages_per_clip in (1, 2), "1, or 2 for pairs")
+        enough = len(set(self.languages)) >= self.languages_per_clip
+        require(self, "languages", enough, "two different ones or more, where languages_per_clip is 2")
+        require(self, "max_keywords", self.max_keywords is None or self.max_keywords >= 1, "null, or 1 or more")
+        require(self, "keyword_pool_size", self.keyword_pool_size >= 0, "0 or more")
+        require(self, "noise_probability", 0 <= self.noise_probability <= 1, "0 to 1")
+        require(self, "noise_pool_size", self.noise_pool_size >= 0, "0 or more")
+        require(self, "weight", 0 <= self.weight < math.inf, "0 or more, and finite")
+        for name in ("revision", "features"):
+            has_own = self.dataset is not None or not getattr(self, name)
+            require(self, name, has_own, "only beside the source's own `dataset`; else data's are read")
+        seconds = self.clip_seconds
+        rising = seconds is None or (len(seconds) == 2 and 0 < seconds[0] <= seconds[1] < math.inf)
+        require(self, "clip_seconds", rising, "null, or [shortest, longest] with 0 < shortest <= longest")
+
+    @property
+    def draws_from_pools(self) -> bool:
+        """Whether captions come again, so that the frozen layers' output for them is worth keeping."""
+        fresh_noise = self.noise_probability > 0 and self.noise_pool_size == 0
+        fresh_keywords = self.max_keywords is not None and self.keyword_pool_size == 0
+        return not (fresh_noise or fresh_keywords or self.clip_seconds is not None)  # a window is drawn anew
+
+
+@dataclass
+class StageArguments:
+    """One stage of training. Names are `transformers.TrainingArguments`' where it has one.
+
+    Args:
+        sources: what is learned from; each step sees a batch of every source.
+        num_train_epochs: passes over the first source's clips.
+        train_batch_size: clips a step over all processes, all of them each other's negatives.
+        micro_batch_tokens: tokens encoded at a time in each process, padding included, and steps of clips: each
+            distinct caption and clip once, sorted by length (`micro_batches.py`). `null`: all at once.
+        activation_memory: GiB of activations that each process holds at a time. Micro-batches beyond it are encoded
+            twice, at the same loss and gradients (`large_batch.two_pass_backward`): time for memory. `null`: no bound.
+        gradient_accumulation_steps: batches an optimizer step; adds no negatives.
+        learning_rate: of AdamW.
+        text_learning_rate: of the text tower's parameters; `null`: the same.
+        vision_learning_rate: of the vision encoders' parameters; `null`: the same.
+        learn_vision_layers: how many of each vision encoder's last layers learn in this stage, with all that follows
+            them; 0 freezes the encoders, `null` trains all of them.
+        weight_decay: of AdamW; biases, norms and scalars are not decayed.
+        adam_beta2: of AdamW.
+        warmup_ratio: share of steps with a rising learning rate.
+        lr_scheduler_type: as `transformers.get_scheduler` names it.
+        max_grad_norm: gradients are clipped to this norm; 0 does not clip.
+        freeze: prefixes of parameter names that do not learn in this stage.
+        average_with_start: share of the stage's starting weights in its result (weight averaging); 0 for none.
+        evaluations: how often the English validation score is taken; the best checkpoint is the stage's result.
+            0: the last weights are.
+        save_steps: optimizer steps between checkpoints.
+    """
+
+    sources: list[Source]
+    num_train_epochs: int = 10
+    train_batch_size: int = 64
+    micro_batch_tokens: int | None = 1024
+    activation_memory: float | None = None
+    gradient_accumulation_steps: int = 1
+    learning_rate: float = 2e-4
+    text_learning_rate: float | None = None
+    vision_learning_rate: float | None = None
+    learn_vision_layers: int | None = 0
+    weight_decay: float = 0.0
+    adam_beta2: float = 0.999
+    warmup_ratio: float = 0.0
+    lr_scheduler_type: str = "constant"
+    max_grad_norm: float = 1.0
+    freeze: list[str] = field(default_factory=list)
+    average_with_start: float = 0.0
+    evaluations: int = 10
+    save_steps: int = 500
+
+    def __post_init__(self):
+        """Check the values."""
+        require(self, "sources", bool(self.sources), "one source or more")
+        for name in ("num_train_epochs", "train_batch_size", "gradient_accumulation_steps", "save_steps"):
+            require(self, name, getattr(self, name) >= 1, "1 or more")
+        tokens, memory = self.micro_batch_tokens, self.activation_memory
+        require(self, "micro_batch_tokens", tokens is None or tokens >= 1, "null, or 1 or more")
+        require(self, "activation_memory", memory is None or 0 <= memory < math.inf, "null, or 0 GiB or more")
+        for name in ("text_learning_rate", "vision_learning_rate"):
+            rate = getattr(self, name)
+            require(self, name, rate is None or 0 <= rate < math.inf, "null, or 0 or more, and finite")
+        layers = self.learn_vision_layers
+        require(self, "learn_vision_layers", layers is None or layers >= 0, "null, or 0 or more")
+        for name in ("learning_rate", "weight_decay", "max_grad_norm"):
+            require(self, name, 0 <= getattr(self, name) < math.inf, "0 or more, and finite")
+        require(self, "adam_beta2", 0 <= self.adam_beta2 < 1, "at least 0 and below 1")
+        for name in ("warmup_ratio", "average_with_start"):
+            require(self, name, 0 <= getattr(self, name) <= 1, "0 to 1")
+        schedules = [kind.value for kind in SchedulerType if kind.value not in NEED_MORE]
+        require(self, "lr_scheduler_type", self.lr_scheduler_type in schedules, f"one of {', '.join(schedules)}")
+        require(self, "evaluations", self.evaluations >= 0, "0 or more")
+        require(self, "freeze", all(self.freeze), "prefixes of parameter names, such as text_model.")
+
+
+@dataclass
+class Recipe:
+    """A whole run.
+
+    Args:
+        data: what is read.
+        model: what is trained.
+        finetuning: the task's stage; `null` with `pretraining` alone.
+        pretraining: the stage before it; `null` for none.
+        card: what the model card says that no file tells: `dataset_name`, `dataset_license`, `dataset_description`,
+            `dataset_id` (on the Hub), `text_license`, `video_license`, `weights_license`, `base_model`.
+        comes_from: how each dataset, store and encoder is had, by its name; `--dry_run` says it of those missing.
+        dry_run: check the data against the recipe, say what is missing, and train nothing.
+        seed: of weights, order, noise and dropout.
+        mixed_precision: `no` or `bf16`. `fp16` is refused: no training checkpoint holds its loss scale.
+        cache_frozen_layers: keep the frozen layers' output for each caption (`layer_cache.py`).
+        cache_dir: of packaged encoders.
+        clip_memory: GiB of decoded frames, and of what frozen vision encoders make of them, that each process keeps;
+            clips beyond it are decoded each time that they come.
+        frozen_states_dir: where the frozen layers' output is kept between runs; `null` for nowhere.
+        work_dir: of stages, for resuming and sharing between recipes.
+        output_dir: of the final model, processor, card and metrics.
+        report_to: tracker that Accelerate knows, such as `tensorboard`; `null` for none.
+        log_steps: steps between two records.
+        push_to_hub: `org/name` to publish the result at; `null` for nowhere. The token is `hf auth login`'s.
+        hub_revision: branch that it is committed to.
+        hub_tag: name of the version, such as `v1.0`.
+    """
+
+    data: DataArguments
+    model: ModelArguments
+    finetuning: StageArguments | None = None
+    pretraining: StageArguments | None = None
+    card: dict[str, str] = field(default_factory=dict)
+    comes_from: dict[str, str] = field(default_factory=dict)
+    dry_run: bool = False
+    seed: int = 0
+    mixed_precision: str = "no"
+    cache_frozen_layers: bool = True
+    cache_dir: str | None = None
+    clip_memory: float = 4.0
+    frozen_states_dir: str | None = "runs/frozen_states"
+    work_dir: str = "runs/stages"
+    output_dir: str = "runs/model"
+    report_to: str | None = None
+    log_steps: int = 50
+    push_to_hub: str | None = None
+    hub_revision: str = "main"
+    hub_tag: str | None = None
+
+    def __post_init__(self):
+        """Check the values, and how the parts fit."""
+        if self.finetuning is None and self.pretraining is None:
+            raise RecipeError("finetuning and pretraining are both null; give one stage, or two")
+        require(self, "seed", 0 <= self.seed < 2**32, f"0 to {2**32 - 1}")
+        require(self, "mixed_precision", self.mixed_precision in ("no", "bf16"), "no or bf16")
+        require(self, "log_steps", self.log_steps >= 1, "1 or more")
+        require(self, "clip_memory", 0 <= self.clip_memory < math.inf, "0 GiB or more, and finite")
+        if self.data.features and "video_feature_dims" in self.model.config:
+            raise RecipeError(
+                f"model.config.video_feature_dims is {self.model.config['video_feature_dims']!r}, and data.features "
+                "says the streams' widths already; leave it out"
+            )
+
+
+def columns_of(source: Source) -> list[str]:
+    """The columns that a source reads: texts of each language, and the cues' seconds where it draws windows."""
+    kinds = [source.text_column, *(["start", "end"] if source.clip_seconds is not None else [])]
+    kinds += [source.exclude_text_column] if source.exclude_text_column else []
+    return [f"{kind}_{language}" for kind in kinds for language in source.languages]
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """What may be meant by a name that is not known."""
+    found = difflib.get_close_matches(name, list(known), n=2)
+    return f"did you mean {' or '.join(found)}?" if found else f"known are {', '.join(sorted(known))}"
+
+
+def check_clips(recipe: Recipe):
+    """Refuse a recipe whose clips come in two ways, or from pixels that nothing reads.
+
+    Raises:
+        RecipeError: names the fields.
+    """
+    data, model = recipe.data, recipe.model
+    for name, teller in (
+        ("text_config", "model.text_model"),
+        ("vision_config", "model.vision_model"),
+        ("learn_vision_layers", "a stage's learn_vision_layers"),
+    ):
+        if name in model.config:
+            raise RecipeError(f"model.config has {name!r}, which {teller} says; leave it out")
+    if data.video_column and data.features:
+        raise RecipeError(
+            f"data.features is {data.features} and data.video_column {data.video_column!r}: clips come as features or "
+            "as pixels; leave one out"
+        )
+    if bool(data.video_column) != bool(model.vision_model):
+        raise RecipeError(
+            f"data.video_column is {data.video_column!r} and model.vision_model {model.vision_model}: training from "
+            "pixels needs both, training from features neither"
+        )
+    for name in ("pretraining", "finetuning"):
+        stage = getattr(recipe, name)
+        for number, source in enumerate(stage.sources if stage else ()):
+            where = f"{name}.sources[{number}]"
+            if source.augmentation is not None and not data.video_column:
+                raise RecipeError(f"{where}.augmentation changes pixels, but clips come as features; set it to null")
+            if data.video_column and (source.features or source.clip_seconds):
+                raise RecipeError(f"{where} has features or clip_seconds, but data.video_column says to read pixels")
+        if stage and stage.learn_vision_layers != 0 and not model.vision_model:
+            raise RecipeError(
+                f"{name}.learn_vision_layers is {stage.learn_vision_layers}, but model.vision_model is empty"
+            )
+
+
+def stages(
+    recipe: Recipe, contents: Callable[[StageArguments], Any]
+) -> Iterator[tuple[str, StageArguments, Path, dict[str, Any]]]:
+    """Each stage with its folder, named by a hash of all that its result depends on, and with those values.
+
+    `contents` of a stage are hashes of what the recipe only gives names of: rows, feature stores, the text encoder.
+    """
+    before = None
+    for name in ("pretraining", "finetuning"):
+        stage = getattr(recipe, name)
+        if stage is None:
+            continue
+        identity = {
+            "data": {key: value for key, value in asdict(recipe.data).items() if key not in EVALUATION_ONLY},
+            "model": asdict(recipe.model),
+            "stage": {key: value for key, value in asdict(stage).items() if key != "save_steps"},
+            "contents": contents(stage),
+            "seed": recipe.seed,
+            "mixed_precision": recipe.mixed_precision,
+            "before": before,
+        }
+        before = sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+        yield name, stage, Path(recipe.work_dir) / f"{name}-{before}", identity

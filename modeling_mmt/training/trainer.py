@@ -1,0 +1,45 @@
+"""Exact negatives across processes for those who train with `transformers.Trainer`; `train.py` does not need it.
+
+A plain `Trainer` works too: `MMTModel.forward` gives it the loss over each process's own batch, whose negatives are
+that many fewer. Both take `MMTDataCollator`, and `remove_unused_columns=False` among the `TrainingArguments`.
+"""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from transformers import Trainer
+
+from modeling_mmt.training.large_batch import gather_embeddings, gather_ids
+from modeling_mmt.training.streaming_loss import contrastive_loss
+
+
+class MMTTrainer(Trainer):
+    """`Trainer` whose loss is that of one process with the batches of all: every clip is every other's negative.
+
+    The embeddings come out of `model(...)` itself, the data-parallel wrapper, so the wrapper sees the backward pass of
+    every parameter and averages the gradients; see `gather_embeddings` for why the average is exact.
+    `per_device_train_batch_size` times the number of processes is the contrastive batch; gradient accumulation adds no
+    negatives.
+
+    Raises:
+        ValueError: more processes were started than `Trainer` knows of, as by `torchrun` on CPUs without `use_cpu`.
+    """
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """The objectives over the batch of all processes, `()`; the `MMTOutput` is this process's own."""
+        if dist.is_initialized() and dist.get_world_size() != self.args.world_size:  # each would train by itself
+            told = f"{dist.get_world_size()} processes were started, and Trainer knows of {self.args.world_size}"
+            raise ValueError(f"{told}: on CPUs set use_cpu=True in TrainingArguments, or ACCELERATE_USE_CPU=true")
+        outputs = model(**inputs)
+        embeds = {name: gather_embeddings(value.float()) for name, value in outputs.items() if "_embeds" in name}
+        ids = inputs.get("positive_ids")
+        ids = None if ids is None else gather_ids(ids)
+        losses = self.accelerator.unwrap_model(model).compute_objectives(embeds, ids, contrastive_loss)
+        return (losses["loss"], outputs) if return_outputs else losses["loss"]

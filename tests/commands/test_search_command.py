@@ -1,0 +1,126 @@
+"""`mmt search` on an untrained checkpoint: its results are those of the index, kept and read again."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from command_line import build_checkpoint, call
+
+from modeling_mmt.data.features import FeatureStores
+from modeling_mmt.evaluation.embedding import embed_texts
+from modeling_mmt.evaluation.evaluate import Question, evaluate, open_checkpoint, open_corpus
+
+QUERIES = ["red dog", "weißer Wal"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(corpus, tmp_path_factory):
+    return build_checkpoint(corpus, tmp_path_factory.mktemp("cli_search") / "untrained")
+
+
+def test_search_finds_the_clips_of_a_naive_computation_with_and_without_an_index(checkpoint, tmp_path, capsys):
+    corpus = open_corpus(Question.of_checkpoint(checkpoint), FeatureStores)
+    model, processor = open_checkpoint(str(checkpoint))
+    scores = embed_texts(model, processor, QUERIES) @ evaluate(model, processor, corpus).videos.T
+    ids = corpus.rows["video_id"]
+    expected = [[ids[row] for row in line.argsort(descending=True)[:3].tolist()] for line in scores]
+    plain = ["search", checkpoint, *QUERIES, "--top", "3", "--json"]
+    kept = [*plain, "--index", tmp_path / "index"]
+    for options in (plain, kept, kept):  # searched, built and kept, read again
+        code, out, _ = call(capsys, *options)
+        told = json.loads(out)
+        assert code == 0 and [result["query"] for result in told] == QUERIES
+        assert [[hit["video_id"] for hit in result["hits"]] for result in told] == expected
+    assert told[0]["hits"][0]["score"] == pytest.approx(scores[0].max().item(), abs=1e-3)
+    names = dict(zip(ids, corpus.rows["caption_en"], strict=True))
+    assert all(hit["name"] == names[hit["video_id"]] for result in told for hit in result["hits"])
+
+
+def test_search_imports_what_it_needs(checkpoint):
+    script = "import sys, mmt; mmt.main(); print(*sys.modules)"
+    words = ["search", str(checkpoint), "red dog"]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *words],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    imported = set(done.stdout.splitlines()[-1].split())
+    assert "modeling_mmt.search.index" in imported
+    assert not imported & {
+        f"modeling_mmt.{name}" for name in ("hub", "model_card", "report", "report_figures", "trainer")
+    }
+    assert not imported & {
+        "matplotlib",
+        "faiss",
+        "qdrant_client",
+        "evaluate",
+        "jsonargparse",
+        "sentence_transformers",
+    }
+
+
+def test_filters_leave_only_clips_of_which_they_hold(checkpoint, capsys):
+    code, out, _ = call(capsys, "search", checkpoint, "red dog", "--top", "12", "--where", "is_flag=true", "--json")
+    found = [hit["video_id"] for hit in json.loads(out)[0]["hits"]]
+    assert code == 0
+    assert found and all(int(video_id.removeprefix("clip-")) % 6 == 0 for video_id in found)  # tiny_corpus's flags
+
+
+def test_the_table_is_for_people(checkpoint, capsys):
+    code, out, _ = call(capsys, "search", checkpoint, "red\x1b[2J dog", "--top", "2")
+    assert code == 0 and "\x1b" not in out
+    assert out.splitlines()[0] == "red [2J dog" and len(out.splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["", "--top", "2"], "query 1 is empty"),
+        (["a" * 2**20], "at most 10,000"),
+        (["dog", "--top", "99"], "99"),
+        (["dog", "--top", "0"], "0"),
+        (["dog", "--where", "colour=red"], "colour"),
+        (["dog", "--languages", "xx"], "no caption in language 'xx'"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(checkpoint, capsys, words, message):
+    code, out, err = call(capsys, "search", checkpoint, *words)
+    assert (code, out) == (2, "") and err.count("\n") == 1 and message in err
+
+
+def test_an_index_of_another_model_is_refused(checkpoint, corpus, tmp_path, capsys):
+    assert call(capsys, "search", checkpoint, "dog", "--index", tmp_path / "index")[0] == 0
+    model, processor = open_checkpoint(str(checkpoint))
+    next(p for name, p in model.named_parameters() if name.startswith("video_projection")).data.mul_(1.01)
+    other = build_checkpoint(corpus, tmp_path / "other")
+    model.save_pretrained(other)
+    code, _, err = call(capsys, "search", other, "dog", "--index", tmp_path / "index")
+    assert code == 2 and "fingerprint" in err and err.count("\n") == 1
+
+
+def test_an_index_of_other_clips_than_the_options_name_is_refused(checkpoint, corpus, tmp_path, capsys):
+    index = tmp_path / "index"
+    assert call(capsys, "search", checkpoint, "dog", "--index", index, "--split", "validation")[0] == 0
+    for options in ([], ["--split", "validation"], ["--dataset", corpus / "corpus", "--split", "validation"]):
+        assert call(capsys, "search", checkpoint, "dog", "--index", index, *options)[0] == 0
+    for options, told in (
+        (["--split", "test"], "built from split validation, and --split is test; leave --split out"),
+        (["--features", corpus / "colours"], "--features is"),
+        (["--dataset", corpus / "corpus_with_features"], "--dataset is"),
+    ):
+        code, out, err = call(capsys, "search", checkpoint, "dog", "--index", index, *options)
+        assert (code, out) == (2, "") and told in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("content", ["{", "[]x", "3"])
+def test_a_broken_record_of_an_index_is_named_where_it_is_needed(checkpoint, tmp_path, capsys, content):
+    index = tmp_path / "index"
+    assert call(capsys, "search", checkpoint, "dog", "--index", index)[0] == 0
+    (index / "source.json").write_text(content)
+    assert call(capsys, "search", checkpoint, "dog", "--index", index)[0] == 0  # nothing to compare
+    code, out, err = call(capsys, "search", checkpoint, "dog", "--index", index, "--split", "test")
+    assert (code, out) == (2, "") and f"{index / 'source.json'}: not the JSON that `mmt search` writes" in err

@@ -1,0 +1,94 @@
+"""Calls in processes that crash, hang and raise."""
+
+import os
+import signal
+import time
+
+import pytest
+
+from modeling_mmt.extraction.workers import CallFailedError, WorkerPool
+
+
+def act(what):
+    """A decoder in miniature."""
+    if what == "crash":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if what == "hang":
+        time.sleep(60)
+    if what == "exit":
+        os._exit(7)
+    if what == "bad":
+        raise ValueError("bad file")
+    if what == "bug":
+        raise RuntimeError("a bug")
+    if isinstance(what, float):
+        time.sleep(what)
+    return what, os.getpid()
+
+
+def outcome(result):
+    return str(result) if isinstance(result, CallFailedError) else result[0]
+
+
+def test_only_the_call_that_crashes_hangs_or_raises_is_lost():
+    calls = [1, "crash", 2, "hang", 3, "exit", 4, "bad", 5, "bug", 6]
+    with WorkerPool(act, 2, timeout=1) as pool:
+        results = [outcome(result) for result in pool.map(calls, ahead=4)]
+    assert results == [
+        1, "its process ended by SIGSEGV", 2, "took longer than 1 seconds", 3, "its process ended with code 7", 4,
+        "bad file", 5, "its process ended with code 1", 6,
+    ]  # fmt: skip
+
+
+def test_results_keep_the_order_and_calls_run_side_by_side():
+    with WorkerPool(act, 2, timeout=30) as pool:
+        list(pool.map([0, 0], ahead=2))  # both are up
+        start = time.perf_counter()
+        results = list(pool.map([0.4, 0.01, 0.4, 0.02], ahead=4))
+        seconds = time.perf_counter() - start
+    assert [value for value, _ in results] == [0.4, 0.01, 0.4, 0.02]
+    assert len({process for _, process in results} | {os.getpid()}) == 3
+    assert seconds < 0.83  # one after the other takes that long
+
+
+def test_no_more_than_ahead_arguments_are_taken():
+    taken = []
+
+    def arguments():
+        for number in range(10):
+            taken.append(number)
+            yield number
+
+    with WorkerPool(act, 1, timeout=30) as pool:
+        results = pool.map(arguments(), ahead=3)
+        assert not taken
+        next(results)
+        assert len(taken) == 3
+        assert [value for value, _ in results] == list(range(1, 10))
+
+
+def test_a_worker_that_dies_between_two_calls_costs_neither():
+    with WorkerPool(act, 1, timeout=30) as pool:
+        ((_, process),) = pool.map(["first"], ahead=1)
+        os.kill(process, signal.SIGKILL)
+        ((value, other),) = pool.map(["second"], ahead=1)
+    assert value == "second" and other != process
+
+
+def test_leaving_early_ends_the_workers_at_once():
+    start = time.perf_counter()
+    with pytest.raises(KeyError), WorkerPool(act, 1, timeout=60) as pool:
+        results = pool.map([1, "hang", 2, 3], ahead=4)
+        _, process = next(results)
+        raise KeyError
+    assert time.perf_counter() - start < 20
+    with pytest.raises(ProcessLookupError):
+        for _ in range(100):
+            os.kill(process, 0)
+            time.sleep(0.05)
+
+
+def test_no_workers_call_here():
+    with WorkerPool(act, 0, timeout=1) as pool:
+        good, bad = pool.map([1, "bad"], ahead=1)
+    assert good == (1, os.getpid()) and outcome(bad) == "bad file"

@@ -1,0 +1,74 @@
+"""A built dataset pushed to a Hub, pulled by its tag, and rebuilt there by the script that came with it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import official_files
+from huggingface_hub import HfApi
+
+ROOT = Path(__file__).resolve().parents[2]
+
+PULL = """
+import json, sys
+from datasets import get_dataset_config_names, load_dataset
+repo, revision = sys.argv[1:]
+parts = load_dataset(repo, revision=revision)
+one = load_dataset(repo, "sw", split="train", revision=revision)
+streamed = next(iter(load_dataset(repo, split="train", revision=revision, streaming=True)))
+print(json.dumps({
+    "rows": {split: part["video_id"][:] for split, part in parts.items()},
+    "configs": get_dataset_config_names(repo, revision=revision),
+    "columns": one.column_names, "streamed": streamed["video_id"],
+}))
+"""
+
+
+def run(hub, tmp_path, *command, cwd=ROOT, refusal=None):
+    environment = {**os.environ, **hub.environment(home=tmp_path / "home", token=True), "PYTHONPATH": ""}
+    done = subprocess.run(
+        [sys.executable, *map(str, command)], cwd=cwd, env=environment, capture_output=True, text=True
+    )
+    assert (done.returncode == 0) == (refusal is None), done.stderr[-3000:]
+    assert refusal is None or refusal in done.stderr
+    return done.stdout
+
+
+def test_a_dataset_is_pushed_with_script_card_and_tag_and_pulled_by_the_tag(hub, tmp_path):
+    official_files.own(tmp_path / "source")
+    build = ["datasets_scripts/own_clips.py", "--data_dir", tmp_path / "source", "--output_dir", tmp_path / "out"]
+    pushed = run(hub, tmp_path, *build, "--push_to_hub", "org/own_clips", "--revision", "v1.0")
+    assert "published: " in pushed
+    (tmp_path / "source/captions.csv").write_text("video_id,language,caption,split\nlater,en,x,train\n")
+    again = [*build, "--push_to_hub", "org/own_clips"]
+    api = HfApi(hub.endpoint, hub.token)
+    run(hub, tmp_path, *again, "--revision", "v1.0", refusal="a tag never moves")
+    assert len(api.list_repo_commits("org/own_clips", repo_type="dataset")) == 2  # nothing was sent
+    run(hub, tmp_path, *again)  # main moves on, the tag stays
+    pulled = json.loads(run(hub, tmp_path, "-c", PULL, "org/own_clips", "v1.0"))
+    assert pulled["rows"] == {
+        "train": ["own2", "own3", "own4", "own7", "own8"],
+        "validation": ["own0", "own5"],
+        "test": ["own1", "own6"],
+    }
+    assert pulled["configs"] == ["default", "en", "sw"] and pulled["columns"] == ["video_id", "caption_sw"]
+    assert pulled["streamed"] == "own2"
+    latest = json.loads(run(hub, tmp_path, "-c", PULL.replace('"sw"', '"en"'), "org/own_clips", "main"))
+    assert latest["rows"] == {"train": ["later"]}
+    files = """
+import sys
+from huggingface_hub import HfApi, snapshot_download
+print(snapshot_download("org/own_clips", repo_type="dataset", revision="v1.0"))
+"""
+    folder = Path(run(hub, tmp_path, "-c", files).strip().splitlines()[-1])
+    there = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert {"README.md", "build.json", "datasets_scripts/own_clips.py", "datasets_scripts/corpus.py"} <= there
+    assert "own_clips.py" not in there  # at the top, datasets would take it for a loading script
+    official_files.own(tmp_path / "again")
+    rebuild = ["datasets_scripts/own_clips.py", "--data_dir", tmp_path / "again", "--output_dir", tmp_path / "rebuilt"]
+    run(hub, tmp_path, *rebuild, cwd=folder)
+    card = (folder / "README.md").read_text()
+    assert "python datasets_scripts/own_clips.py --data_dir" in card
+    assert (tmp_path / "rebuilt/README.md").read_text() == card

@@ -1,0 +1,79 @@
+"""The exported towers in onnxruntime: equal for any shape, int8 near, and nothing written that is wrong."""
+
+import pytest
+import torch
+
+pytest.importorskip("onnxscript", reason="an optional peer: extra `plugins`")
+onnxruntime = pytest.importorskip("onnxruntime", reason="an optional peer: extra `plugins`")
+
+from transformers import AutoProcessor  # noqa: E402
+
+from modeling_mmt.evaluation.embedding import embed_texts, embed_videos  # noqa: E402
+from modeling_mmt.plugins import onnx_export  # noqa: E402
+from modeling_mmt.plugins.onnx_export import INT8, OnnxModel, export  # noqa: E402
+
+CAPTIONS = ["red dog", "dog runs fast home", "home", "roter Hund rennt schnell heim"]
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """The folder of the exported files, and the model."""
+    from conftest import build_model, build_processor
+
+    folder = tmp_path_factory.mktemp("checkpoint")
+    model = build_model(pooling="mean", norm_placement="pre", projection_skip=True, sharpness=2)
+    model.save_pretrained(folder)
+    build_processor(text_prefix="query: ").save_pretrained(folder)
+    return export(folder, tmp_path_factory.mktemp("onnx")), model
+
+
+def test_both_towers_give_our_embeddings_at_any_batch_and_length(exported, make_clips):
+    folder, model = exported
+    processor, towers = AutoProcessor.from_pretrained(folder), OnnxModel(folder)
+    assert processor.text_prefix == "query: "
+    clips = make_clips([4, 7, 1, 12, 5])
+    for batch_size in (1, 3, 64):
+        text, wanted_text = (embed_texts(m, processor, CAPTIONS, batch_size) for m in (towers, model))
+        video, wanted_video = (embed_videos(m, processor, clips, batch_size) for m in (towers, model))
+        torch.testing.assert_close(text, wanted_text, rtol=0, atol=1e-5)
+        torch.testing.assert_close(video, wanted_video, rtol=0, atol=1e-5)
+        assert torch.pdist(wanted_text).min() > 0.05 and torch.pdist(wanted_video).min() > 0.05
+
+
+def test_an_embedding_leaves_its_file_with_unit_norm(exported, make_clips):
+    folder, _ = exported
+    processor, towers = AutoProcessor.from_pretrained(folder), OnnxModel(folder)
+    text = towers.get_text_features(**processor(CAPTIONS)).pooler_output
+    video = towers.get_video_features(**processor(video_features=make_clips())).pooler_output
+    torch.testing.assert_close(text.norm(dim=-1), torch.ones(4))
+    torch.testing.assert_close(video.norm(dim=-1), torch.ones(4))
+
+
+def test_the_files_say_their_inputs_and_free_axes(exported):
+    folder, _ = exported
+    for kind, axis, names in (
+        ("text", "tokens", ["input_ids", "attention_mask"]),
+        ("video", "steps", ["video_features", "video_mask"]),
+    ):
+        session = onnxruntime.InferenceSession(folder / f"{kind}_model.onnx")
+        assert [given.name for given in session.get_inputs()] == names
+        assert all(given.shape[:2] == ["batch", axis] for given in session.get_inputs())
+        assert [made.name for made in session.get_outputs()] == [f"{kind}_embeds"]
+        assert session.get_outputs()[0].shape[1] == 10
+
+
+def test_the_int8_tower_is_smaller_and_near(exported):
+    folder, model = exported
+    processor = AutoProcessor.from_pretrained(folder)
+    assert (folder / INT8).stat().st_size < 0.9 * (folder / "text_model.onnx").stat().st_size
+    found = embed_texts(OnnxModel(folder, int8=True), processor, CAPTIONS)
+    wanted = embed_texts(model, processor, CAPTIONS)
+    assert not torch.equal(found, wanted)
+    assert torch.nn.functional.cosine_similarity(found, wanted).min() > 0.95
+
+
+def test_an_export_that_is_not_equal_is_refused(exported):
+    folder, model = exported
+    tower = onnx_export.MMTVideoModelWithProjection(model.config).eval()  # of other weights
+    with pytest.raises(ValueError, match="video_model.onnx: an embedding is .* off the checkpoint's at 1 x 2"):
+        onnx_export._compare("video", tower, folder / "video_model.onnx")

@@ -1,0 +1,299 @@
+"""`modeling_mmt.search.index` and its engines, on tiny models and clips."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from PIL import Image
+from tiny_vision import clip as vision_clip
+from tiny_vision import vision_model, vision_processor
+
+from modeling_mmt.search import index as search_module
+from modeling_mmt.search.engines import FaissSearch, QdrantSearch
+from modeling_mmt.search.index import CLIPS, EMBEDDINGS, INDEX, SearchIndex, SearchIndexError, model_fingerprint
+
+SEARCH = "an optional engine: extra `search`"
+NUM_CLIPS = 30
+IDS = ["../../etc/passwd", "/abs", "a/b", "nul\0", "clip with spaces", *(f"clip-{row}" for row in range(5, NUM_CLIPS))]
+TEXTS = ["red dog", "Hund rennt", "home"]
+
+
+@pytest.fixture
+def rows():
+    return Dataset.from_dict(
+        {"video_id": IDS, "is_flag": [row % 3 == 0 for row in range(NUM_CLIPS)], "length": list(range(NUM_CLIPS))}
+    )
+
+
+@pytest.fixture
+def features(make_clips):
+    return dict(zip(IDS, make_clips([1 + row % 4 for row in range(NUM_CLIPS)]), strict=True))
+
+
+@pytest.fixture
+def model(make_model):
+    return make_model()
+
+
+@pytest.fixture
+def processor(make_processor):
+    return make_processor()
+
+
+@pytest.fixture
+def index(model, processor, rows, features):
+    return SearchIndex.build(model, processor, rows, features, columns=["is_flag", "length"])
+
+
+def cosines(model, processor, text, features):
+    """Each clip by itself: no batch, no padding, no index."""
+    with torch.no_grad():
+        outputs = [model(**processor([text], [features[video_id]])) for video_id in IDS]
+    return [float(output.text_embeds[0] @ output.video_embeds[0]) for output in outputs]
+
+
+def test_texts_find_the_clips_of_a_naive_computation(index, model, processor, features):
+    for text, hits in zip(TEXTS, index.search_texts(model, processor, TEXTS, top=NUM_CLIPS), strict=True):
+        scores = cosines(model, processor, text, features)
+        assert [hit.row for hit in hits] == sorted(range(NUM_CLIPS), key=lambda row: -scores[row])  # noqa: B023
+        np.testing.assert_allclose([hit.score for hit in hits], sorted(scores, reverse=True), atol=1e-5)
+
+
+def test_one_text_in_place_of_a_list_is_refused_not_read_as_letters(index, model, processor):
+    with pytest.raises(TypeError, match=r"give a list of texts: \['cat'\]"):
+        index.search_texts(model, processor, "cat", top=2)
+
+
+def test_a_clip_finds_itself_by_its_id_and_by_its_features(index, model, processor, features):
+    by_id = index.search_clips(IDS, top=1)
+    by_features = index.search_videos(model, processor, [features[video_id] for video_id in IDS], top=1)
+    assert [hits[0].row for hits in by_id] == [hits[0].row for hits in by_features] == list(range(NUM_CLIPS))
+    assert all(hits[0].score == pytest.approx(1, abs=1e-6) for hits in by_id)
+
+
+def test_a_picture_finds_the_clip_with_its_features(tmp_path):
+    model = vision_model()
+    processor = vision_processor(model)
+    pictures = [Image.fromarray(frames[0]) for frames in (vision_clip(1, seed=seed) for seed in range(6))]
+    pictures[1].save(tmp_path / "1.png")
+    with torch.inference_mode():
+        features = [model.video_model.features(**processor(images=[picture]))[0].numpy() for picture in pictures]
+    rows = Dataset.from_dict({"video_id": [str(row) for row in range(6)]})
+    index = SearchIndex.build(model, processor, rows, dict(zip(rows["video_id"], features, strict=True)))
+    asked = [pictures[4], tmp_path / "1.png", (tmp_path / "1.png").read_bytes()]
+    hits = index.search_images(model, processor, asked, 2)
+    assert [line[0].row for line in hits] == [4, 1, 1]
+    assert all(line[0].score == pytest.approx(1, abs=1e-4) and line[1].score < line[0].score for line in hits)
+    with pytest.raises(ValueError, match="is no video or picture"):
+        index.search_images(model, processor, [b"no picture"], 1)
+
+
+def test_a_model_without_a_vision_encoder_says_so(index, model, processor):
+    with pytest.raises(ValueError, match="has no vision encoder to look at pictures with"):
+        index.search_images(model, processor, [b""], 1)
+
+
+def test_a_filter_leaves_what_its_columns_say(index):
+    (hits,) = index.search_clips([IDS[1]], NUM_CLIPS, where={"is_flag": True, "length": [0, 3, 4, 27]})
+    assert sorted(hit.row for hit in hits) == [0, 3, 27]
+    with pytest.raises(ValueError, match="leaves no clip"):
+        index.search_clips([IDS[1]], 1, where={"length": 99})
+    with pytest.raises(ValueError, match="no column 'colour' to filter by; it kept video_id, is_flag, length"):
+        index.search_clips([IDS[1]], 1, where={"colour": "red"})
+
+
+def test_a_saved_index_answers_as_the_one_in_memory(index, model, processor, tmp_path):
+    folder = index.save(tmp_path / "kept" / "index")
+    loaded = SearchIndex.load(folder, model, verify=True)
+    assert sorted(os.listdir(folder)) == sorted([EMBEDDINGS, CLIPS, INDEX])  # and no file named by an id
+    assert sorted(os.listdir(tmp_path)) == ["kept"]
+    assert loaded.search_texts(model, processor, TEXTS, 7) == index.search_texts(model, processor, TEXTS, 7)
+    assert loaded.clips[:] == index.clips[:]
+    assert (loaded.model, loaded.revision) == (index.model, index.revision)
+    with pytest.raises(FileExistsError, match="is there already"):
+        index.save(folder)
+
+
+def test_an_index_of_another_model_is_refused(index, make_model, tmp_path):
+    folder = index.save(tmp_path / "index")
+    with pytest.raises(SearchIndexError, match="load that model, or build the index again"):
+        SearchIndex.load(folder, make_model(seed=1))
+    with pytest.raises(SearchIndexError, match="this model's is"):
+        index.check_model(make_model(seed=1))
+
+
+def test_a_fingerprint_outlives_saving_and_changes_with_a_weight_the_config_or_the_precision(
+    model, make_model, tmp_path
+):
+    first = model_fingerprint(model)
+    model.save_pretrained(tmp_path / "model")
+    assert model_fingerprint(type(model).from_pretrained(tmp_path / "model")) == first
+    others = [make_model(), make_model(pooling="mean"), make_model().double()]
+    with torch.no_grad():
+        others[0].video_projection.output.weight[0, 0] += 1e-6
+    assert len({first, *map(model_fingerprint, others)}) == 4
+
+
+@pytest.mark.parametrize("name", [EMBEDDINGS, CLIPS])
+def test_a_file_that_is_cut_short_or_changed_or_gone_is_named(index, name, tmp_path):
+    folder = index.save(tmp_path / "index")
+    whole = (folder / name).read_bytes()
+    (folder / name).write_bytes(whole[:-5])
+    with pytest.raises(SearchIndexError, match=f"{name}: {len(whole) - 5} bytes, index.json says {len(whole)}"):
+        SearchIndex.load(folder)
+    changed = bytearray(whole)
+    changed[len(whole) // 2] ^= 1
+    (folder / name).write_bytes(changed)
+    with pytest.raises(SearchIndexError, match=f"{name}: its SHA-256 is not"):
+        SearchIndex.load(folder, verify=True)
+    (folder / name).unlink()
+    with pytest.raises(FileNotFoundError, match=f"{name} is not there"):
+        SearchIndex.load(folder)
+
+
+def test_a_cut_file_whose_description_was_cut_too_is_still_no_index(index, tmp_path):
+    """A size that fits does not make a file readable."""
+    folder = index.save(tmp_path / "index")
+    for name in (EMBEDDINGS, CLIPS):
+        content = json.loads((folder / INDEX).read_text())
+        kept = (folder / name).read_bytes()
+        (folder / name).write_bytes(kept[:-5])
+        content["files"][name]["num_bytes"] -= 5
+        (folder / INDEX).write_text(json.dumps(content))
+        with pytest.raises(SearchIndexError, match="unreadable"):
+            SearchIndex.load(folder)
+        (folder / name).write_bytes(kept)
+        content["files"][name]["num_bytes"] += 5
+        (folder / INDEX).write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "not JSON"),
+        ("[]", "field 'format' is missing"),
+        (json.dumps(dict.fromkeys(search_module.FIELDS, 7)), "format is 7, and this version reads 1"),
+    ],
+)
+def test_a_description_that_is_none_is_refused(index, tmp_path, text, words):
+    folder = index.save(tmp_path / "index")
+    (folder / INDEX).write_text(text)
+    with pytest.raises(SearchIndexError, match=words):
+        SearchIndex.load(folder)
+    with pytest.raises(FileNotFoundError, match="is no search index: build one"):
+        SearchIndex.load(tmp_path)
+
+
+def test_pushing_uploads_the_three_files_and_loading_pins_a_commit(index, model, tmp_path, monkeypatch):
+    calls = []
+
+    class Hub:
+        def create_repo(self, repo_id, **options):
+            calls.append((repo_id, options))
+
+        def upload_folder(self, **options):
+            calls.append(options)
+            return type("Commit", (), {"oid": "abc"})
+
+    monkeypatch.setattr(search_module, "HfApi", Hub)
+    folder = index.save(tmp_path / "index")
+    assert index.push_to_hub("me/index", folder) == "abc"
+    assert calls[0] == ("me/index", {"repo_type": "dataset", "private": None, "exist_ok": True})
+    assert calls[1]["allow_patterns"] == [EMBEDDINGS, CLIPS, INDEX] and calls[1]["folder_path"] == folder
+    monkeypatch.setattr(
+        search_module, "snapshot_download", lambda name, **options: calls.append((name, options)) or folder
+    )
+    assert len(SearchIndex.from_hub("me/index", "abc", model)) == NUM_CLIPS
+    assert calls[2][0] == "me/index" and calls[2][1]["revision"] == "abc"
+
+
+def unit(*shape, seed=0):
+    vectors = torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.normalize(vectors, dim=1)
+
+
+def test_bad_embeddings_and_ids_are_named():
+    def make(ids, embeddings):
+        return SearchIndex(embeddings, Dataset.from_dict({"video_id": ids}), "f")
+
+    broken = unit(2, 3)
+    broken[1, 2] = float("nan")
+    with pytest.raises(ValueError, match="embeddings row 1 holds a NaN"):
+        make(["a", "b"], broken)
+    with pytest.raises(SearchIndexError, match="video_id 'a' is there twice"):
+        make(["a", "b", "a"], unit(3, 3))
+    with pytest.raises(SearchIndexError, match="3 embeddings and 2 clips"):
+        make(["a", "b"], unit(3, 3))
+    with pytest.raises(SearchIndexError, match="no column video_id; found name"):
+        SearchIndex(unit(1, 3), Dataset.from_dict({"name": ["a"]}), "f")
+    one = make(["only"], unit(1, 3))
+    assert one.search_clips(["only"], 1)[0][0].row == 0
+    with pytest.raises(ValueError, match="top is 2; there are 1 clips"):
+        one.search_clips(["only"], 2)
+    with pytest.raises(KeyError, match="no clip 'other' among the 1"):
+        one.search_clips(["other"], 1)
+
+
+@pytest.fixture(params=["Flat", "IVF4,Flat", "HNSW16", "SQ8", "qdrant"])
+def engine(request):
+    vectors = unit(400, 16)
+    if request.param == "qdrant":
+        client = pytest.importorskip("qdrant_client", reason=SEARCH).QdrantClient(":memory:")
+        yield vectors, QdrantSearch.upload(client, "clips", vectors)
+        client.close()
+        return
+    pytest.importorskip("faiss", reason=SEARCH)
+    yield vectors, FaissSearch(vectors, request.param, nprobe=4 if request.param.startswith("IVF") else None)
+
+
+def test_an_engine_finds_what_the_exact_search_finds(engine):
+    vectors, engine = engine
+    exact = SearchIndex(vectors, Dataset.from_dict({"video_id": [str(row) for row in range(400)]}), "f")
+    other = SearchIndex(vectors, exact.clips, "f", engine=engine)
+    queries = unit(8, 16, seed=1)
+    truth, found = exact.search(queries, 10), other.search(queries, 10)
+    same = [len({hit.row for hit in a} & {hit.row for hit in b}) for a, b in zip(truth, found, strict=True)]
+    assert np.mean(same) >= 9.5
+    assert found[0][0].score == pytest.approx(truth[0][0].score, abs=1e-2)
+
+
+def test_an_engine_obeys_a_filter_and_gives_what_it_leaves(engine):
+    _, engine = engine
+    allowed = torch.zeros(400, dtype=torch.bool)
+    allowed[[3, 50, 399]] = True
+    scores, rows = engine.search(unit(2, 16, seed=1), 10, allowed)
+    assert rows.shape[1] == 3
+    assert set(rows[rows >= 0].tolist()) <= {3, 50, 399}
+    assert (scores[rows < 0] == -torch.inf).all()
+    with pytest.raises(ValueError, match="leaves no clip"):
+        engine.search(unit(2, 16), 10, torch.zeros(400, dtype=torch.bool))
+
+
+def test_an_engine_names_bad_requests(engine):
+    _, engine = engine
+    with pytest.raises(ValueError, match="top is 401; there are 400 clips"):
+        engine.search(unit(1, 16), 401)
+    with pytest.raises(ValueError, match="expected"):
+        engine.search(unit(1, 15), 1)
+    with pytest.raises(ValueError, match="queries row 0 holds a NaN"):
+        engine.search(torch.full((1, 16), torch.nan), 1)
+    with pytest.raises(SearchIndexError, match="the engine holds 400 rows, the index 2"):
+        SearchIndex(unit(2, 16), Dataset.from_dict({"video_id": ["a", "b"]}), "f", engine=engine)
+
+
+def test_a_factory_string_that_is_none_is_named():
+    pytest.importorskip("faiss", reason=SEARCH)
+    with pytest.raises(ValueError, match="factory is 'Nonsense', which FAISS cannot build from 50 vectors"):
+        FaissSearch(unit(50, 16), "Nonsense")
+
+
+def test_a_collection_is_made_once_and_asked_only_if_there():
+    client = pytest.importorskip("qdrant_client", reason=SEARCH).QdrantClient(":memory:")
+    with pytest.raises(ValueError, match="no collection 'clips'"):
+        QdrantSearch(client, "clips")
+    QdrantSearch.upload(client, "clips", unit(5, 4))
+    with pytest.raises(ValueError, match="has a collection 'clips' already"):
+        QdrantSearch.upload(client, "clips", unit(5, 4))

@@ -1,0 +1,446 @@
+"""`train.py` from pixels, on the tiny corpus whose clips are files: colours and shapes, encoded here."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from conftest import build_model
+from PIL import Image
+from safetensors.torch import load_file
+from tiny_corpus import SPLITS, write_recipe, write_split
+from tiny_vision import LITE
+from train_process import Group
+from video_files import write_video
+
+from mmt import main as mmt
+from modeling_mmt import EfficientNetLiteConfig, EfficientNetLiteModel, MMTModel, MMTProcessor
+from modeling_mmt.data.augmentation import VideoAugmentation
+from modeling_mmt.data.clip_cache import InOrder, KeptClips, Room
+from modeling_mmt.data.clips import ClipColumn
+from modeling_mmt.data.collator import ClipDataset, MMTDataCollator
+from modeling_mmt.data.feature_writer import write_feature_store
+from modeling_mmt.evaluation.embedding import embed_videos
+from modeling_mmt.search.index import SearchIndex
+from modeling_mmt.training import run as train
+from modeling_mmt.training.recipe_reading import parse_recipe
+from modeling_mmt.video_decoding_mmt import FrameSampling, read_clip
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "examples"))
+import search  # noqa: E402
+
+SIDE, FRAMES = 16, 3
+PIXELS = {"data.features": [], "data.video_column": "video", "model.num_frames": FRAMES}
+AUGMENTATION = {"scale": 0.2, "translate": 0.1, "brightness": 0.2, "saturation": 0.2, "temporal_jitter": 2}
+LAST_LAYER = {"finetuning.learn_vision_layers": 1, "finetuning.vision_learning_rate": 0.003}
+PALETTE = np.random.default_rng(5).integers(0, 256, (8, 3))
+
+
+def frames_of_clip(number, words):
+    """`(6, 24, 24, 3)` uint8: a square of the colour, at a place that the animal tells and that moves."""
+    frames = np.full((6, 24, 24, 3), 255, np.uint8)
+    for moment, frame in enumerate(frames):
+        top, left = divmod(3 * words[1], 12)
+        frame[top : top + 8, left + moment : left + moment + 8] = PALETTE[words[0]]
+    return frames
+
+
+@pytest.fixture(scope="module")
+def pixels(corpus):
+    """The corpus with a column of files: an mp4, a GIF, a PNG or a folder of frames; and a vision encoder."""
+    folder = corpus / "pixels"
+    (folder / "clips").mkdir(parents=True)
+    for split in SPLITS:
+        rows = datasets.load_dataset(str(corpus / "corpus"), split=split).to_list()
+        for row in rows:
+            number = int(row["video_id"].removeprefix("clip-"))
+            frames = frames_of_clip(number, (hash_of(row["keywords_en"][0]), hash_of(row["keywords_en"][1])))
+            row["video"] = f"clips/{write_clip(folder / 'clips', number, frames)}"
+        write_split(folder, split, rows)
+    torch.manual_seed(0)
+    EfficientNetLiteModel(EfficientNetLiteConfig(**LITE)).save_pretrained(corpus / "lite")
+    settings = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": {"height": SIDE, "width": SIDE}}
+    (corpus / "lite" / "preprocessor_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def hash_of(word):
+    return sum(word.encode()) % 8
+
+
+def write_clip(folder, number, frames):
+    kind = ("mp4", "gif", "png", "frames")[number % 4]
+    path = folder / f"{number}.{kind}"
+    pictures = [Image.fromarray(frame) for frame in frames]
+    if kind == "mp4":
+        write_video(path, list(frames))
+    elif kind == "gif":
+        pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=100)
+    elif kind == "png":
+        pictures[0].save(path)
+    else:
+        path.mkdir()
+        for moment, picture in enumerate(pictures):
+            picture.save(path / f"{moment}.png")
+    return path.name
+
+
+@pytest.fixture
+def run(corpus, pixels, tmp_path):
+    def run(changes=None, name="model", *options):
+        told = PIXELS | {"data.dataset": str(pixels), "model.vision_model": [str(corpus / "lite")]} | (changes or {})
+        return train.main([write_recipe(corpus, tmp_path, told, name), *options])
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def stored(corpus, pixels):
+    """The features of the same clips, extracted beforehand."""
+    processor = MMTProcessor.from_encoders(
+        str(corpus / "encoder"), str(corpus / "lite"), sampling=train.FrameSampling(FRAMES)
+    )
+    lite = EfficientNetLiteModel.from_pretrained(corpus / "lite").eval()
+    clips = {}
+    for split in SPLITS:
+        column = ClipColumn(datasets.load_dataset(str(pixels), split=split), "video", pixels)
+        for name in column:
+            with torch.no_grad():
+                clips[name] = lite(processor(videos=[column[name]])["pixel_values"][0]).pooler_output.numpy()
+    write_feature_store(corpus / "lite_features", clips.items(), extractor="lite", revision="1", dtype="float32")
+    return {"data.features": [str(corpus / "lite_features")], "data.video_column": None, "model.vision_model": []}
+
+
+def points(metrics):
+    stages = [metrics[name]["curve"] for name in ("pretraining", "finetuning") if name in metrics]
+    return torch.tensor([[point["loss"], point["validation_mrr"]] for curve in stages for point in curve])
+
+
+def test_a_frozen_encoder_from_pixels_learns_what_features_teach(run, stored):
+    from_pixels = run()
+    from_features = run(stored, "features")
+    torch.testing.assert_close(points(from_pixels), points(from_features), rtol=1e-3, atol=1e-3)
+    for split in ("validation", "test"):
+        a, b = (m["figures"][split]["all"]["t2v"]["en"]["MRR"] for m in (from_pixels, from_features))
+        assert a == pytest.approx(b, abs=1e-6)
+
+
+def test_pixels_of_a_frozen_encoder_are_as_good_as_its_kept_features(run, tmp_path):
+    """An augmentation of nothing takes the path through the encoder at every step."""
+    sources = [{"text_column": "caption", "languages": ["en"], "noise_probability": 0.0}]
+    kept = run({"pretraining": None, "finetuning.sources": sources})
+    through = [source | {"augmentation": {}} for source in sources]
+    pixels = run({"pretraining": None, "finetuning.sources": through}, "through")
+    torch.testing.assert_close(points(kept), points(pixels), rtol=1e-3, atol=1e-3)
+    little = run(
+        {"pretraining": None, "finetuning.sources": sources, "clip_memory": 0.0, "work_dir": str(tmp_path / "no")},
+        "little",
+    )
+    assert torch.equal(points(kept), points(little))
+
+
+def test_the_last_layers_learn_and_no_other(run, corpus, tmp_path):
+    metrics = run(LAST_LAYER)
+    before = load_file(corpus / "lite" / "model.safetensors")
+    after = load_file(tmp_path / "model" / "model.safetensors")
+    prefix = "video_model.vision_model.experts.0.encoder."
+    changed = {name for name, value in before.items() if not torch.equal(after[prefix + name], value)}
+    assert changed and all(name.startswith(("blocks.2.", "head.")) for name in changed)
+    assert not any("running" in name for name in changed)
+    assert {name.split(".")[0] for name in changed} == {"blocks", "head"}
+    assert MMTModel.from_pretrained(tmp_path / "model").config.learn_vision_layers == 1
+    # A whole encoder learns too, and its curve is another one.
+    other = run(LAST_LAYER | {"finetuning.learn_vision_layers": None}, "whole")
+    assert not torch.equal(points(other), points(metrics))
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [("preprocessor_config.json", {"image_mean": [0.1] * 3}), ("config.json", {"batch_norm_eps": 1.0})],
+)
+def test_a_stage_is_trained_anew_where_the_encoders_files_say_something_else(run, corpus, tmp_path, file, change):
+    """The weights alone do not say what is made of a frame."""
+    lite = shutil.copytree(corpus / "lite", tmp_path / "lite")
+    changes = {"pretraining": None, "model.vision_model": [str(lite)]}
+    before = run(changes)
+    (lite / file).write_text(json.dumps(json.loads((lite / file).read_text()) | change))
+    assert not torch.equal(points(run(changes, "other")), points(before))
+
+
+def test_the_checkpoint_finds_again_from_files_alone(run, tmp_path, pixels, capsys):
+    metrics = run(LAST_LAYER)
+    assert mmt(["evaluate", str(tmp_path / "model"), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)["figures"]["all"]["t2v"]
+    assert told["en"]["R@1"] == pytest.approx(metrics["figures"]["test"]["all"]["t2v"]["en"]["R@1"])
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "The vision encoder was trained too (last 1 layers)" in card and 'videos=["clip.mp4"]' in card
+    command = ["search", str(tmp_path / "model"), "red dog", "--top", "2", "--json", "--index", str(tmp_path / "i")]
+    for _ in range(2):  # built, then read
+        assert mmt(command) == 0
+        assert len(json.loads(capsys.readouterr().out)[0]["hits"]) == 2
+
+
+EVERY_STEP = LAST_LAYER | {
+    "pretraining.save_steps": 3,
+    "pretraining.evaluations": 10,
+    "finetuning.save_steps": 3,
+    "finetuning.evaluations": 10,
+    "finetuning.sources": [
+        {"text_column": "caption", "languages": ["en"], "noise_probability": 0.2, "augmentation": AUGMENTATION}
+    ],
+}
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_run_from_pixels_that_is_killed_goes_on_as_if_nothing_had_been(corpus, pixels, tmp_path, world_size):
+    told = EVERY_STEP | PIXELS
+    told |= {"data.dataset": str(pixels), "model.vision_model": [str(corpus / "lite")]}
+    found = []
+    for name, kills in (("whole", ()), ("killed", (("pretraining", 5), ("finetuning", 5)))):
+        recipe = write_recipe(corpus, tmp_path / name, told)
+        for stage, step in kills:
+            with Group([recipe], world_size) as group:
+                group.wait_for(stage, step)
+                group.kill()
+                assert [process.exitcode for process in group.processes] == [-signal.SIGKILL] * world_size
+        with Group([recipe], world_size) as group:
+            assert group.join() == [0] * world_size, Path(f"{recipe}.0.log").read_text()[-3000:]
+        folder = Path(recipe).with_suffix("")
+        metrics = json.loads((folder / "metrics.json").read_text())
+        found.append((points(metrics), load_file(folder / "model.safetensors")))
+    (whole, weights), (killed, others) = found
+    assert torch.equal(whole, killed)
+    assert [name for name in weights if not torch.equal(weights[name], others[name])] == []
+
+
+def test_the_draws_are_the_same_for_any_number_of_processes(corpus, pixels, tmp_path):
+    no_dropout = {f"model.config.{kind}_dropout_prob": 0.0 for kind in ("hidden", "attention_probs")}
+    told = EVERY_STEP | PIXELS | no_dropout | {"pretraining": None}
+    told |= {"data.dataset": str(pixels), "model.vision_model": [str(corpus / "lite")]}
+    found = []
+    for world_size in (1, 2):
+        recipe = write_recipe(corpus, tmp_path / str(world_size), {k: v for k, v in told.items() if "pretr" not in k})
+        with Group([recipe], world_size) as group:
+            assert group.join() == [0] * world_size, Path(f"{recipe}.0.log").read_text()[-3000:]
+        found.append(points(json.loads((Path(recipe).with_suffix("") / "metrics.json").read_text()))[:, 0])
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-3)
+
+
+# Parts
+
+
+def colours(frames=5, side=12, seed=0):
+    return [torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (frames, 3, side, side), dtype=np.uint8))]
+
+
+def test_an_augmentation_is_its_generators_and_of_nothing_is_nothing():
+    augmentation, clip = VideoAugmentation(**AUGMENTATION, contrast=0.3), colours()
+    one, same, other = (augmentation(clip, np.random.default_rng(seed), 2)[0] for seed in (1, 1, 2))
+    assert torch.equal(one, same) and not torch.equal(one, other)
+    assert one.shape == (2, 3, 12, 12) and one.dtype == torch.uint8
+    assert torch.equal(VideoAugmentation()(clip, np.random.default_rng(0), 5)[0], clip[0])
+
+
+def test_every_frame_of_a_clip_is_changed_alike_and_every_encoders_frames_too():
+    still = [colours(1)[0].expand(4, -1, -1, -1), colours(1, 24)[0].expand(4, -1, -1, -1)]
+    changed = VideoAugmentation(scale=0.2, translate=0.2, brightness=0.3, contrast=0.3, saturation=0.3)(
+        still, np.random.default_rng(3), 4
+    )
+    for part in changed:
+        assert (part == part[:1]).all() and not torch.equal(part[0], still[0][0])
+
+
+def test_a_shift_by_whole_pixels_moves_the_picture_and_repeats_the_border():
+    class Fixed:
+        def random(self, size):
+            return np.full(size, 0.5)
+
+        def uniform(self, low, high, size):
+            return np.array([0.0, 1.0, 0.0])
+
+    (clip,) = colours(2, 10)
+    (moved,) = VideoAugmentation(translate=0.2)([clip], Fixed(), 2)
+    assert torch.equal(moved[..., 2:], clip[..., :-2])
+    assert torch.equal(moved[..., :2], clip[..., :1].expand(-1, -1, -1, 2))
+
+
+def test_temporal_jitter_draws_one_frame_of_each_part_in_order():
+    numbered = [torch.arange(6, dtype=torch.uint8).view(6, 1, 1, 1).expand(-1, 3, 4, 4)]
+    seen = set()
+    for seed in range(40):
+        (drawn,) = VideoAugmentation(temporal_jitter=2)(numbered, np.random.default_rng(seed), 3)
+        numbers = drawn[:, 0, 0, 0].tolist()
+        assert [number // 2 for number in numbers] == [0, 1, 2]
+        seen.add(tuple(numbers))
+    assert len(seen) == 8
+    (short,) = VideoAugmentation(temporal_jitter=2)([numbered[0][:2]], np.random.default_rng(0), 3)
+    assert short[:, 0, 0, 0].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(VideoAugmentation)])
+def test_an_augmentation_out_of_range_is_refused_by_name(field):
+    with pytest.raises(ValueError, match=f"augmentation.{field} is -1"):
+        VideoAugmentation(**{field: -1})
+
+
+def test_clips_are_made_once_while_there_is_room():
+    made = []
+
+    def make(name):
+        made.append(name)
+        return torch.zeros(4, dtype=torch.uint8)
+
+    room = Room(8)
+    clips = KeptClips(["a", "b", "c"], make, room)
+    for _ in range(2):
+        assert [len(clips[name]) for name in "abc"] == [4, 4, 4]
+    assert made == ["a", "b", "c", "c"] and room.num_bytes == 0
+    clips.forget()
+    assert room.num_bytes == 8 and list(clips) == ["a", "b", "c"] and len(clips) == 3
+    with pytest.raises(KeyError):
+        clips["d"]
+    assert list(InOrder({"a": 1, "b": 2}, ["b", "a"])) == [2, 1]
+
+
+def test_two_revisions_of_a_dataset_have_frames_of_their_own(monkeypatch):
+    read = {kind: datasets.Dataset.from_dict({"video_id": ["a"], "clip": [f"{kind}.mp4"]}) for kind in ("v1", "v2")}
+    monkeypatch.setattr(train, "read_split", lambda name, revision, split: read[revision])
+    run = object.__new__(train.Run)
+    run.recipe = SimpleNamespace(data=SimpleNamespace(video_column="clip"), clip_memory=1.0)
+    run.processor = SimpleNamespace(
+        feature_extractor=SimpleNamespace(read=lambda source, _: [torch.tensor([ord(source[-5])])])
+    )
+    run.__post_init__()
+    for kind in ("v1", "v2", "v1"):
+        (frames,) = run.frames(SimpleNamespace(dataset="org/clips", revision=kind), "train")["a"]
+        assert chr(frames.item()) == kind[1]
+
+
+def test_columns_of_videos_pictures_film_strips_and_paths(tmp_path):
+    frames = colours(3)[0].permute(0, 2, 3, 1).numpy()
+    strip = Image.fromarray(np.concatenate(list(frames), axis=1))
+    strip.save(tmp_path / "strip.png")
+    given = {"video_id": ["a"], "clip": [str(tmp_path / "strip.png")]}
+    rows = datasets.Dataset.from_dict(given | {"num_frames": [3]}).cast_column("clip", datasets.Image())
+    rows = rows.rename_column("clip", "frames")
+    assert [np.array_equal(a, b) for a, b in zip(ClipColumn(rows, "frames")["a"], frames, strict=True)] == [True] * 3
+    picture = ClipColumn(rows.remove_columns("num_frames"), "frames")["a"]
+    assert read_clip(picture, FrameSampling(2)).frames.shape == (1, 3, 12, 36)
+    paths = datasets.Dataset.from_dict({"video_id": ["a"], "clip": ["strip.png"]})
+    assert ClipColumn(paths, "clip", tmp_path)["a"] == str(tmp_path / "strip.png")
+    with pytest.raises(ValueError, match="no column film to read clips from; found video_id, clip"):
+        ClipColumn(paths, "film")
+    with pytest.raises(ValueError, match="column number is .*clips are of Video, Image or paths"):
+        ClipColumn(datasets.Dataset.from_dict({"video_id": ["a"], "number": [1]}), "number")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"data.features": ["colours"]}, "data.features is .*data.video_column 'video'.*leave one out"),
+        ({"model.vision_model": []}, r"data.video_column is 'video' and model.vision_model \[\].*needs both"),
+        ({"data.video_column": None}, "training from pixels needs both"),
+        ({"model.config.learn_vision_layers": 1}, "model.config has 'learn_vision_layers'"),
+        ({"data.video_column": None, "model.vision_model": [], "finetuning.learn_vision_layers": 1},
+         "finetuning.learn_vision_layers is 1, but model.vision_model is empty"),
+        ({"data.video_column": None, "model.vision_model": [], "finetuning.sources.0.augmentation": {"scale": 0.1}},
+         r"finetuning.sources\[0\].augmentation changes pixels"),
+        ({"data.video_column": None, "model.vision_model": []},
+         "no column video_features; found .* or name feature stores, or a video_column"),
+        ({"data.video_column": "film"}, "no column film"),
+    ],
+)  # fmt: skip
+def test_clips_given_twice_or_not_at_all_are_refused_by_the_fields(run, changes, words):
+    with pytest.raises(ValueError, match=words):
+        run(changes)
+
+
+def test_a_row_with_neither_or_both_is_refused_by_its_id(make_processor):
+    rows = [{"video_id": "a", "caption_en": "red", "draw": (0, 0, 0)}]
+    collate = MMTDataCollator(make_processor(), noise_probability=0.0)
+    with pytest.raises(ValueError, match="clip 'a' has no video_features, and no video_frames"):
+        collate(rows)
+    both = {"video_features": np.zeros((1, 8)), "video_frames": colours()}
+    with pytest.raises(ValueError, match="clip 'a' has .*video_features.*video_frames"):
+        collate([rows[0] | both])
+    with pytest.raises(ValueError, match="leave one out"):
+        ClipDataset(rows, {}, {})
+
+
+def test_videos_without_a_vision_encoder_are_refused_with_the_remedy(make_model, make_processor):
+    with pytest.raises(ValueError, match="no vision encoder: extract their features .extract_features.py"):
+        embed_videos(make_model(), make_processor(), ["clip.mp4"])
+
+
+# Search in a folder
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """An mp4, a GIF and a WebP."""
+    place = tmp_path / "films"
+    place.mkdir()
+    for number, kind in ((0, "mp4"), (1, "gif")):
+        write_clip(place, number, frames_of_clip(number, (number, number)))
+        os.rename(place / f"{number}.{kind}", place / f"film {number}.{kind}")
+    return place
+
+
+def test_a_folder_of_videos_is_searched(run, tmp_path, folder, capsys):
+    run({"pretraining": None})
+    output = tmp_path / "found.gif"
+    argv = ["red dog", "--model", str(tmp_path / "model"), "--videos", str(folder), "--top", "2"]
+    (hits,) = search.main([*argv, "--output", str(output)])
+    model, processor = MMTModel.from_pretrained(tmp_path / "model"), MMTProcessor.from_pretrained(tmp_path / "model")
+    with torch.no_grad():
+        files = sorted(map(str, folder.iterdir()))
+        found = model(**processor(text=["red dog"], videos=files))
+    scores = (found.text_embeds @ found.video_embeds.T)[0]
+    assert [hit.score for hit in hits] == pytest.approx(scores.sort(descending=True).values.tolist(), abs=1e-5)
+    printed = capsys.readouterr().out
+    assert "film 0" in printed and "film 1" in printed
+    with Image.open(output) as picture:
+        assert picture.n_frames > 1
+    index = SearchIndex.build(model, processor, datasets.Dataset.from_dict({"video_id": files}), {f: f for f in files})
+    assert [hit.row for hit in index.search_texts(model, processor, ["red dog"], 2)[0]] == [hit.row for hit in hits]
+
+
+def test_a_checkpoint_of_features_says_how_a_folder_is_searched(tmp_path, folder, capsys):
+    from conftest import build_processor
+
+    build_model().save_pretrained(tmp_path / "model")
+    build_processor().save_pretrained(tmp_path / "model")
+    with pytest.raises(SystemExit) as stop:
+        search.main(["dog", "--model", str(tmp_path / "model"), "--videos", str(folder)])
+    assert stop.value.code == 2
+    told = capsys.readouterr().err
+    assert "has no vision encoder" in told and "extract_features.py --videos" in told and "vision_model" in told
+
+
+def test_an_empty_folder_is_refused_by_name(tmp_path, run, capsys):
+    run({"pretraining": None})
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(SystemExit):
+        search.main(["dog", "--model", str(tmp_path / "model"), "--videos", str(tmp_path / "nothing")])
+    assert "nothing: no video" in capsys.readouterr().err
+
+
+def test_a_dry_run_says_which_column_is_missing(run, capsys):
+    told = run({"data.video_column": "film"}, "dry", "--dry_run")
+    assert any("no column film" in problem for problem in told["problems"])
+    assert run(None, "whole", "--dry_run")["problems"] == []
+
+
+def test_recipes_of_pixels_parse():
+    for path in sorted((ROOT / "modeling_mmt" / "recipes" / "emoji9").glob("pixels_*.yaml")):
+        recipe, _ = parse_recipe([str(path)])
+        assert recipe.data.video_column == "frames"
