@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_vision import SIDE, vision_model
+from tiny_vision import SIDE, vision_model
 from torch import nn
 
 peft = pytest.importorskip("peft", reason="an optional peer: extra `plugins`")

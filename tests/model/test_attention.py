@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_vision import fields, vision_model
+from tiny_vision import fields, vision_model
 
 from modeling_mmt import MMTConfig, MMTModel
 
