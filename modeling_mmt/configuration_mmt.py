@@ -10,6 +10,7 @@ import difflib
 import json
 import math
 import os
+from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal
@@ -17,11 +18,14 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
 from transformers.activations import ACT2FN
+from transformers.utils import logging
 
 from .efficientnet_lite_mmt import EfficientNetLiteConfig
 
 # A checkpoint with this encoder loads in a process that has these files and no package.
 AutoConfig.register("efficientnet_lite", EfficientNetLiteConfig, exist_ok=True)
+
+logger = logging.get_logger(__name__)
 
 XLM_ROBERTA_LARGE = {
     "model_type": "xlm-roberta",
@@ -41,9 +45,20 @@ XLM_ROBERTA_LARGE = {
 # A config.json may come from anywhere: what it asks for is bounded before a model is built from it.
 MAX_LAYERS, MAX_SIZE, MAX_PARAMETERS = 1024, 2**20, 2**34  # 2**34 float32 parameters are 64 GiB
 MAX_LOGIT_SCALE = 80  # exp(80) is finite in float32
-# Keys of a config.json that are transformers' own; any other that is no field here is a mistake, or a newer version's.
+# Keys of a config.json that are transformers' own. Another that is no field here is a mistake where it looks like one
+# (difflib's ratio), and else some other tool's.
+MISSPELT = 0.75
 TRANSFORMERS_KEYS = (
-    {"auto_map", "model_type", "name_or_path", "num_labels", "torch_dtype", "transformers_weights"}
+    {
+        "auto_map",
+        "custom_pipelines",
+        "quantization_config",
+        "model_type",
+        "name_or_path",
+        "num_labels",
+        "torch_dtype",
+        "transformers_weights",
+    }
     | {"output_attentions", "attn_implementation", "experts_implementation", "per_layer_config", "tie_word_embeddings"}
     | set(GenerationConfig().to_dict())
     | set(PreTrainedConfig().to_dict())
@@ -244,8 +259,13 @@ class MMTConfig(PreTrainedConfig):
 
     @property
     def custom_pipelines(self) -> dict[str, Any]:
-        """Read by `pipeline`; a copy each time, because `pipeline` writes into it."""
-        return deepcopy(CUSTOM_PIPELINES)
+        """Ours, and those that others registered; a copy each time, because `pipeline` writes into what it reads."""
+        return deepcopy(vars(self).get("custom_pipelines", {}) | CUSTOM_PIPELINES)
+
+    @custom_pipelines.setter
+    def custom_pipelines(self, given: Mapping[str, Any]):
+        others = {task: deepcopy(info) for task, info in given.items() if task not in CUSTOM_PIPELINES}
+        vars(self).update({"custom_pipelines": others} if others else {})
 
     @property
     def video_feature_dim(self) -> int:
@@ -255,10 +275,14 @@ class MMTConfig(PreTrainedConfig):
     @staticmethod
     def _check_keys(keys):
         for key in keys:
-            if key not in TRANSFORMERS_KEYS and not key.startswith("_"):
-                near = difflib.get_close_matches(key, MMTConfig.__dataclass_fields__, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else "a newer version of this package may know it"
-                raise ValueError(f"MMTConfig has no field {key!r}; {hint}")
+            if key in TRANSFORMERS_KEYS or key.startswith("_"):
+                continue
+            near = difflib.get_close_matches(key, MMTConfig.__dataclass_fields__, n=1, cutoff=MISSPELT)
+            if near:
+                raise ValueError(f"MMTConfig has no field {key!r}; did you mean {near[0]!r}?")
+            logger.warning(
+                f"MMTConfig has no field {key!r}; it is kept unused, as another tool's or a newer version's"
+            )
 
     def _check_text_sizes(self) -> dict[str, int]:
         sizes = {}

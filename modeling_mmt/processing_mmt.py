@@ -18,6 +18,7 @@ from .video_streams_mmt import VideoDecodingError  # noqa: F401  as above
 from .vision_encoders_mmt import pixels_name, set_frames_per_step, vision_half
 
 TEXT_OPTIONS = ("padding", "truncation", "max_length")
+MODEL_OPTIONS = ("dtype", "torch_dtype", "attn_implementation", "device_map", "quantization_config")
 
 
 class MMTVideoFeatureExtractor(FeatureExtractionMixin):
@@ -224,7 +225,11 @@ class MMTProcessor(ProcessorMixin):
 
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
-        """As `ProcessorMixin.from_pretrained`; `model_max_length`, a tokenizer's name of it, is `max_text_length`."""
+        """As `ProcessorMixin.from_pretrained`; `model_max_length`, a tokenizer's name of it, is `max_text_length`.
+
+        The model's options, which `pipeline` hands every part, are left out: a tokenizer would keep and save them.
+        """
+        kwargs = {name: value for name, value in kwargs.items() if name not in MODEL_OPTIONS}
         if "model_max_length" in kwargs:
             kwargs["max_text_length"] = kwargs.pop("model_max_length")
         return super().from_pretrained(*args, **kwargs)

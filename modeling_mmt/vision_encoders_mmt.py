@@ -246,6 +246,10 @@ class MMTVisionModel(nn.Module):
                     f"{pixels_name(number)} has shape {tuple(pixels.shape)}; expected {tuple(mask.shape)} before the "
                     "pixels, as video_mask"
                 )
+            if torch.compiler.is_compiling():  # every shape is known: padding is encoded with the rest, and then dropped
+                features = self._encode(expert, pixels.flatten(0, 1)).unflatten(0, mask.shape)
+                streams.append(features * mask.unsqueeze(-1).to(features.dtype))
+                continue
             features = self._encode(expert, pixels[mask])
             stream = features.new_zeros(*mask.shape, features.shape[-1])
             stream[mask] = features
@@ -255,7 +259,7 @@ class MMTVisionModel(nn.Module):
     def _encode(self, expert: MMTVisionEncoder, steps: torch.Tensor) -> torch.Tensor:
         """Steps in micro-batches; where layers learn, a micro-batch's inner states are computed again backwards."""
         steps = steps.to(expert.encoder.device, expert.encoder.dtype)
-        parts = steps.split(self.batch_size)
+        parts = [steps] if torch.compiler.is_compiling() else steps.split(self.batch_size)
         if not learns(expert):
             with torch.no_grad():
                 return torch.cat([expert(part) for part in parts])
