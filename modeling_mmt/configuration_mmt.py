@@ -10,16 +10,34 @@ import difflib
 import json
 import math
 import os
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers import CONFIG_MAPPING, AutoConfig, GenerationConfig, PreTrainedConfig
+from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
 from transformers.activations import ACT2FN
+from transformers.utils import logging
 
 from .dual_encoder_mmt import DualEncoder, text_width
+from .efficientnet_lite_mmt import EfficientNetLiteConfig
+from .sentence_encoder_mmt import load_pretrained  # noqa: F401  older loaders copy direct imports alone
+from .vision_configuration_mmt import (
+    MAX_LAYERS,
+    MAX_SIZE,
+    PROVENANCE,
+    numbered,
+    vision_encoder_config,
+    vision_parameters,
+    vision_width,
+)
+
+# A checkpoint with this encoder loads in a process that has these files and no package.
+AutoConfig.register("efficientnet_lite", EfficientNetLiteConfig, exist_ok=True)
+
+logger = logging.get_logger(__name__)
 
 XLM_ROBERTA_LARGE = {
     "model_type": "xlm-roberta",
@@ -36,12 +54,22 @@ XLM_ROBERTA_LARGE = {
     "eos_token_id": 2,
 }
 
-# A config.json may come from anywhere: what it asks for is bounded before a model is built from it.
-MAX_LAYERS, MAX_SIZE, MAX_PARAMETERS = 1024, 2**20, 2**34  # 2**34 float32 parameters are 64 GiB
+MAX_PARAMETERS = 2**34  # float32, they are 64 GiB: what a config.json asks for is bounded before a model is built
 MAX_LOGIT_SCALE = 80  # exp(80) is finite in float32
-# Keys of a config.json that are transformers' own; any other that is no field here is a mistake, or a newer version's.
+# Keys of a config.json that are transformers' own. Another that is no field here is a mistake where it looks like one
+# (difflib's ratio), and else some other tool's.
+MISSPELT = 0.75
 TRANSFORMERS_KEYS = (
-    {"auto_map", "model_type", "name_or_path", "num_labels", "torch_dtype", "transformers_weights"}
+    {
+        "auto_map",
+        "custom_pipelines",
+        "quantization_config",
+        "model_type",
+        "name_or_path",
+        "num_labels",
+        "torch_dtype",
+        "transformers_weights",
+    }
     | {"output_attentions", "attn_implementation", "experts_implementation", "per_layer_config", "tie_word_embeddings"}
     | set(GenerationConfig().to_dict())
     | set(PreTrainedConfig().to_dict())
@@ -84,6 +112,15 @@ SENTENCE_TRANSFORMERS_FILES = {
 }
 
 
+class _SubConfigs:
+    """The encoders' configurations by name, where transformers looks for whom to tell `dtype` and attention."""
+
+    def __get__(self, config, owner=None) -> dict[str, type]:
+        names = {} if config is None else vars(config)
+        vision = [name for name in names if name.startswith("vision_config_")]
+        return dict.fromkeys(["text_config", "vision_config", *vision], AutoConfig)
+
+
 @strict
 class MMTConfig(PreTrainedConfig):
     """Architecture and objectives of an `MMTModel`.
@@ -93,7 +130,8 @@ class MMTConfig(PreTrainedConfig):
         video_feature_dims: width of each feature stream ("expert"); a step is their concatenation, `D_v` wide. With
             `vision_config` it follows from the encoders.
         vision_config: `None` where features were extracted beforehand; else the vision encoder that makes them from
-            pixels, any that `AutoModel` builds, or a list of several. A list of dicts, ever after.
+            pixels, any that `AutoModel` builds, or a list of several: `vision_config` is the first's ever after,
+            `vision_config_1` the second's, and so on, all of them `vision_configs`. `config.json` has the list.
         vision_pooling: `"pooler"`: a vision encoder's own pooled vector, without one the mean over its positions;
             `"mean"`: always the mean; `"features"`: `get_image_features` of a whole dual encoder.
         dual_encoder: `None`, or how the encoders' vectors become points of the joint space that they were pretrained
@@ -141,11 +179,11 @@ class MMTConfig(PreTrainedConfig):
     """
 
     model_type = "mmt"
-    sub_configs = {"text_config": AutoConfig}
+    sub_configs = _SubConfigs()
 
     text_config: Any = None  # a dict or a PreTrainedConfig when given, a PreTrainedConfig ever after
     video_feature_dims: list[int] | tuple[int, ...] = (512, 512)
-    vision_config: Any = None  # a dict, a PreTrainedConfig or a list when given, a list of dicts ever after
+    vision_config: Any = None  # a dict, a PreTrainedConfig or a list when given, a PreTrainedConfig ever after
     vision_pooling: Literal["pooler", "mean", "features"] = "pooler"
     dual_encoder: Any = None  # a `DualEncoder` or a dict when given, a dict ever after
     learn_vision_layers: int | None = 0
@@ -207,11 +245,16 @@ class MMTConfig(PreTrainedConfig):
         encoders = list(given) if isinstance(given, list | tuple) else [given]
         if not 0 < len(encoders) <= MAX_LAYERS:
             raise ValueError("vision_config is an empty list; None is for features that were extracted beforehand")
-        self.vision_config = [vision_fields(encoder, self.vision_pooling == "features") for encoder in encoders]
-        widths = [vision_width(encoder) for encoder in self.vision_config]
+        for number, encoder in enumerate(encoders):
+            setattr(
+                self,
+                numbered("vision_config", number),
+                vision_encoder_config(encoder, self.vision_pooling == "features"),
+            )
+        widths = [vision_width(encoder) for encoder in self.vision_configs]
         is_default = tuple(self.video_feature_dims) == MMTConfig.__dataclass_fields__["video_feature_dims"].default
         if None in widths:
-            unknown = self.vision_config[widths.index(None)]["model_type"]
+            unknown = self.vision_configs[widths.index(None)].model_type
             if is_default:
                 raise ValueError(f"vision_config: {unknown} does not say its width; give video_feature_dims")
         elif is_default:
@@ -223,9 +266,27 @@ class MMTConfig(PreTrainedConfig):
             )
 
     @property
+    def vision_configs(self) -> list[PreTrainedConfig]:
+        """Of every vision encoder, in order; empty where features come from elsewhere."""
+        given = [getattr(self, name) for name in self.sub_configs if name.startswith("vision_config")]
+        return [config for config in given if config is not None]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `PreTrainedConfig.to_dict`, with `vision_config` the list of all encoders' without their provenance."""
+        fields = super().to_dict()
+        vision = [fields.pop(name) for name in self.sub_configs if name.startswith("vision_config")]
+        encoders = [{k: v for k, v in encoder.items() if k not in PROVENANCE} for encoder in vision if encoder]
+        return fields | {"vision_config": encoders or None}
+
+    @property
     def custom_pipelines(self) -> dict[str, Any]:
-        """Read by `pipeline`; a copy each time, because `pipeline` writes into it."""
-        return deepcopy(CUSTOM_PIPELINES)
+        """Ours, and those that others registered; a copy each time, because `pipeline` writes into what it reads."""
+        return deepcopy(vars(self).get("custom_pipelines", {}) | CUSTOM_PIPELINES)
+
+    @custom_pipelines.setter
+    def custom_pipelines(self, given: Mapping[str, Any]):
+        others = {task: deepcopy(info) for task, info in given.items() if task not in CUSTOM_PIPELINES}
+        vars(self).update({"custom_pipelines": others} if others else {})
 
     @property
     def video_feature_dim(self) -> int:
@@ -246,10 +307,14 @@ class MMTConfig(PreTrainedConfig):
     @staticmethod
     def _check_keys(keys):
         for key in keys:
-            if key not in TRANSFORMERS_KEYS and not key.startswith("_"):
-                near = difflib.get_close_matches(key, MMTConfig.__dataclass_fields__, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else "a newer version of this package may know it"
-                raise ValueError(f"MMTConfig has no field {key!r}; {hint}")
+            if key in TRANSFORMERS_KEYS or key.startswith("_"):
+                continue
+            near = difflib.get_close_matches(key, MMTConfig.__dataclass_fields__, n=1, cutoff=MISSPELT)
+            if near:
+                raise ValueError(f"MMTConfig has no field {key!r}; did you mean {near[0]!r}?")
+            logger.warning(
+                f"MMTConfig has no field {key!r}; it is kept unused, as another tool's or a newer version's"
+            )
 
     def _check_text_sizes(self) -> dict[str, int]:
         sizes = {}
@@ -267,7 +332,7 @@ class MMTConfig(PreTrainedConfig):
             text["num_hidden_layers"] * text_width * (4 * text_width + 2 * text["intermediate_size"])
             + (text["vocab_size"] + text["max_position_embeddings"]) * text_width
             + 2 * self.num_hidden_layers * width * (4 * width + 2 * self.intermediate_size)
-            + sum(_vision_parameters(encoder) for encoder in self.vision_config or [])
+            + sum(vision_parameters(encoder) for encoder in self.vision_configs)
             + (self.video_feature_dim + text_width + self.max_video_length + 2 * projection) * width
         )
         if parameters > MAX_PARAMETERS:
@@ -353,63 +418,3 @@ class MMTConfig(PreTrainedConfig):
     def _require(self, name: str, holds: bool, allowed: str):
         if not holds:
             raise ValueError(f"MMTConfig.{name} is {getattr(self, name)!r}; allowed: {allowed}")
-
-
-# Where configurations say how wide an encoder's vector is; timm's and the convolutional families have other names.
-VISION_WIDTHS = ("hidden_size", "hidden_sizes", "num_features", "hidden_dim")
-UNTOLD_WIDTHS = ("align_vision_model",)  # its hidden_dim is EfficientNet's, whose last layer it leaves out
-# Keys of a saved encoder that say where it came from and in which precision, and nothing about it.
-PROVENANCE = (
-    *("_name_or_path", "_commit_hash", "architectures", "auto_map", "transformers_version"),
-    *("dtype", "torch_dtype"),
-)
-
-
-def vision_fields(given: Any, whole: bool = False) -> dict[str, Any]:
-    """A vision encoder's whole configuration as a dict, with the defaults of the installed transformers written out.
-
-    Args:
-        given: its `config.json` as a dict or a `PreTrainedConfig`; of a model of pictures and text, the vision half.
-        whole: whether such a model stays whole instead.
-
-    Raises:
-        ValueError: it is neither, has no `model_type`, or a size that no encoder has.
-    """
-    fields = given.to_dict() if isinstance(given, PreTrainedConfig) else given
-    if isinstance(fields, dict) and isinstance(fields.get("vision_config"), dict) and not whole:
-        fields = fields["vision_config"]
-    if not isinstance(fields, dict) or "model_type" not in fields:
-        raise ValueError(
-            f"vision_config: no `model_type` in {fields!r:.100}; give the encoder's config.json as a dict"
-        )
-    _check_vision_sizes(fields)
-    if fields["model_type"] in CONFIG_MAPPING:  # our own encoder's is registered later; it is saved whole
-        fields = AutoConfig.for_model(**fields).to_dict()
-    return {key: value for key, value in fields.items() if key not in PROVENANCE}
-
-
-def vision_width(fields: dict[str, Any]) -> int | None:
-    """The width of the vector that a vision encoder makes, from its configuration; `None` if that does not say it."""
-    if fields.get("model_type") in UNTOLD_WIDTHS:
-        return None
-    for name in VISION_WIDTHS:
-        value = fields.get(name)
-        value = value[-1] if isinstance(value, list | tuple) and value else value
-        if isinstance(value, int):
-            return value
-    return None
-
-
-def _check_vision_sizes(fields: dict[str, Any]):
-    for name, value in fields.items():
-        sizes = value if isinstance(value, list | tuple) else [value]
-        longest = MAX_LAYERS if "layers" in name or "depth" in name else MAX_SIZE
-        if any(isinstance(size, int) and abs(size) > longest for size in sizes) or len(sizes) > MAX_SIZE:
-            raise ValueError(f"vision_config.{name} is {value!r:.60}; allowed: up to {longest}")
-
-
-def _vision_parameters(fields: dict[str, Any]) -> int:
-    """About the parameters of a transformer of these sizes; a convolutional network's are few."""
-    names = ("num_hidden_layers", "hidden_size", "intermediate_size")
-    depth, width, inner = (size if isinstance(size := fields.get(name), int) else 0 for name in names)
-    return depth * width * (4 * width + 2 * (inner or 4 * width))

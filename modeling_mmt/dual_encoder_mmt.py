@@ -15,9 +15,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-import transformers
 from torch import nn
-from transformers import MODEL_MAPPING, AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from .sentence_encoder_mmt import load_pretrained, load_sentence_encoder, sentence_modules, sentence_options
@@ -60,6 +59,7 @@ REFUSED = {
 }
 # The children of a whole model that each tower leaves out, by the start of their names.
 OTHER_HALF = {"text": ("vis", "image"), "vision": ("text",)}
+SCALARS = ("logit_scale", "logit_bias", "temperature")
 # Encoders whose first position has the number after the padding token's.
 OFFSET_POSITIONS = ("altclip_text_model", "camembert", "mpnet", "roberta", "xlm-roberta", "xlm-roberta-xl")
 
@@ -241,24 +241,6 @@ def caption_rule(name: str, *, revision: str | None = None, cache_dir=None) -> t
     return tokenizer, family.padding, min(own or positions, positions, tokenizer.model_max_length)
 
 
-def build_encoder(config: PreTrainedConfig) -> Any:
-    """An encoder with new weights, in the precision that the model around it is built in.
-
-    The halves of several dual encoders are no `AutoModel`s of their own; their classes are named as their
-    configurations are.
-
-    Raises:
-        ValueError: transformers has no class for it.
-    """
-    options = {"dtype": torch.get_default_dtype()}
-    if type(config) in MODEL_MAPPING:
-        return AutoModel.from_config(config, **options)
-    half = getattr(transformers, type(config).__name__.removesuffix("Config") + "Model", None)
-    if half is None:
-        raise ValueError(f"{config.model_type!r} is the configuration of no encoder in transformers")
-    return half._from_config(config, **options)
-
-
 def leave_half_out(encoder: PreTrainedModel, kept: str):
     """Take out of a whole dual encoder what its `kept` tower (`"text"` or `"vision"`) does not use."""
     for name, _ in list(encoder.named_children()):
@@ -275,9 +257,10 @@ def _whole(name: str, hub: Mapping[str, Any]) -> PretrainedDualEncoder:
     model_type = AutoConfig.from_pretrained(name, **hub).model_type
     if model_type in REFUSED:
         raise ValueError(f"{name}: {model_type} cannot be taken: {REFUSED[model_type]}")
+    model: Any
     model, info = load_pretrained(name, use_safetensors=True, **hub)
-    scalars, unused = ("logit_scale", "logit_bias", "temperature"), ()
     family = FAMILIES.get(model_type)
+    unused: tuple[str, ...] = SCALARS
     if family is None:
         _check_methods(name, model)
         text, vision = Tower(model, "features"), Tower(model, "features")
@@ -286,20 +269,24 @@ def _whole(name: str, hub: Mapping[str, Any]) -> PretrainedDualEncoder:
         text = Tower(model.text_model, family.text_pooling, getattr(model, "text_projection", None))
         vision = Tower(model.vision_model, "pooler", getattr(model, "visual_projection", None))
         width = _out_width(text)
-        if text.pooling == "first":
-            unused = ("text_model.pooler.",)
-    missing = [key for key in info["missing_keys"] if key not in scalars and not key.startswith(unused)]
+        unused += () if text.pooling == "pooler" else ("text_model.pooler.",)
+    missing = [key for key in info["missing_keys"] if not key.startswith(unused)]
     if missing:
         raise ValueError(f"{name}: the checkpoint lacks {missing[:5]}, which its two towers need")
     if "logit_bias" in info["unexpected_keys"]:
         logger.warning("%s: it has a logit_bias, which %s does not know; it is left out", name, type(model).__name__)
-    values = {
-        key: getattr(model.config, f"{key}_init_value", None) if key in info["missing_keys"] else value.item()
-        for key in scalars
-        if (value := getattr(model, key, None)) is not None
-    }
-    scale = -math.log(values["temperature"]) if "temperature" in values else values.get("logit_scale")
-    return PretrainedDualEncoder(text, vision, width, scale, values.get("logit_bias"))
+    scale, bias, temperature = (_scalar(model, key, info["missing_keys"]) for key in SCALARS)
+    if temperature is not None:
+        scale = -math.log(temperature)
+    return PretrainedDualEncoder(text, vision, width, scale, bias)
+
+
+def _scalar(model: PreTrainedModel, name: str, missing: list[str]) -> float | None:
+    """A number that the loss has; where the checkpoint lacks it, the configuration's; `None` where the model does."""
+    if name in missing:
+        return getattr(model.config, f"{name}_init_value", None)
+    value = getattr(model, name, None)
+    return None if value is None else float(value.detach())
 
 
 def _check_methods(name: str, model: PreTrainedModel):

@@ -20,8 +20,9 @@ from transformers.utils import ModelOutput, can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_mmt import MMTConfig
-from .dual_encoder_mmt import build_encoder, features_of, leave_half_out, load_dual_encoder
+from .dual_encoder_mmt import features_of, leave_half_out, load_dual_encoder
 from .efficientnet_lite_mmt import EfficientNetLiteModel  # noqa: F401  older loaders copy direct imports alone
+from .freezing_mmt import keep_in_eval, learns
 from .loss_mmt import LOSSES, objectives, positive_mask
 from .pipeline_mmt import MMTSearchPipeline  # noqa: F401  its code must travel with this module's
 from .pooling_mmt import (
@@ -34,7 +35,8 @@ from .pooling_mmt import (
     never_empty,
 )
 from .sentence_encoder_mmt import load_pretrained
-from .vision_encoders_mmt import MMTVisionEncoder, MMTVisionModel, pixels_name
+from .vision_configuration_mmt import numbered  # noqa: F401  as above
+from .vision_encoders_mmt import MMTVisionEncoder, MMTVisionModel, build_encoder, pixels_name
 
 NAMED_PIXELS = 8  # vision encoders of a model that sentence-transformers loads
 RESUMABLE_ENCODERS = ("bert", "roberta", "xlm-roberta", "camembert")
@@ -261,7 +263,7 @@ class MMTTextModel(MMTTower):
         """As `nn.Module.train`, but frozen modules stay in eval mode."""
         super().train(mode)
         for module in self.frozen_modules():
-            module.eval()
+            keep_in_eval(module, mode)
         return self
 
     def frozen_states(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
@@ -290,6 +292,8 @@ class MMTTextModel(MMTTower):
             )
         if self.config.freeze_text_layers == 0:
             raise ValueError("freeze_text_layers is 0: no layer is frozen, there is nothing to cache")
+        if any(learns(module) for module in self.frozen_modules()):
+            raise ValueError("an adapter learns inside the frozen layers: their states change; do not cache")
         model_type = self.config.text_config.model_type
         is_resumable = self.encoder_pooling == "tokens" and model_type in RESUMABLE_ENCODERS
         if not self.is_encoder_frozen and not is_resumable:
@@ -373,7 +377,7 @@ class MMTVideoModel(MMTTower):
         self.vision_model = None
         if config.vision_config is not None:
             self.vision_model = MMTVisionModel(
-                config.vision_config, config.vision_pooling, config.learn_vision_layers, config.vision_batch_size
+                config.vision_configs, config.vision_pooling, config.learn_vision_layers, config.vision_batch_size
             )
         self.pooling = MMTTransformerPooling(config, "video")
         self.post_init()
@@ -423,7 +427,7 @@ class MMTVideoModel(MMTTower):
                 "video_features of the extractor that its card names, or build it with MMTModel.from_encoders"
             )
         pixels = [pixel_values]
-        for number in range(1, len(self.config.vision_config)):
+        for number in range(1, len(self.config.vision_configs)):
             given = (more_pixels or {}).get(pixels_name(number))
             if given is None:
                 raise ValueError(
@@ -654,15 +658,19 @@ class MMTModel(MMTPreTrainedModel):
 
     @_names_pixels
     @can_return_tuple
-    def get_video_features(self, video_features=None, video_mask=None, pixel_values=None, **kwargs):
+    def get_video_features(
+        self, video_features=None, video_mask=None, pixel_values=None, input_features=None, **kwargs
+    ):
         """Clips in; the projected, un-normalised embedding `(B, P)` in `pooler_output`.
 
         Args:
             video_features: `(B, F, D_v)` float.
             video_mask: `(B, F)`, 1 = real step.
             pixel_values: `(B, F, 3, H, W)` float in place of features, or `(B, F, T, 3, H, W)` of a video encoder.
+            input_features: another name of `video_features`, by which sentence-transformers' trainer knows an input.
             kwargs: `pixel_values_1`, ... of more vision encoders; others are passed on to the tower.
         """
+        video_features = input_features if video_features is None else video_features
         states, mask = self.video_model.read(video_features, video_mask, pixel_values, _take_pixels(kwargs))
         return self.video_model.pool_and_project(self.video_projection, states, mask, **kwargs)
 
@@ -764,6 +772,7 @@ class MMTModel(MMTPreTrainedModel):
         paired_text_states: torch.Tensor | None = None,
         noised_paired_text_states: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
+        input_features: torch.Tensor | None = None,
         return_loss: bool | None = None,
         **kwargs,
     ) -> MMTOutput:
@@ -787,6 +796,7 @@ class MMTModel(MMTPreTrainedModel):
             noised_paired_text_states: the same for y^m.
             pixel_values: `(B_video, F, 3, H, W)` float in place of `video_features`, or `(B_video, F, T, 3, H, W)` of
                 a video encoder.
+            input_features: another name of `video_features`.
             return_loss: whether to evaluate the objectives over this (local) batch.
             kwargs: `pixel_values_1`, ... of more vision encoders; others are passed to the attention functions.
 
@@ -804,7 +814,7 @@ class MMTModel(MMTPreTrainedModel):
             "paired_text_states": paired_text_states,
             "noised_paired_input_ids": noised_paired_input_ids,
             "noised_paired_text_states": noised_paired_text_states,
-            "video_features": video_features,
+            "video_features": input_features if video_features is None else video_features,
             "video_mask": video_mask,
             "noised_video_features": noised_video_features,
             "pixel_values": pixel_values,
@@ -877,8 +887,11 @@ class MMTVideoModelWithProjection(MMTPreTrainedModel):
         self.post_init()
 
     @can_return_tuple
-    def forward(self, video_features=None, video_mask=None, pixel_values=None, **kwargs) -> MMTVideoModelOutput:
+    def forward(
+        self, video_features=None, video_mask=None, pixel_values=None, input_features=None, **kwargs
+    ) -> MMTVideoModelOutput:
         """`(B, F, D_v)` features, or pixels as `MMTModel` takes them, to `video_embeds` `(B, P)`, not normalised."""
+        video_features = input_features if video_features is None else video_features
         states, mask = self.video_model.read(video_features, video_mask, pixel_values, _take_pixels(kwargs))
         outputs = self.video_model.pool_and_project(self.video_projection, states, mask, **kwargs)
         return MMTVideoModelOutput(

@@ -10,15 +10,19 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoTokenizer, BatchFeature, FeatureExtractionMixin, ProcessorMixin
 
-from .configuration_mmt import vision_fields, vision_width
+from .configuration_mmt import MMTConfig  # noqa: F401  as below
 from .dual_encoder_mmt import FAMILIES, caption_rule
 from .efficientnet_lite_mmt import EfficientNetLiteModel  # noqa: F401  older loaders copy direct imports alone
+from .freezing_mmt import keep_in_eval  # noqa: F401  as above
 from .image_processing_mmt import PixelSettings
+from .sentence_encoder_mmt import load_pretrained  # noqa: F401  as above
 from .video_decoding_mmt import FrameSampling, read_clip
 from .video_streams_mmt import VideoDecodingError  # noqa: F401  as above
+from .vision_configuration_mmt import vision_encoder_config, vision_width
 from .vision_encoders_mmt import pixels_name, set_frames_per_step, vision_half
 
 TEXT_OPTIONS = ("padding", "truncation", "max_length")
+MODEL_OPTIONS = ("dtype", "torch_dtype", "attn_implementation", "device_map", "quantization_config")
 
 
 class MMTVideoFeatureExtractor(FeatureExtractionMixin):
@@ -181,6 +185,8 @@ class MMTVideoFeatureExtractor(FeatureExtractionMixin):
 
     def _check(self, index: int, given: Any) -> torch.Tensor:
         try:
+            if isinstance(given, list | tuple) and hasattr(next(iter(given), None), "__array__"):
+                given = torch.stack([torch.as_tensor(step) for step in given])
             clip = torch.as_tensor(given, dtype=torch.float32)
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(
@@ -188,6 +194,8 @@ class MMTVideoFeatureExtractor(FeatureExtractionMixin):
                 "pictures and videos go first through the feature extractor that the card names, or to a model that "
                 "has vision encoders (MMTModel.from_encoders)"
             ) from error
+        if isinstance(given, list) and clip.dim() == 1 and len(clip) % self.feature_dim == 0:
+            clip = clip.view(-1, self.feature_dim)  # sentence-transformers flattens a dataset's list of lists
         if clip.dim() != 2 or clip.shape[1] != self.feature_dim:
             raise ValueError(f"clip {index} has shape {tuple(clip.shape)}; expected (steps, {self.feature_dim})")
         if len(clip) == 0:
@@ -220,10 +228,34 @@ class MMTProcessor(ProcessorMixin):
         clean_text: bool = True,
     ):
         self.text_prefix = text_prefix
-        self.max_text_length = max_text_length
         self.text_padding = text_padding
         self.clean_text = clean_text
         super().__init__(feature_extractor, tokenizer)
+        self.max_text_length = max_text_length
+
+    @property
+    def max_text_length(self) -> int:
+        """The tokenizer's `model_max_length`, so that whoever reads or sets it there means the limit that counts."""
+        return self.tokenizer.model_max_length
+
+    @max_text_length.setter
+    def max_text_length(self, value: int):
+        self.tokenizer.model_max_length = value
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """As `ProcessorMixin.from_pretrained`; `model_max_length`, a tokenizer's name of it, is `max_text_length`.
+
+        The model's options, which `pipeline` hands every part, are left out: a tokenizer would keep and save them.
+        """
+        kwargs = {name: value for name, value in kwargs.items() if name not in MODEL_OPTIONS}
+        if "model_max_length" in kwargs:
+            kwargs["max_text_length"] = kwargs.pop("model_max_length")
+        return super().from_pretrained(*args, **kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `processor_config.json` holds."""
+        return super().to_dict() | {"max_text_length": self.max_text_length}
 
     @classmethod
     def from_encoders(
@@ -261,7 +293,7 @@ class MMTProcessor(ProcessorMixin):
             own = set_frames_per_step(config, frames_per_step)
             settings = PixelSettings.from_pretrained(name, frames_per_step=own, **hub)
             pixels.append(settings if image_size is None else settings.at(image_size))
-            width += vision_width(vision_fields(config)) or 0
+            width += vision_width(vision_encoder_config(config)) or 0
         tokenizer = AutoTokenizer.from_pretrained(text_model, revision=revision, cache_dir=cache_dir)
         return cls(MMTVideoFeatureExtractor(width, max_video_length, pixels, sampling), tokenizer, **options)
 
@@ -294,7 +326,7 @@ class MMTProcessor(ProcessorMixin):
         vision_hub = text_hub if vision_model is None else {"revision": vision_revision, "cache_dir": cache_dir}
         pictures = name if vision_model is None else vision_model
         config = AutoConfig.from_pretrained(pictures, **vision_hub)
-        told = vision_width(vision_fields(config)) if config.model_type in FAMILIES else None
+        told = vision_width(vision_encoder_config(config)) if config.model_type in FAMILIES else None
         width = told or config.projection_dim
         pixels = replace(PixelSettings.from_pretrained(pictures, **vision_hub), resize_by="pillow")
         tokenizer, padding, longest = caption_rule(name, **text_hub)
@@ -326,9 +358,9 @@ class MMTProcessor(ProcessorMixin):
                 pass their own.
 
         Returns:
-            `input_ids`, `attention_mask` `(B, L)` long for text; `video_features` `(B, F, D_v)`, or `pixel_values`
-            `(B, F, 3, height, width)` (with T frames a step, `(B, F, T, 3, height, width)`), and `video_mask` `(B, F)`
-            for clips.
+            `input_ids`, `attention_mask` `(B, L)` long for text; `video_features` `(B, F, D_v)`, named
+            `input_features` where they came as `videos` or `images`, or `pixel_values` `(B, F, 3, height, width)`
+            (with T frames a step, `(B, F, T, 3, height, width)`), and `video_mask` `(B, F)` for clips.
 
         Raises:
             ValueError: neither is given, or clips under two names, or an option twice; a caption is not a string or is
@@ -358,6 +390,8 @@ class MMTProcessor(ProcessorMixin):
             clips = [[image[None] if getattr(image, "ndim", 2) == 1 else image for image in images]]
         for given in clips:
             batch.update(self.feature_extractor(given, return_tensors=return_tensors))
+        if sources is not None:  # sentence-transformers' trainer drops what has none of the names that it knows
+            batch["input_features"] = batch.pop("video_features")
         return BatchFeature(batch)
 
     def tokenize(self, captions: Sequence[str], **options) -> Mapping[str, torch.Tensor]:

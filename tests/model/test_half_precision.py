@@ -3,7 +3,7 @@
 import pytest
 import torch
 from conftest import build_text_config, build_tokenizer
-from test_vision import VIT, checkpoint, clip, folders  # noqa: F401  fixtures
+from tiny_vision import VIT, clip, save_checkpoint, save_encoders
 from transformers import AutoModel, BertConfig, CLIPVisionConfig, CLIPVisionModel
 
 from modeling_mmt import (
@@ -17,6 +17,12 @@ from modeling_mmt import (
 HALVES = [torch.bfloat16, torch.float16]
 TINY = {"text_output_layer": None, "freeze_text_layers": 2, "hidden_size": 24, "intermediate_size": 20}
 TINY |= {"projection_dim": 10, "num_attention_heads": 2}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    path = tmp_path_factory.mktemp("half")
+    return save_checkpoint(save_encoders(path), path / "mmt-pixels")
 
 
 def dtypes(model):
@@ -38,14 +44,14 @@ def assert_embeds_as_cast(model, path, dtype):
 
 
 @pytest.mark.parametrize("dtype", HALVES)
-def test_a_model_from_pixels_loads_in_half_precision(checkpoint, dtype):  # noqa: F811
+def test_a_model_from_pixels_loads_in_half_precision(checkpoint, dtype):
     model = MMTModel.from_pretrained(checkpoint, dtype=dtype)
     assert dtypes(model) == {dtype}
     assert_embeds_as_cast(model, checkpoint, dtype)
 
 
 @pytest.mark.parametrize("dtype", HALVES)
-def test_a_model_from_pixels_that_was_saved_in_half_loads_in_half(checkpoint, tmp_path, dtype):  # noqa: F811
+def test_a_model_from_pixels_that_was_saved_in_half_loads_in_half(checkpoint, tmp_path, dtype):
     MMTModel.from_pretrained(checkpoint).to(dtype).save_pretrained(tmp_path)
     for given in ("auto", None):  # `None` is transformers' own "auto"
         model = MMTModel.from_pretrained(tmp_path, dtype=given)
@@ -56,7 +62,7 @@ def test_a_model_from_pixels_that_was_saved_in_half_loads_in_half(checkpoint, tm
     assert dtypes(MMTTextModelWithProjection.from_pretrained(tmp_path, dtype=torch.float32)) == {torch.float32}
 
 
-def test_a_model_built_from_the_configuration_of_one_saved_in_half_has_one_precision(checkpoint, tmp_path):  # noqa: F811
+def test_a_model_built_from_the_configuration_of_one_saved_in_half_has_one_precision(checkpoint, tmp_path):
     MMTModel.from_pretrained(checkpoint).to(torch.bfloat16).save_pretrained(tmp_path)
     config = MMTConfig.from_pretrained(tmp_path)
     assert dtypes(MMTModel(config)) == {torch.float32}
