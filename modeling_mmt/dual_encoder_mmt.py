@@ -188,7 +188,7 @@ class PretrainedDualEncoder:
 
 
 def load_dual_encoder(
-    name: str, vision_model: str | None = None, *, revision=None, vision_revision=None, cache_dir=None
+    name: str, vision_model: str | None = None, revision=None, vision_revision=None, cache_dir=None
 ) -> PretrainedDualEncoder:
     """A pretrained dual encoder in float32, from safetensors alone.
 

@@ -315,9 +315,7 @@ class MMTTextModel(MMTTower):
             return masked_mean(states, mask).unsqueeze(1)
         return states[:, :1] if self.encoder_pooling == "first" else states
 
-    def read(
-        self, input_ids=None, attention_mask=None, text_states=None, **kwargs
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def read(self, input_ids=None, attention_mask=None, text_states=None, **kwargs):
         """Captions to the TP head's input `(B, L, H_text)` and its mask `(B, L)`; of a dual encoder, L is 1."""
         mask = _default_mask(attention_mask, input_ids if text_states is None else text_states)
         states = self.encode(input_ids, mask, text_states, **kwargs)
@@ -626,9 +624,7 @@ class MMTModel(MMTPreTrainedModel):
         Raises:
             ValueError: it is no dual encoder, cannot be taken apart or lacks a weight; says which.
         """
-        source = load_dual_encoder(
-            name, vision_model, revision=revision, vision_revision=vision_revision, cache_dir=cache_dir
-        )
+        source = load_dual_encoder(name, vision_model, revision, vision_revision, cache_dir)
         model = cls(MMTConfig(**(source.config_fields(unit_steps) | config)))
         (expert,) = model.video_model.vision_experts
         source.text.copy_to(model.text_model.encoder, model.text_model.pooling.input_projection)

@@ -50,7 +50,7 @@ def test_an_encoder_without_that_attention_keeps_its_own(name, tmp_path, caplog)
     vision_model(name).save_pretrained(tmp_path)
     model = MMTModel.from_pretrained(tmp_path, attn_implementation="sdpa")
     assert attention_of(model) == ["sdpa", "sdpa", "eager"]
-    assert f"vision encoder {name} has no 'sdpa' attention; it uses eager" in caplog.text
+    assert f"encoder {name} has no 'sdpa' attention; it uses eager" in caplog.text
 
 
 def test_the_encoders_are_sub_configurations_by_their_places():
