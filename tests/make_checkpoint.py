@@ -2,11 +2,14 @@
 
     python tests/make_checkpoint.py
 
-Run once at a release, after the version in setup.py was raised. It never overwrites: what a release wrote stays.
+Run once at a release, after the version in setup.py was raised. It never overwrites, and `SHA256SUMS` holds what every
+version wrote: a file that changes fails a test. `v0.1.0.dev0` was written on 24 November 2026, by code that has since
+been rewritten: today's must load its weights, and its own must still run.
 """
 
 import re
 import sys
+from hashlib import sha256
 from pathlib import Path
 
 import torch
@@ -14,6 +17,7 @@ from safetensors.torch import save_file
 
 ROOT = Path(__file__).resolve().parents[1]
 CHECKPOINTS = ROOT / "tests" / "artifacts" / "checkpoints"
+SUMS = CHECKPOINTS / "SHA256SUMS"
 CAPTIONS = ["red dog runs", "heim"]
 CLIP_LENGTHS = (3, 5)
 
@@ -21,6 +25,12 @@ CLIP_LENGTHS = (3, 5)
 def current_version() -> str:
     """setup.py's."""
     return re.search(r'version="([^"]+)"', (ROOT / "setup.py").read_text(encoding="utf-8"))[1]
+
+
+def sums(folder: Path) -> list[str]:
+    """A line for each file of a checkpoint, as `sha256sum` writes it."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    return [f"{sha256(path.read_bytes()).hexdigest()}  {path.relative_to(CHECKPOINTS).as_posix()}" for path in files]
 
 
 def inputs(processor) -> dict[str, torch.Tensor]:
@@ -46,6 +56,8 @@ def main():
     processor.save_pretrained(folder)
     expected = {name: output[name].contiguous().clone() for name in ("text_embeds", "video_embeds")}
     save_file({"input_ids": batch["input_ids"].contiguous(), **expected}, folder / "expected.safetensors")
+    with SUMS.open("a", encoding="utf-8") as file:
+        file.writelines(f"{line}\n" for line in sums(folder))
     print(folder)
 
 

@@ -194,6 +194,11 @@ def _read_ids(folder: Path, shard: Mapping[str, Any]) -> list[str]:
 
 
 def read_shard(folder: Path, shard: Mapping[str, Any], manifest: Mapping[str, Any]) -> _Shard:
+    """A shard's clips, checked against what the manifest says of them.
+
+    Raises:
+        FeatureStoreError: names the file and what does not fit.
+    """
     path = _check_size(folder, shard)
     data = pa.memory_map(str(path)).read_buffer()
     got = hashlib.sha256(data).hexdigest()

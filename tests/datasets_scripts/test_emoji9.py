@@ -22,11 +22,11 @@ from datasets_scripts.emoji9 import (
     build,
     columns_of,
     features_of,
-    frames_of,
     is_flag,
     main,
     read_source,
 )
+from modeling_mmt.data.clips import frames_of
 
 FOLDER = Path(__file__).parents[2] / "datasets_scripts" / "emoji9"
 

@@ -1,23 +1,25 @@
 """What earlier releases wrote loads today, and gives the embeddings that it gave then; what is torn does not load."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 import tracemalloc
 from pathlib import Path
 
+import make_checkpoint
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from make_checkpoint import CHECKPOINTS, current_version, inputs
+from make_checkpoint import CHECKPOINTS, SUMS, current_version, inputs, sums
 from safetensors.torch import load_file, save_file
 
 from modeling_mmt import MMTConfig, MMTModel, MMTProcessor
 from modeling_mmt.data.files import CheckpointError
 from modeling_mmt.evaluation.evaluate import open_checkpoint
 
-RELEASES = sorted(path.name for path in CHECKPOINTS.iterdir())
+RELEASES = sorted(path.name for path in CHECKPOINTS.iterdir() if path.is_dir())
 
 
 def test_this_release_has_its_checkpoint():
@@ -36,6 +38,38 @@ def test_a_release_s_checkpoint_gives_the_embeddings_that_it_gave(release):
     for name in ("text_embeds", "video_embeds"):
         torch.testing.assert_close(output[name], expected[name], atol=1e-5, rtol=0)
     assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 2**20
+
+
+def test_no_file_of_a_kept_checkpoint_has_changed():
+    assert [line for release in RELEASES for line in sums(CHECKPOINTS / release)] == SUMS.read_text(
+        "utf-8"
+    ).splitlines()
+
+
+def test_a_kept_checkpoint_is_not_written_again():
+    with pytest.raises(SystemExit, match="is there: what a release wrote stays"):
+        make_checkpoint.main()
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_the_code_that_a_release_published_still_runs_without_the_package(release, tmp_path):
+    folder = shutil.copytree(CHECKPOINTS / release, tmp_path / "model")  # the loader writes beside what it imports
+    batch = inputs(MMTProcessor.from_pretrained(folder))
+    save_file({key: value.contiguous() for key, value in batch.items()}, tmp_path / "inputs.safetensors")
+    code = (
+        "import sys, torch; from safetensors.torch import load_file\n"
+        "from transformers import AutoModel\n"
+        "model = AutoModel.from_pretrained(sys.argv[1], trust_remote_code=True).eval()\n"
+        "output = model(**load_file(sys.argv[2]))\n"
+        "assert 'modeling_mmt' not in sys.modules\n"
+        "expected = load_file(sys.argv[1] + '/expected.safetensors')\n"
+        "print(max((output[name] - expected[name]).abs().max().item() for name in ('text_embeds', 'video_embeds')))"
+    )
+    modules = os.environ | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    call = [sys.executable, "-I", "-c", code, str(folder), str(tmp_path / "inputs.safetensors")]
+    done = subprocess.run(call, env=modules, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert float(done.stdout) <= 1e-5
 
 
 @pytest.fixture
