@@ -6,6 +6,7 @@ Examples:
   mmt search runs/demo/mmp_en "con mèo" "骑自行车的人" --top 5  clips for queries in any language
   mmt report runs/demo/mmp_en --compare runs/demo/none_en    one HTML file that shows where it is good and where not
   mmt publish runs/demo/mmp_en org/name --tag v1.0           a Hub repository with card and figures
+  mmt import openai/clip-vit-base-patch32 --output_dir runs/clip  a dual encoder as a checkpoint that searches video
 
 Each command has its own --help. Exit codes: 0 done, 2 bad input (one line says which), 130 interrupted.
 """
@@ -26,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("mmt", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--traceback", action="store_true", help="show where bad input was found")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (add_evaluate, add_search, add_report, add_publish):
+    for add in (add_evaluate, add_search, add_report, add_publish, add_import):
         add(commands)
     arguments = parser.parse_args(argv)
     from modeling_mmt.commands import cli  # which imports torch and transformers; help and a wrong option come without
@@ -87,6 +88,17 @@ def add_publish(commands: Any):
     parser.add_argument("--private", action="store_true", help="make a private repository")
     parser.add_argument("--message", help="of the commit")
     parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def add_import(commands: Any):
+    """`mmt import`."""
+    parser = _command(commands, "import", "a pretrained dual encoder (CLIP, SigLIP, ...) as a checkpoint")
+    parser.add_argument("--output_dir", type=Path, required=True, metavar="FOLDER", help="new folder to write to")
+    parser.add_argument("--revision", help="tag or commit of it on the Hub")
+    parser.add_argument(
+        "--vision_model", metavar="CHECKPOINT", help="of a sentence-transformers text model: the CLIP of its space"
+    )
+    parser.add_argument("--vision_revision", help="tag or commit of that on the Hub")
 
 
 def add_question(parser: argparse.ArgumentParser):

@@ -13,6 +13,7 @@ import huggingface_hub.utils
 import transformers
 
 import datasets_scripts
+from modeling_mmt.commands.import_dual_encoder import import_command  # noqa: F401  called by its name
 from modeling_mmt.data.clips import ClipColumn
 from modeling_mmt.data.features import FeatureStores, MissingClipError
 from modeling_mmt.evaluation.evaluate import (

@@ -107,7 +107,7 @@ class MMTDataCollator:
             clip's keywords often name it, and a test of transfer to names may want to do without.
         keyword_pool_size: a clip's joined captions come from a seeded pool of this many in each language, so that
             their frozen states can be kept; 0 draws afresh.
-        noise_probability: share of tokens replaced by the mask token in x^m, and of steps set to zero in v^m
+        noise_probability: share of tokens replaced by `noise_token` in x^m, and of steps set to zero in v^m
             (5 % in the paper); 0 makes no noised copies. A step of pixels becomes a picture of the mean colour.
         noise_pool_size: a caption's noised copies come from a seeded pool of this many; 0 draws afresh.
         with_video: `False` leaves the clips out: text is aligned across languages alone.
@@ -234,7 +234,7 @@ class MMTDataCollator:
                 generator = np.random.default_rng((stable_id(repr(tokens[:length])), member))
             for position, chance in enumerate(generator.random(length)):
                 if chance < self.noise_probability and tokens[position] not in special:
-                    noised[row, position] = tokenizer.mask_token_id
+                    noised[row, position] = noise_token(tokenizer, special, generator)
         return noised
 
     def _kept_steps(self, video_mask: torch.Tensor, generators) -> torch.Tensor:
@@ -245,6 +245,15 @@ class MMTDataCollator:
             if not lost.all():  # a clip without any step left would say nothing about itself
                 keep[row, :length] = torch.from_numpy(~lost)
         return keep
+
+
+def noise_token(tokenizer: Any, special: set[int], generator: np.random.Generator) -> int:
+    """The mask token; where the tokenizer has none (CLIP's, SigLIP's), any other that is not special."""
+    if tokenizer.mask_token_id is not None:
+        return tokenizer.mask_token_id
+    while (token := int(generator.integers(len(tokenizer)))) in special:
+        pass
+    return token
 
 
 def stable_id(text: str) -> int:

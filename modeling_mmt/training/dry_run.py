@@ -69,6 +69,15 @@ class RecipeCheck:
     def text_model(self) -> None:
         """Whether its configuration is there, and deep enough."""
         model = self.recipe.model
+        if model.dual_encoder is not None:
+            try:
+                config = AutoConfig.from_pretrained(model.dual_encoder, revision=model.text_revision)
+            except OSError as error:
+                reason = str(error).splitlines()[0]
+                self.problem(f"dual encoder {model.dual_encoder} cannot be had: {reason}", model.dual_encoder)
+            else:
+                self.found.append(f"dual encoder {model.dual_encoder}: {config.model_type}")
+            return
         if model.text_model in PACKAGED_ENCODERS:
             self.found.append(f"text model {model.text_model}: packaged, pip fetches it on first use")
             return

@@ -82,10 +82,13 @@ class ModelArguments:
     """What is trained.
 
     Args:
+        dual_encoder: Hub name or folder of an aligned encoder of text and pictures (CLIP, SigLIP, ...), from whose own
+            embeddings training starts (`MMTModel.from_dual_encoder`); it takes the place of the two below. `null`:
+            new heads on the two.
         text_model: Hub name or folder of a text encoder, or the name of a packaged one (`packaged_encoders.py`).
-        text_revision: tag, branch or commit of it.
+        text_revision: tag, branch or commit of it, or of `dual_encoder`.
         text_prefix: put before every caption.
-        max_text_length: in tokens.
+        max_text_length: in tokens; a `dual_encoder` has its own rule.
         vision_model: the same of a vision encoder, or of several side by side, for training from pixels. Empty: clips
             come as features.
         vision_revision: tag, branch or commit of it.
@@ -95,6 +98,7 @@ class ModelArguments:
         config: fields of `MMTConfig`; what is not named keeps the paper's value.
     """
 
+    dual_encoder: str | None = None
     text_model: str = "FacebookAI/xlm-roberta-large"
     text_revision: str | None = None
     text_prefix: str = ""
@@ -109,6 +113,13 @@ class ModelArguments:
     def __post_init__(self):
         """Check the values, and the names of `MMTConfig`'s fields; their values are checked where one is built."""
         require(self, "text_model", bool(self.text_model), "a folder, a name on the Hub or a packaged encoder")
+        if self.dual_encoder is not None:
+            require(self, "dual_encoder", bool(self.dual_encoder), "a folder or a name on the Hub, or null")
+            own = ("text_model", "text_prefix", "max_text_length", "vision_model", "vision_revision", "image_size")
+            for name in own:
+                if getattr(self, name) != getattr(ModelArguments(), name):
+                    raise RecipeError(f"{name} is {getattr(self, name)!r}, which dual_encoder tells; leave one out")
+            require(self, "standardize_inputs", not self.standardize_inputs, "false, with dual_encoder")
         for name in ("max_text_length", "image_size", "num_frames"):
             value = getattr(self, name)
             require(self, name, value is None or value >= 1, "1 or more")
@@ -356,7 +367,7 @@ def check_clips(recipe: Recipe):
             f"data.features is {data.features} and data.video_column {data.video_column!r}: clips come as features or "
             "as pixels; leave one out"
         )
-    if bool(data.video_column) != bool(model.vision_model):
+    if model.dual_encoder is None and bool(data.video_column) != bool(model.vision_model):
         raise RecipeError(
             f"data.video_column is {data.video_column!r} and model.vision_model {model.vision_model}: training from "
             "pixels needs both, training from features neither"
@@ -369,7 +380,7 @@ def check_clips(recipe: Recipe):
                 raise RecipeError(f"{where}.augmentation changes pixels, but clips come as features; set it to null")
             if data.video_column and (source.features or source.clip_seconds):
                 raise RecipeError(f"{where} has features or clip_seconds, but data.video_column says to read pixels")
-        if stage and stage.learn_vision_layers != 0 and not model.vision_model:
+        if stage and stage.learn_vision_layers != 0 and not (model.vision_model or model.dual_encoder):
             raise RecipeError(
                 f"{name}.learn_vision_layers is {stage.learn_vision_layers}, but model.vision_model is empty"
             )

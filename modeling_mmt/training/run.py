@@ -82,6 +82,7 @@ from modeling_mmt.training.micro_batches import MicroBatches, micro_batches
 from modeling_mmt.training.recipe import (
     HUB_OPTIONS,
     DataArguments,
+    ModelArguments,
     Recipe,
     RecipeError,
     Source,
@@ -156,7 +157,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     metrics["figures"], ranked = {}, {}
     manifests = [store.manifest for store in features.stores] if features else []
     metrics["video_extractors"] = [{k: m[k] for k in ("extractor", "revision", "rate", "dim")} for m in manifests]
-    for encoder, dim in zip(recipe.model.vision_model, model.config.video_feature_dims, strict=False):
+    encoders = [recipe.model.dual_encoder] if recipe.model.dual_encoder else recipe.model.vision_model
+    for encoder, dim in zip(encoders, model.config.video_feature_dims, strict=False):
         told = {"extractor": encoder, "revision": recipe.model.vision_revision, "rate": None, "dim": dim}
         metrics["video_extractors"].append(told)
     metrics |= {"n_clips": len(run.splits[searches["test"][0] or "validation"])}
@@ -216,7 +218,8 @@ def prepare(recipe: Recipe, accelerator: Accelerator) -> "Run":
     with in_one_line(data.dataset):
         splits = {name: load_split(data.dataset, data.revision, name, read) for name, read in reads.items()}
     features = FeatureStores(data.features) if data.features else None
-    with in_one_line(f"model {', '.join([recipe.model.text_model, *recipe.model.vision_model])}"):
+    encoders = [recipe.model.dual_encoder or recipe.model.text_model, *recipe.model.vision_model]
+    with in_one_line(f"model {', '.join(encoders)}"):
         model, processor = build(recipe, features)
     model = model.to(accelerator.device)
     cache = FrozenTextCache(model.text_model, recipe.frozen_states_dir) if recipe.cache_frozen_layers else None
@@ -273,6 +276,8 @@ def in_one_line(name: str = "") -> Iterator[None]:
 def build(recipe: Recipe, features: FeatureStores | None) -> tuple[MMTModel, MMTProcessor]:
     """The model that a recipe starts from, and its processor."""
     told = recipe.model
+    if told.dual_encoder is not None:
+        return build_on_dual_encoder(told)
     text_model = resolve_encoder(told.text_model, recipe.cache_dir)
     hub: dict[str, Any] = {"revision": told.text_revision}
     texts: dict[str, Any] = {"text_prefix": told.text_prefix, "max_text_length": told.max_text_length}
@@ -308,6 +313,17 @@ def build(recipe: Recipe, features: FeatureStores | None) -> tuple[MMTModel, MMT
         **texts,
     )
     return model, processor
+
+
+def build_on_dual_encoder(told: ModelArguments) -> tuple[MMTModel, MMTProcessor]:
+    """A model that starts as a pretrained dual encoder, and its processor."""
+    name, revision = str(told.dual_encoder), told.text_revision
+    with naming_torn_weights(name, "download or save the dual encoder again"):
+        model = MMTModel.from_dual_encoder(name, revision=revision, **told.config)
+    check_finite(model.state_dict(), name, "choose another dual_encoder, or mend this one")
+    sampling = FrameSampling(told.num_frames) if told.num_frames else None
+    longest = model.config.max_video_length
+    return model, MMTProcessor.from_dual_encoder(name, revision=revision, max_video_length=longest, sampling=sampling)
 
 
 @dataclass
@@ -385,6 +401,9 @@ class Run:
         if (vision := self.model.video_model.vision_model) is not None:
             found["vision"] = [weights_fingerprint(vision), *(architecture(e.config) for e in vision.encoders())]
             found["pixels"] = self.processor.feature_extractor.pixels
+        if self.recipe.model.dual_encoder is not None:  # the heads start from its weights too
+            found["heads"] = [weights_fingerprint(self.model.text_model.pooling)]
+            found["heads"].append(weights_fingerprint(self.model.video_model.pooling))
         for number, source in enumerate(stage.sources):
             rows, features = self.open_source(source)
             clips = self.source_clips(self.recipe.data if source.dataset is None else source, "train")
@@ -463,6 +482,8 @@ class Run:
         evaluate_at = {round(total * (i + 1) / stage.evaluations) for i in range(stage.evaluations)}
         started = time.monotonic() - progress["seconds"]
         bar = tqdm(total=total, initial=step, desc=name, unit="step", disable=not accelerator.is_main_process)
+        if self.recipe.model.dual_encoder and stage.evaluations and not progress["curve"]:
+            logger.info("%s starts at validation MRR %.2f", name, self.measure(progress, folder, 0, None))
         learner.train()
         while step < total:
             losses: dict[str, torch.Tensor] = {}
@@ -491,12 +512,7 @@ class Run:
 
             if step in evaluate_at:
                 self.gather_weights(learner)
-                score = self.english_score()
-                progress["curve"].append({"step": step, "loss": losses["loss"].item(), "validation_mrr": score})
-                if progress["best"] is None or score > progress["best"]["validation_mrr"]:
-                    progress["best"] = progress["curve"][-1]
-                    if accelerator.is_main_process:
-                        save_tensors(folder / "best.safetensors", trainable_state(model))
+                score = self.measure(progress, folder, step, losses["loss"].item())
                 bar.set_postfix(validation_mrr=f"{score:.1f}", best=f"{progress['best']['validation_mrr']:.1f}")
             told_to_stop = self.is_told_to_stop()
             if step % stage.save_steps == 0 or told_to_stop:
@@ -539,6 +555,16 @@ class Run:
             prune_checkpoints(folder, keep_last=0)
         self.save_cache()
         return result
+
+    def measure(self, progress: dict[str, Any], folder: Path, step: int, loss: float | None) -> float:
+        """Validation's English MRR, added to the curve; the best weights so far go to `folder`."""
+        progress["curve"].append({"step": step, "loss": loss, "validation_mrr": self.english_score()})
+        score = progress["curve"][-1]["validation_mrr"]
+        if progress["best"] is None or score > progress["best"]["validation_mrr"]:
+            progress["best"] = progress["curve"][-1]
+            if self.accelerator.is_main_process:
+                save_tensors(folder / "best.safetensors", trainable_state(self.model))
+        return score
 
     def standardize_inputs(self):
         """Measure what the heads are fed: the mean states of the English training captions and clips."""
