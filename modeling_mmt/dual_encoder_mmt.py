@@ -52,6 +52,7 @@ FAMILIES = {
     "altclip": Family(text_pooling="first"),
     "align": Family(text_pooling="first", max_length=64),  # the text projection has a bias, pictures have none
     "vision-text-dual-encoder": Family(),
+    "aimv2": Family(),
 }
 REFUSED = {
     "xclip": "its text embedding depends on the video that it is compared with (prompts conditioned on the video), so "

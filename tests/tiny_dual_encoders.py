@@ -185,6 +185,11 @@ def _parts(family, vision):
         )
         pictures = image_processor("vit", **SQUARE)
         return t.VisionTextDualEncoderModel(config), t.VisionTextDualEncoderProcessor(pictures, tokenizer), short
+    if family == "aimv2":
+        tokenizer = clip_tokenizer()
+        text = TEXT | {"eos_token_id": len(tokenizer) - 1, "vocab_size": len(tokenizer)}
+        config = t.Aimv2Config(text_config=text, vision_config=PICTURE, projection_dim=WIDTH)
+        return t.Aimv2Model(config), t.CLIPProcessor(image_processor("clip", **CROP), tokenizer), short
     if family == "clipseg":  # no row of ours: through its two methods
         tokenizer = clip_tokenizer()
         ends = {"eos_token_id": 2, "vocab_size": len(tokenizer)}
