@@ -319,7 +319,7 @@ class MMTConfig(PreTrainedConfig):
     def _check_text_sizes(self) -> dict[str, int]:
         sizes = {}
         for name in ("num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size", "max_position_embeddings"):
-            sizes[name] = size = getattr(self.text_config, name, None) or 0
+            sizes[name] = size = getattr(self.text_config.get_text_config(), name, None) or 0
             longest = MAX_LAYERS if name == "num_hidden_layers" else 16 * MAX_SIZE
             if not isinstance(size, int) or not 0 <= size <= longest:
                 raise ValueError(f"text_config.{name} is {size!r}; allowed: a whole number up to {longest}")

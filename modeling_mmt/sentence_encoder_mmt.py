@@ -32,19 +32,27 @@ def load_pretrained(name: str, **options) -> tuple[PreTrainedModel, dict[str, li
 
 
 def sentence_modules(name: str, hub: Mapping[str, Any]) -> list[dict[str, Any]] | None:
-    """The `modules.json` of a sentence-transformers text model; `None` of any other.
+    """The `modules.json` of a sentence-transformers text model, which has a Pooling; `None` of any other.
 
     Args:
         name: name on the Hub, or a folder.
         hub: `revision` and `cache_dir`.
     """
     modules = _read(name, "modules.json", hub)
-    return modules if isinstance(modules, list) and len(modules) > 1 else None
+    kinds = [module["type"].rpartition(".")[2] for module in modules or ()]
+    return modules if "Pooling" in kinds else None
 
 
 def sentence_options(name: str, modules: list[dict[str, Any]], hub: Mapping[str, Any]) -> dict[str, Any]:
-    """What its Transformer was told, such as `max_seq_length`; empty where it was told nothing."""
-    return _read(name, _file(modules[0], "sentence_bert_config.json"), hub) or {}
+    """What its Transformer was told, such as `max_seq_length`; empty where it was told nothing.
+
+    Raises:
+        ValueError: it was told to lower captions itself, which its tokenizer does not know.
+    """
+    options = _read(name, _file(modules[0], "sentence_bert_config.json"), hub) or {}
+    if options.get("do_lower_case"):
+        raise ValueError(f"{name}: sentence_bert_config.json has do_lower_case true; supported: false")
+    return options
 
 
 def load_sentence_encoder(

@@ -1,5 +1,6 @@
 """A model from a dual encoder starts as that encoder: each family's embeddings to 1e-5, whichever way it is loaded."""
 
+import json
 import logging
 import os
 import shutil
@@ -398,6 +399,24 @@ def test_a_model_without_the_two_methods_is_refused_with_what_is_missing(familie
         MMTModel.from_dual_encoder(str(tmp_path))
 
 
+def test_a_checkpoint_of_ours_is_no_dual_encoder_to_start_from(families, tmp_path):
+    families("clip").model.save_pretrained(tmp_path)
+    assert (tmp_path / "modules.json").exists()  # without a Pooling: not a text model
+    with pytest.raises(ValueError, match="MMTModel has no get_image_features"):
+        MMTModel.from_dual_encoder(str(tmp_path))
+
+
+def test_the_sizes_of_a_whole_dual_encoder_are_bounded_too(families):
+    fields = families("clipseg").model.config.to_dict()
+    fields["text_config"]["text_config"]["num_hidden_layers"] = 10**7
+    with pytest.raises(ValueError, match="text_config.num_hidden_layers is 10000000"):
+        MMTConfig(**fields)
+    fields = families("clipseg").model.config.to_dict()
+    fields["vision_config"][0]["vision_config"]["hidden_size"] = 10**9
+    with pytest.raises(ValueError, match="vision_config.hidden_size is 1000000000"):
+        MMTConfig(**fields)
+
+
 def test_a_pair_says_what_it_lacks(families, tmp_path):
     pair, clip, wider = families("pair"), families("clip"), families("siglip")
     text = pair.names[0]
@@ -408,6 +427,12 @@ def test_a_pair_says_what_it_lacks(families, tmp_path):
     with pytest.raises(ValueError, match="has no modules.json.*leave vision_model"):
         MMTModel.from_dual_encoder(clip.names[0], clip.names[0])
     shutil.copytree(text, tmp_path / "text")
+    options = tmp_path / "text" / "sentence_bert_config.json"
+    told = options.read_text()
+    options.write_text(json.dumps(json.loads(told) | {"do_lower_case": True}))
+    with pytest.raises(ValueError, match="sentence_bert_config.json has do_lower_case true"):
+        MMTProcessor.from_dual_encoder(str(tmp_path / "text"), clip.names[0])
+    options.write_text(told)
     path = next((tmp_path / "text").glob("*Dense/config.json"))
     path.write_text(path.read_text().replace("linear.Identity", "activation.Tanh"))
     with pytest.raises(ValueError, match="Dense/config.json has activation_function .*Tanh'; supported: Identity"):

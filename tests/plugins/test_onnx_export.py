@@ -9,9 +9,9 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="an optional peer: extra
 from tiny_dual_encoders import CAPTIONS, build, pictures  # noqa: E402
 from transformers import AutoProcessor  # noqa: E402
 
-from modeling_mmt.evaluation.embedding import embed_texts, embed_videos  # noqa: E402
 from modeling_mmt import MMTModel, MMTProcessor  # noqa: E402
 from modeling_mmt.dual_encoder_mmt import FAMILIES  # noqa: E402
+from modeling_mmt.evaluation.embedding import embed_texts, embed_videos  # noqa: E402
 from modeling_mmt.plugins import onnx_export  # noqa: E402
 from modeling_mmt.plugins.onnx_export import INT8, OnnxModel, export  # noqa: E402
 
