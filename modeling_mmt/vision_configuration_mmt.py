@@ -57,7 +57,7 @@ def vision_width(config: PreTrainedConfig) -> int | None:
 
 def _check_vision_sizes(fields: dict[str, Any]):
     for name, value in fields.items():
-        if isinstance(value, dict):  # half of a dual encoder
+        if isinstance(value, dict) and name.endswith("_config"):  # half of a dual encoder
             _check_vision_sizes(value)
         sizes = value if isinstance(value, list | tuple) else [value]
         longest = MAX_LAYERS if "layers" in name or "depth" in name else MAX_SIZE
