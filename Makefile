@@ -14,7 +14,7 @@ ARGS ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help install fix check test test-slow test-real test-family test-system test-floors test-newest test-python \
+.PHONY: help install fix check test test-slow test-wheel test-real test-family test-system test-floors test-newest test-python \
 	demo table table-quick table-storybook8 ablations bench clean
 
 help:  ## list the targets
@@ -56,6 +56,9 @@ test-slow: $(STAMP)  ## the slow tests only
 	$(PY) -m pytest -q -m slow $(ARGS)
 
 DATA ?= ../shared/data
+
+test-wheel: $(STAMP)  ## the wheel, in an environment of its own and an empty folder: every verb
+	$(PY) -m pytest -q -m slow $(ARGS) tests/commands/test_wheel.py
 
 test-real: $(STAMP)  ## the builders on the real files: make test-real DATA=<folder with annotations/, storybook8/, ...>
 	$(PY) -m pytest -q -m real_data --real_data $(DATA) $(ARGS)

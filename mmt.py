@@ -1,21 +1,39 @@
-"""`mmt`: measure, search with, report on and publish a checkpoint.
+"""`mmt`: train, search with, measure and publish models that find clips by text in many languages.
 
 Examples:
-  mmt evaluate runs/demo/mmp_en                              figures in every language, on what its recipe names
-  mmt evaluate runs/demo/mmp_en --languages sw vi --json     of two languages, as JSON
-  mmt search runs/demo/mmp_en "con mèo" "骑自行车的人" --top 5  clips for queries in any language
-  mmt report runs/demo/mmp_en --compare runs/demo/none_en    one HTML file that shows where it is good and where not
-  mmt publish runs/demo/mmp_en org/name --tag v1.0           a Hub repository with card and figures
-  mmt import openai/clip-vit-base-patch32 --output_dir runs/clip  a dual encoder as a checkpoint that searches video
+  mmt extract my_videos --output_dir features/mine --num_frames 8   videos, or a dataset's clips, to features
+  mmt build own_clips --data_dir my_clips --output_dir data/mine    a corpus from files, with a card
+  mmt convert old_features --output_dir features/old                other people's features
+  mmt recipes                                                       the recipes that come with the package
+  mmt import openai/clip-vit-base-patch32 --output_dir runs/clip    a dual encoder as a checkpoint
+  mmt train emoji9/mmp_en --output_dir runs/mmp_en                  a recipe's stages, one after the other
+  mmt evaluate runs/mmp_en                                          figures in every language, as its recipe says
+  mmt evaluate runs/mmp_en --languages sw vi --json                 of two languages, as JSON
+  mmt search runs/mmp_en "con mèo" "骑自行车的人" --top 5             clips for queries in any language
+  mmt report runs/mmp_en --compare runs/none_en                     one HTML file: where it is good and where not
+  mmt export runs/mmp_en --output_dir onnx/mmp_en                   ONNX files that need no torch
+  mmt publish runs/mmp_en org/name --tag v1.0                       a Hub repository with card and figures
 
-Each command has its own --help. Exit codes: 0 done, 2 bad input (one line says which), 130 interrupted.
+Each command has its own --help; on several processes: torchrun --nproc_per_node 4 -m mmt ... Exit codes: 0 done, 1 a
+dry run found problems, 2 bad input (one line says which), 3 too many clips failed, 75 stopped by a signal with a
+checkpoint, 130 interrupted.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from importlib import import_module
 from typing import Any
+
+# Verbs whose words another grammar reads: a recipe's fields, or those of the corpus or the format that is named.
+PASSED_ON = {
+    "train": "train a model as a recipe says",
+    "build": "build a corpus of a kind that is named, from its official files",
+    "convert": "convert features from .npy, .npz or HDF5",
+}
+
+
+MODULES = {"import": "import_dual_encoder"}  # of verbs that are words of Python
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,84 +42,163 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: a command's name and options; None takes the command line's.
     """
-    parser = argparse.ArgumentParser("mmt", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--traceback", action="store_true", help="show where bad input was found")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (add_evaluate, add_search, add_report, add_publish, add_import):
-        add(commands)
-    arguments = parser.parse_args(argv)
-    from modeling_mmt.commands import cli  # which imports torch and transformers; help and a wrong option come without
+    words = list(sys.argv[1:] if argv is None else argv)
+    verb = next((word for word in words if not word.startswith("-")), "")
+    options: dict[str, Any] = {}
+    if verb in PASSED_ON:
+        words.remove(verb)
+        traceback = "--traceback" in words
+        options["argv"] = [word for word in words if word != "--traceback"]
+    else:
+        options = vars(build_parser().parse_args(words))
+        verb, traceback = options.pop("verb"), options.pop("traceback", False)
+    # What follows imports torch and transformers; help and a wrong option come without.
+    from modeling_mmt.commands import errors, terminal
 
-    return cli.run(getattr(cli, f"{arguments.command}_command"), arguments, parser.prog)
+    terminal.be_quiet_unless_watched()
+    if verb == "train":
+        return import_module("modeling_mmt.commands.train").command(words, "mmt")
+    module = f"modeling_mmt.commands.{MODULES.get(verb, verb)}"
+    return errors.exit_code_of("mmt", lambda: import_module(module).main(**options), traceback)
 
 
-def add_evaluate(commands: Any):
+def build_parser() -> argparse.ArgumentParser:
+    """The grammar: what a verb works on comes first, as words; where it writes is `--output_dir`."""
+    anywhere = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    anywhere.add_argument("--traceback", action="store_true", help="show where bad input was found")
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("mmt", description=__doc__, formatter_class=layout, parents=[anywhere])
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="COMMAND")
+
+    def verb(name: str, about: str) -> argparse.ArgumentParser:
+        examples = [line.strip() for line in (__doc__ or "").splitlines() if line.startswith(f"  mmt {name}")]
+        epilog = "\n".join(["examples:", *("  " + example.partition("  ")[0] for example in examples)])
+        about = about[0].upper() + about[1:] + "."
+        return verbs.add_parser(
+            name, help=about, description=about, epilog=epilog, formatter_class=layout, parents=[anywhere]
+        )
+
+    for name, about in PASSED_ON.items():
+        verb(name, about)
+    add_extract(verb("extract", "extract features from videos, or from a dataset's clips, by a frozen encoder"))
+    add_import(verb("import", "write a pretrained dual encoder (CLIP, SigLIP, ...) as a checkpoint"))
+    add_recipes(verb("recipes", "list the recipes that come with the package, or show one"))
+    add_evaluate(verb("evaluate", "measure R@1, R@5, R@10, MedR and MRR in every language"))
+    add_search(verb("search", "find clips for queries in any language"))
+    add_report(verb("report", "write one HTML file about a checkpoint, and Markdown and JSON"))
+    add_export(verb("export", "write both towers as ONNX, and an int8 text tower"))
+    add_publish(verb("publish", "push a checkpoint or a dataset to the Hub, with card and figures"))
+    return parser
+
+
+def add_extract(parser: argparse.ArgumentParser):
+    """`mmt extract`."""
+    source = "folder of videos, or a list of them (.txt, .csv, .tsv, .jsonl); or a dataset: emoji9, a Hub name, or a "
+    source += "folder that holds .parquet files or a dataset card (a README.md that begins with ---)"
+    parser.add_argument("source", metavar="SOURCE", help=source)
+    parser.add_argument("--output_dir", required=True, metavar="FOLDER", help="of the feature store")
+    encoder = "packaged encoder, Hub name, folder, or .pth file of S3D or R(2+1)D (%(default)s)"
+    parser.add_argument("--encoder", default="efficientnet-lite0", help=encoder)
+    parser.add_argument("--image_size", type=int, help="side of a frame; the encoder's own, 128 for film strips")
+    parser.add_argument("--num_frames", type=int, help="frames of a video, spread evenly (8)")
+    parser.add_argument("--frames_per_second", type=float, help="or: frames per second of video")
+    parser.add_argument("--max_frames", type=int, default=4096, help="with --frames_per_second: longer videos fail")
+    parser.add_argument(
+        "--batch_size", type=int, default=16, help="steps that the encoder takes together (%(default)s)"
+    )
+    parser.add_argument("--limit", type=int, help="clips of each split, or videos (all)")
+    parser.add_argument("--device", default="cpu", help="where the encoder runs; cuda: each process has its own")
+    parser.add_argument("--num_workers", type=int, help="processes that decode (one a core)")
+    parser.add_argument("--timeout", type=float, default=300.0, help="seconds that a clip's decoding may take")
+    parser.add_argument("--decoder", choices=["torchcodec", "pyav"], help="of videos (PyAV where it is installed)")
+    parser.add_argument("--shard_size", type=int, default=256, help="clips a shard; a killed run loses at most one")
+    failures = "clips that may fail: a number, or with a point a share of all (%(default)s)"
+    parser.add_argument("--max_failures", type=number, default=0.05, help=failures)
+
+
+def add_recipes(parser: argparse.ArgumentParser):
+    """`mmt recipes`."""
+    parser.add_argument("name", nargs="?", metavar="NAME", help="such as emoji9/mmp_en: show it")
+    add_json(parser)
+
+
+def add_evaluate(parser: argparse.ArgumentParser):
     """`mmt evaluate`."""
-    parser = _command(commands, "evaluate", "R@1, R@5, R@10, MedR and MRR in every language")
-    add_question(parser)
-    parser.add_argument("--json", action="store_true", help="print JSON, as in a checkpoint's metrics.json")
+    add_checkpoint(parser)
+    add_evaluation_options(parser)
+    add_json(parser)
 
 
-def add_search(commands: Any):
+def add_search(parser: argparse.ArgumentParser):
     """`mmt search`."""
-    parser = _command(commands, "search", "clips for queries in any language")
+    place = "folder of a checkpoint, its name on the Hub, or the folder of an index, which tells its checkpoint"
+    parser.add_argument("place", metavar="CHECKPOINT-OR-INDEX", help=place)
     parser.add_argument("queries", nargs="+", metavar="QUERY", help="text in any language")
-    add_question(parser)
-    parser.add_argument(
-        "--index", type=Path, metavar="FOLDER", help="searched if it is there, else built and kept there"
-    )
+    add_evaluation_options(parser)
+    parser.add_argument("--index", metavar="FOLDER", help="searched if it is there, else built and kept there")
     parser.add_argument("--top", type=int, default=5, metavar="K", help="clips a query (%(default)s)")
-    parser.add_argument(
-        "--where", nargs="+", default=[], metavar="COLUMN=VALUE", help="only clips of which this holds"
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    where = "only clips of which this holds"
+    parser.add_argument("--where", nargs="+", default=[], metavar="COLUMN=VALUE", help=where)
+    add_json(parser)
 
 
-def add_report(commands: Any):
+def add_report(parser: argparse.ArgumentParser):
     """`mmt report`."""
-    parser = _command(commands, "report", "one HTML file about a checkpoint, and Markdown and JSON")
-    add_report_options(parser)
-
-
-def add_report_options(parser: argparse.ArgumentParser):
-    """What `mmt report` takes; the checkpoint is a positional argument of the parser already."""
-    add_question(parser)
     other = "[NAME=]CHECKPOINT"
-    parser.add_argument("--name", help="what the checkpoint is called in the report; default: from its path")
+    add_checkpoint(parser)
+    add_evaluation_options(parser)
+    parser.add_argument("--name", help="what the checkpoint is called in the report (from its path)")
     parser.add_argument("--compare", nargs="+", default=[], metavar=other, help="other checkpoints, beside it")
     parser.add_argument("--zero_shot", metavar=other, help="one fine-tuned on English alone without pre-training, ")
-    parser.add_argument(
-        "--translate_train", metavar=other, help="and one trained on every language: how much of the gap is closed"
-    )
-    parser.add_argument("--output_dir", type=Path, default=Path("report"), help="folder to write to (%(default)s)")
-    parser.add_argument("--json", action="store_true", help="print the report's numbers too")
+    ceiling = "and one trained on every language: how much of the gap is closed"
+    parser.add_argument("--translate_train", metavar=other, help=ceiling)
+    parser.add_argument("--output_dir", default="report", metavar="FOLDER", help="to write to (%(default)s)")
+    add_json(parser)
 
 
-def add_publish(commands: Any):
+def add_import(parser: argparse.ArgumentParser):
+    """`mmt import`."""
+    parser.add_argument("name", metavar="NAME", help="of a dual encoder: on the Hub, or a folder")
+    parser.add_argument("--output_dir", required=True, metavar="FOLDER", help="new folder to write to")
+    parser.add_argument("--revision", help="tag or commit of it on the Hub")
+    vision = "NAME is a sentence-transformers text model; the dual encoder whose space it shares"
+    parser.add_argument("--vision_model", metavar="NAME", help=vision)
+    parser.add_argument("--vision_revision", help="tag or commit of that on the Hub")
+
+
+def add_export(parser: argparse.ArgumentParser):
+    """`mmt export`."""
+    add_checkpoint(parser)
+    parser.add_argument("--revision", help="tag or commit of a checkpoint on the Hub")
+    parser.add_argument("--output_dir", required=True, metavar="FOLDER", help="to write to")
+    add_json(parser)
+
+
+def add_publish(parser: argparse.ArgumentParser):
     """`mmt publish`."""
-    parser = _command(commands, "publish", "push a checkpoint to the Hub, with card and figures")
+    parser.add_argument("folder", metavar="FOLDER", help="of a checkpoint or a dataset")
     parser.add_argument("repository", metavar="ORG/NAME", help="on the Hub; made if it is not there")
     parser.add_argument("--repo_type", choices=("model", "dataset"), default="model", help="(%(default)s)")
     parser.add_argument("--revision", default="main", help="branch to commit to (%(default)s)")
     parser.add_argument("--tag", help="name of this version, such as v1.0; a tag never moves")
-    parser.add_argument("--script", action="append", default=[], help="that built the dataset; repeatable")
-    parser.add_argument("--private", action="store_true", help="make a private repository")
+    script = "that built the dataset; repeatable"
+    parser.add_argument("--script", action="append", dest="scripts", default=[], help=script)
+    parser.add_argument("--private", action="store_true", default=None, help="make a private repository")
     parser.add_argument("--message", help="of the commit")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_json(parser)
 
 
-def add_import(commands: Any):
-    """`mmt import`."""
-    parser = _command(commands, "import", "a pretrained dual encoder (CLIP, SigLIP, ...) as a checkpoint")
-    parser.add_argument("--output_dir", type=Path, required=True, metavar="FOLDER", help="new folder to write to")
-    parser.add_argument("--revision", help="tag or commit of it on the Hub")
-    parser.add_argument(
-        "--vision_model", metavar="CHECKPOINT", help="of a sentence-transformers text model: the CLIP of its space"
-    )
-    parser.add_argument("--vision_revision", help="tag or commit of that on the Hub")
+def add_checkpoint(parser: argparse.ArgumentParser):
+    """The checkpoint that a verb works on."""
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder of a checkpoint, or its name on the Hub")
 
 
-def add_question(parser: argparse.ArgumentParser):
+def add_json(parser: argparse.ArgumentParser):
+    """The answer as JSON."""
+    parser.add_argument("--json", action="store_true", dest="as_json", help="print JSON")
+
+
+def add_evaluation_options(parser: argparse.ArgumentParser):
     """The options that say what is searched; what is not given is what the checkpoint's recipe.json says."""
     group = parser.add_argument_group("what is searched (default: what the checkpoint's recipe.json names)")
     group.add_argument("--revision", help="tag or commit of a checkpoint on the Hub")
@@ -115,17 +212,9 @@ def add_question(parser: argparse.ArgumentParser):
     group.add_argument("--exclude_column", metavar="COLUMN", help="clips to leave out in a second set of figures")
 
 
-def _command(commands: Any, name: str, about: str) -> argparse.ArgumentParser:
-    examples = [line for line in (__doc__ or "").splitlines() if line.startswith(f"  mmt {name} ")]
-    parser = commands.add_parser(
-        name,
-        help=about,
-        description=about[0].upper() + about[1:] + ".",
-        epilog="\n".join(["examples:", *("  " + line.strip().split("  ")[0] for line in examples)]),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder of a checkpoint, or its name on the Hub")
-    return parser
+def number(text: str) -> int | float:
+    """A count, or with a point a share."""
+    return float(text) if "." in text else int(text)
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ from torch import nn
 from transformers import AutoTokenizer
 
 from modeling_mmt import MMTConfig, MMTModel
+from modeling_mmt.data.languages import LANGUAGES
 from modeling_mmt.extraction.packaged_encoders import resolve_encoder
 from modeling_mmt.training.large_batch import two_pass_backward
 from modeling_mmt.training.layer_cache import FrozenTextCache
@@ -43,7 +44,6 @@ from modeling_mmt.training.streaming_loss import contrastive_loss
 
 ROOT = Path(__file__).resolve().parents[1]
 
-LANGUAGES = ("en", "de", "fr", "cs", "zh", "ru", "vi", "sw", "es")
 CAPTIONS_A_VIDEO, STEPS, STREAMS = 20, 16, (512, 512)
 WIDTH, FEED_FORWARD, FROZEN, LEARNING, HEAD = 384, 1536, 9, 3, 2  # of multilingual-e5-small, and layers
 ROWS, TOKENS = 32, 1024  # of a micro-batch: the peers', and ours

@@ -31,6 +31,8 @@ import harness
 import yaml
 from datasets import load_dataset
 
+from modeling_mmt.data.reading import dataset_folder
+
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "modeling_mmt" / "recipes" / "emoji9" / "mmp_en.yaml"
 COLD, WARM, OFF, POOL, AFRESH = (
@@ -46,9 +48,8 @@ TOLERANCE = 1e-3  # of a step's loss: rounding that grows with the steps
 def make_recipe(clips: int, epochs: int | None, folder: Path) -> dict[str, Any]:
     """The recipe's pre-training over the first `clips` training clips, with noise."""
     recipe = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))
-    dataset = ROOT / recipe["data"]["dataset"]
     for split in ("train", "validation"):
-        rows = load_dataset(str(dataset), split=split).remove_columns("frames")
+        rows = load_dataset(dataset_folder(recipe["data"]["dataset"]), split=split).remove_columns("frames")
         rows = rows.select(range(min(clips, len(rows)))) if split == "train" else rows
         (folder / "corpus" / "data").mkdir(parents=True, exist_ok=True)
         rows.to_parquet(str(folder / "corpus" / "data" / f"{split}-00000-of-00001.parquet"))
@@ -88,33 +89,34 @@ def worker(name: str, path: Path, threads: int) -> None:
     """One run of train.py; its last line of output is what it measured."""
     import torch
 
-    from modeling_mmt.training import run as train
+    from modeling_mmt import MMTModel
+    from modeling_mmt.commands import train
+    from modeling_mmt.training import run, step
     from modeling_mmt.training.micro_batches import MicroBatches
 
     torch.set_num_threads(threads)
-    losses = []
+    losses: list[float] = []
 
-    class Recorded(train.Run):
-        def train(self, *args: Any) -> dict[str, Any]:
-            start, cpu_start = time.perf_counter(), time.process_time()
-            result = super().train(*args)
-            result |= {"clock": time.perf_counter() - start, "cpu": time.process_time() - cpu_start}
-            return result
+    def timed(*args: Any) -> dict[str, Any]:
+        start, cpu_start = time.perf_counter(), time.process_time()
+        result = train_stage(*args)
+        return result | {"clock": time.perf_counter() - start, "cpu": time.process_time() - cpu_start}
 
-        def backward(self, *args: Any) -> dict[str, torch.Tensor]:
-            values = super().backward(*args)
-            losses.append(values["loss"].item())
-            return values
+    def recorded(*args: Any) -> dict[str, torch.Tensor]:
+        values = backward(*args)
+        losses.append(values["loss"].item())
+        return values
 
     def whole(batch: dict[str, torch.Tensor], *_: Any, **__: Any) -> MicroBatches:
         rows = {key: value for key, value in batch.items() if key not in ("positive_ids", "return_loss")}
         order = torch.arange(len(batch["positive_ids"]))
         return MicroBatches([rows], {"text": order, "video": order}, {"text": ("",), "video": ("",)})
 
-    train.Run = Recorded  # type: ignore[misc]
-    train.MMTModel.save_pretrained = lambda *_, **__: None  # type: ignore[method-assign]  # half a gigabyte that nobody reads
+    train_stage, run.train_stage = run.train_stage, timed  # type: ignore[assignment]
+    backward, step.Learner.backward = step.Learner.backward, recorded  # type: ignore[method-assign,assignment]
+    MMTModel.save_pretrained = lambda *_, **__: None  # type: ignore[method-assign]  # half a gigabyte that nobody reads
     if name == OFF:
-        train.micro_batches = whole  # type: ignore[assignment]
+        step.micro_batches = whole  # type: ignore[assignment]
     metrics = train.main([str(path), "--output_dir", str(path.with_suffix(""))])
     stage = metrics["pretraining"]
     english = metrics["figures"]["validation"]["all"]["t2v"]["en"]

@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from modeling_mmt.data.sources import LANGUAGES
+from modeling_mmt.data.languages import LANGUAGES
 from modeling_mmt.data.windows import ClipStream, WindowSampler, key_of
 
 VIDEOS, CUES_A_VIDEO = 1_200_000, 115  # 138 million cues

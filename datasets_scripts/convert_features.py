@@ -1,6 +1,6 @@
 r"""Features that you have to a feature store: a folder of .npy, an HDF5 file, or .npz archives.
 
-    python datasets_scripts/convert_features.py s3d_npy/ --output_dir data/features/msrvtt-s3d \
+    mmt convert s3d_npy/ --output_dir data/features/msrvtt-s3d \
         --extractor S3D-HowTo100M-MIL-NCE --revision 1.0 --rate 1
 
 Each array is a clip's `(F, D_v)`; `(D_v,)` is a clip of one step, `(1, F, D_v)`, as VATEX' I3D files have it, the clip
@@ -11,10 +11,9 @@ not finite or of another width stops the conversion, or, with `--on_error skip`,
 Pickles (.pth, .pt, .pkl, .pickle, object arrays in .npy) are refused: they run code when they are read.
 """
 
-import argparse
 import tokenize
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from modeling_mmt.data.feature_writer import FeatureStoreWriter
-from modeling_mmt.data.features import DTYPES, FILE_FORMATS, FeatureStore, FeatureStoreError
+from modeling_mmt.data.features import FeatureStore, FeatureStoreError
 from modeling_mmt.data.sources import SourceError, checked_id
 
 # What numpy raises on a damaged .npy: its header is a Python literal, and may ask for any amount of memory.
@@ -37,6 +36,7 @@ DAMAGE = (
     zipfile.BadZipFile,
 )
 PICKLES = (".pth", ".pt", ".pkl", ".pickle", ".ckpt", ".bin")
+OUTSIDE = "a store may be published, so nothing from outside is read: copy the array itself into this file"
 REMEDY = """a pickle, which can run any code when it is read. Where you trust it, turn it into .npy files yourself:
     import numpy, torch
     for video_id, features in torch.load(PATH, weights_only=True).items():
@@ -105,17 +105,24 @@ def _read_npz(path: Path) -> Iterator[tuple[str, np.ndarray | UnreadableClipErro
 
 
 def _read_hdf5(path: Path) -> Iterator[tuple[str, np.ndarray | UnreadableClipError]]:
-    import h5py  # an extra: only these files need it
-
+    try:
+        import h5py  # an extra: only these files need it
+    except ModuleNotFoundError as error:
+        raise SourceError(f"{path}: h5py is not installed: pip install 'modeling_mmt[data]'") from error
     try:
         file = h5py.File(path, "r")
     except OSError as error:
         raise SourceError(f"{path}: no whole HDF5 file ({error}); copy it again") from error
     with file:
-        for key, item in file.items():
-            video_id = checked_id(key, f"{path}, key")
+        for key in file:
+            video_id, link = checked_id(key, f"{path}, key"), file.get(key, getlink=True)
+            if isinstance(link, h5py.ExternalLink):
+                raise SourceError(f"{path}, {key!r} is a link to another file, {link.filename!r}; {OUTSIDE}")
+            item = file.get(key)
             if not isinstance(item, h5py.Dataset):
-                raise SourceError(f"{path}, {key!r} is a group; one dataset a clip is read, at the top")
+                raise SourceError(f"{path}, {key!r} is no dataset; one dataset a clip is read, at the top")
+            if item.file != file or item.external or item.is_virtual:  # a soft link may lead over an external one
+                raise SourceError(f"{path}, {key!r} has its numbers elsewhere, perhaps in another file; {OUTSIDE}")
             try:
                 yield video_id, item[()]
             except OSError as error:
@@ -183,28 +190,3 @@ def convert(
                 f"{max_skipped}; the first: {skipped[0]}"
             )
     return FeatureStore(output_dir), skipped
-
-
-def main(argv: Sequence[str] | None = None) -> FeatureStore:
-    """Converts features into a store and says what was left out."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", type=Path, help="folder of .npy, an .npz or an HDF5 file")
-    parser.add_argument("--output_dir", required=True, type=Path, help="of the store; must not exist")
-    parser.add_argument("--extractor", required=True, help="what made the features, such as a Hub id")
-    parser.add_argument("--revision", required=True, help="which version of it: a commit, or the weights' SHA-256")
-    parser.add_argument("--rate", type=float, help="steps per second of video; left out: the clips have no clock")
-    parser.add_argument("--dtype", choices=list(DTYPES), default="float16", help="of the stored values")
-    parser.add_argument("--file_format", choices=FILE_FORMATS, default="parquet", help="arrow is mapped, not read")
-    parser.add_argument("--on_error", choices=("stop", "skip"), default="stop", help="a clip that cannot be used")
-    parser.add_argument("--max_skipped", type=float, default=0.01, help="largest share of clips to skip")
-    arguments = vars(parser.parse_args(argv))
-    source, output_dir = arguments.pop("source"), arguments.pop("output_dir")
-    store, skipped = convert(source, output_dir, skip=arguments.pop("on_error") == "skip", **arguments)
-    for reason in skipped:
-        print(f"left out: {reason}")
-    print(f"{output_dir}: {len(store):,} clips of width {store.dim}; {len(skipped):,} left out")
-    return store
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""What every builder shares: files read and hashed, rules counted, one schema, Parquet, a card, and the Hub.
+"""What every builder shares: files read and hashed, rules counted, one schema, Parquet and a card.
 
 One schema: a row is a clip, with `video_id` and, for each kind of text and language, a column `<kind>_<language>`: a
 text or a list of texts, None or empty where the clip has none. Where a clip is a span of a longer video, `start` and
@@ -8,12 +8,14 @@ pictures are a column `frames` with `num_frames` of them side by side.
 A builder gives `build` an `About`, which the card prints, and a function that reads its official files:
 
     def read(sources: Sources, tally: Tally, clock: Clock) -> tuple[datasets.Features, dict[str, Iterable[Row]]]: ...
+
+`mmt build NAME` finds a module here by its name, and calls its `add_options(parser)`, or the one below where it has
+none, and its `run(arguments)`.
 """
 
 import argparse
-import json
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,16 +24,16 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
 from modeling_mmt.data.features import FeatureStore
+from modeling_mmt.data.files import locked, write_json, write_text, writing_folder
 from modeling_mmt.data.sources import Row, SourceError, Sources, Tally
 
 ROWS_PER_GROUP = 1000  # of a Parquet row group, unless its values are large
 BYTES_PER_GROUP = 64 << 20
 BYTES_PER_SHARD = 256 << 20  # in memory; Parquet is smaller
 BUILD_FILE = "build.json"
-REPORT_MARK = "<!-- language report -->"  # where `language_report.py` puts its table
+REPORT_MARK = "<!-- language report -->"  # where `mmt build language_report` puts its table
 
 
 @dataclass(frozen=True)
@@ -79,9 +81,6 @@ class Options:
         features: feature stores that every clip must be in.
         missing_features: `error`, or `skip` to leave such clips out and count them.
         max_missing: largest share of clips to leave out.
-        push_to_hub: `org/name`, or None.
-        revision: tag that the push is given.
-        private: whether the repository is made private.
     """
 
     data_dir: Path
@@ -89,9 +88,6 @@ class Options:
     features: Sequence[Path] = ()
     missing_features: str = "error"
     max_missing: float = 0.05
-    push_to_hub: str | None = None
-    revision: str | None = None
-    private: bool = False
 
 
 Read = Callable[[Sources, Tally, "Clock"], tuple[datasets.Features, Mapping[str, Iterable[Row]]]]
@@ -125,10 +121,8 @@ class Clock:
         return len(set().union(*self.stores) - used)
 
 
-def options_parser(about: About) -> argparse.ArgumentParser:
-    """The arguments that all builders share; a builder adds its own."""
-    text = f"{about.title}: {about.summary}\n\nFiles in --data_dir:\n{about.layout}"
-    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options that all builders share; a builder may add its own."""
     parser.add_argument("--data_dir", required=True, type=Path, help="folder of the official files")
     parser.add_argument(
         "--output_dir", required=True, type=Path, help="of the dataset; its data and card are replaced"
@@ -138,19 +132,23 @@ def options_parser(about: About) -> argparse.ArgumentParser:
         "--missing_features", choices=("error", "skip"), default="error", help="a clip that a store does not hold"
     )
     parser.add_argument("--max_missing", type=float, default=0.05, help="largest share of clips to skip")
+    add_publishing_options(parser)
+
+
+def add_publishing_options(parser: argparse.ArgumentParser) -> None:
+    """Options for the verb, `mmt build`, which publishes what was built."""
     parser.add_argument("--push_to_hub", metavar="ORG/NAME", help="publish to this dataset repository")
-    parser.add_argument("--revision", help="tag that the published version is given, such as v1.0")
+    parser.add_argument("--tag", help="of the published version, such as v1.0; a tag never moves")
     parser.add_argument("--private", action="store_true", help="make the repository private")
-    return parser
 
 
 def options_of(arguments: argparse.Namespace) -> Options:
-    """The shared part of what a parser returned."""
+    """What `add_options` asked for."""
     return Options(**{name: getattr(arguments, name) for name in Options.__dataclass_fields__})
 
 
 def build(about: About, read: Read, options: Options, rules: Mapping[str, str]) -> dict[str, int]:
-    """Reads the official files, writes the dataset and its card, and publishes it if asked to.
+    """Reads the official files, and writes the dataset and its card.
 
     Args:
         about: the card's text.
@@ -168,9 +166,11 @@ def build(about: About, read: Read, options: Options, rules: Mapping[str, str]) 
     sources, tally, clock = Sources(options.data_dir, about.layout), Tally(rules), Clock(options.features)
     features, splits = read(sources, tally, clock)
     used: set[str] = set()
-    kept = {split: with_features(rows, split, clock, options, tally, used) for split, rows in splits.items()}
+    with_clips = {split: with_features(rows, split, clock, options, tally, used) for split, rows in splits.items()}
     with Publication(options.output_dir, features) as publication:
-        counts = {split: publication.write(split, rows) for split, rows in kept.items()}
+        counts = {split: publication.write(split, rows) for split, rows in with_clips.items()}
+        if not counts:
+            raise SourceError(f"{options.data_dir}: no clip; the files are empty, or a rule dropped every caption")
         if clock.stores:
             tally.count("features_unused", clock.unused(used))
     languages = languages_of(features)
@@ -186,17 +186,13 @@ def build(about: About, read: Read, options: Options, rules: Mapping[str, str]) 
         "languages": languages,
         "made_with": {"datasets": datasets.__version__, "pyarrow": pa.__version__},
     }
-    text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
-    (options.output_dir / BUILD_FILE).write_text(text, encoding="utf-8")
-    (options.output_dir / "README.md").write_text(card(about, features, record), encoding="utf-8")
+    write_json(options.output_dir / BUILD_FILE, record)
+    write_text(options.output_dir / "README.md", card(about, features, record))
     for split, count in counts.items():
         published = about.published.get(split)
         print(f"{split}: {count:,} rows" + (f" (published: {published:,})" if published else ""))
     for line in tally.lines():
         print(line)
-    if options.push_to_hub:
-        url = publish(options.output_dir, options.push_to_hub, options.revision, options.private)
-        print(f"published: {url}")
     return counts
 
 
@@ -232,11 +228,14 @@ class Publication:
 
     def __init__(self, folder: str | Path, features: datasets.Features):
         self.folder, self.features = Path(folder), features
-        self.partial = self.folder / "data.partial"
 
     def __enter__(self) -> "Publication":
-        shutil.rmtree(self.partial, ignore_errors=True)
-        self.partial.mkdir(parents=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        busy = SourceError(f"{self.folder}: another process is building this dataset; wait for it")
+        with ExitStack() as stack:
+            stack.enter_context(locked(self.folder / "build.lock", busy))
+            self.partial = stack.enter_context(writing_folder(self.folder / "data", replace=True))
+            self._stack = stack.pop_all()
         return self
 
     def write(self, split: str, rows: Iterable[Row]) -> int:
@@ -285,12 +284,8 @@ class Publication:
         if group:
             yield pa.Table.from_pylist(group, schema=schema)
 
-    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
-        if kind is None:
-            shutil.rmtree(self.folder / "data", ignore_errors=True)
-            self.partial.rename(self.folder / "data")
-        else:
-            shutil.rmtree(self.partial, ignore_errors=True)
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
 
 
 def size_of(row: Row) -> int:
@@ -381,49 +376,9 @@ def card(about: About, features: Mapping[str, Any], record: Mapping[str, Any]) -
         *([about.notes] if about.notes else []),
         "## Rules\n\nWhat was changed or dropped, and how often:\n\n" + "\n".join(rules),
         *(["## Features\n\nEvery clip has features by:\n\n" + "\n".join(stores)] if stores else []),
-        f"## Languages\n\n{REPORT_MARK}\nRun `language_report.py` for a table of tokens per caption.\n{REPORT_MARK}",
+        f"## Languages\n\n{REPORT_MARK}\n`mmt build language_report` puts a table here.\n{REPORT_MARK}",
         f"## Where it comes from\n\n{about.source}\n\nLicence: {about.license_text}\n\nMade by\n"
-        f"`python datasets_scripts/{about.name}.py --data_dir <official files> --output_dir <this folder>` from\n\n"
+        f"`mmt build {about.name} --data_dir <official files> --output_dir <this folder>` from\n\n"
         + "\n".join(hashes),
     ]
     return "\n\n".join(parts) + "\n"
-
-
-def publish(folder: str | Path, repo_id: str, revision: str | None = None, private: bool = False) -> str:
-    """Pushes a built dataset with its card and the scripts that made it, and tags it.
-
-    All of it is one commit: the revision moves once, or stays. The scripts lie under `datasets_scripts/`, never at the
-    top under the repository's own name, which `datasets` would take for a loading script and refuse.
-
-    Args:
-        folder: what a builder wrote.
-        repo_id: `org/name` of the dataset repository; made if need be.
-        revision: tag to create; one that exists is an error, before anything is sent.
-        private: for a repository that is made.
-
-    Returns:
-        The repository's address.
-
-    Raises:
-        SourceError: the tag is there already.
-    """
-    folder, api = Path(folder), HfApi()
-    url = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
-    if revision and revision in {tag.name for tag in api.list_repo_refs(repo_id, repo_type="dataset").tags}:
-        raise SourceError(
-            f"{repo_id} has a tag {revision!r} already, and a tag never moves; choose another --revision"
-        )
-    head = api.repo_info(repo_id, repo_type="dataset").sha
-    here = Path(__file__).parent
-    files = {file.name: file for file in folder.iterdir() if file.is_file()}
-    files |= {f"data/{file.name}": file for file in (folder / "data").glob("*.parquet")}
-    files |= {f"{here.name}/{file.name}": file for file in here.glob("*.py")}
-    stale = [name for name in api.list_repo_files(repo_id, repo_type="dataset", revision=head) if name not in files]
-    operations: list[CommitOperationAdd | CommitOperationDelete]
-    operations = [CommitOperationAdd(name, str(file)) for name, file in sorted(files.items())]
-    operations += [CommitOperationDelete(name) for name in stale if name.startswith("data/")]  # their tag keeps them
-    message = f"Publish {revision or folder.resolve().name}"
-    commit = api.create_commit(repo_id, operations, commit_message=message, repo_type="dataset", parent_commit=head)
-    if revision:
-        api.create_tag(repo_id, tag=revision, repo_type="dataset", revision=commit.oid)
-    return str(url)

@@ -3,7 +3,7 @@
 1,602 concepts, each a clip of 1 or 8 frames with a short name (the caption) and keywords (noisy, loosely aligned text)
 in en de fr cs zh ru vi sw es, all written by people. `build` turns the source folder into the bundled Parquet dataset:
 
-    python datasets_scripts/emoji9.py --data_dir path/to/emoji9 --output_dir datasets_scripts/emoji9
+    mmt build emoji9 --data_dir path/to/emoji9 --output_dir datasets_scripts/emoji9
 
 The source folder holds `emoji9.jsonl`, one JSON object a line with `emoji`, `split`, `file` (of its film strip),
 `source_frames`, `name` {language: text} and `keywords` {language: [text, ...]}, and the strips, 128 px high WebP files
@@ -16,6 +16,7 @@ with the frames side by side. The result is read by anything that reads Parquet:
 Sources: Fluent Emoji by Microsoft (MIT), Unicode CLDR annotations (Unicode-3.0).
 """
 
+import argparse
 import hashlib
 import io
 import json
@@ -35,13 +36,12 @@ from datasets_scripts.corpus import (
     PlainDumper,
     Publication,
     options_of,
-    options_parser,
-    publish,
     with_features,
 )
+from modeling_mmt.data.files import write_text
+from modeling_mmt.data.languages import LANGUAGES
 from modeling_mmt.data.sources import Sources, Tally
 
-LANGUAGES = ("en", "de", "fr", "cs", "zh", "ru", "vi", "sw", "es")
 SPLITS = ("train", "validation", "test")
 FRAME_SIZE = 128  # pixels, height and width
 NUM_FRAMES = 8  # of an animated clip: source frames int(j * source_frames / 8)
@@ -253,8 +253,8 @@ def build(data_dir: str | Path, output_dir: str | Path, options: Options | None 
             publication.write(split, rows[split])
     for licence in LICENCE_FILES:
         text = (Path(__file__).parent / "emoji9" / licence).read_text(encoding="utf-8")
-        (output_dir / licence).write_text(text, encoding="utf-8")
-    (output_dir / "README.md").write_text(card(rows, source_hashes(data_dir, rows)), encoding="utf-8")
+        write_text(output_dir / licence, text)
+    write_text(output_dir / "README.md", card(rows, source_hashes(data_dir, rows)))
     return {split: len(rows[split]) for split in SPLITS}
 
 
@@ -364,7 +364,7 @@ language. The frames are stored once.
   (`LICENSE-Unicode-3.0.txt`), from the npm packages `cldr-annotations-full` and `cldr-annotations-derived-full`
   48.2.0.
 
-Made by `python datasets_scripts/emoji9.py --data_dir <source> --output_dir <this folder>` from a folder with one JSON
+Made by `mmt build emoji9 --data_dir <source> --output_dir <this folder>` from a folder with one JSON
 line a concept and one WebP strip a clip, which are stored here byte for byte:
 
 | input | SHA-256 |
@@ -380,16 +380,9 @@ less text in the encoders' training, no more.
 """
 
 
-def main(argv: Sequence[str] | None = None) -> dict[str, int]:
+def run(arguments: argparse.Namespace) -> dict[str, int]:
     """Converts the source folder into the Parquet dataset and prints the number of rows of each split."""
-    options = options_of(options_parser(ABOUT).parse_args(argv))
-    counts = build(options.data_dir, options.output_dir, options)
+    counts = build(arguments.data_dir, arguments.output_dir, options_of(arguments))
     for split, count in counts.items():
         print(f"{split}: {count} rows")
-    if options.push_to_hub:
-        print(f"published: {publish(options.output_dir, options.push_to_hub, options.revision, options.private)}")
     return counts
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """emoji_motion: pairs of real mp4 clips that only time tells apart, with captions in nine languages.
 
-    python datasets_scripts/emoji_motion.py --output_dir data/emoji_motion
+    mmt build emoji_motion --output_dir data/emoji_motion
     load_dataset("data/emoji_motion/motion", split="test")  # or order, or playback
 
 Made from emoji9's clips, each split from its own concepts, without country flags. A clip and its *twin* have the same
@@ -36,8 +36,11 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from datasets_scripts.emoji9 import LANGUAGES, LICENCE_FILES, SPLITS
+from datasets_scripts.emoji9 import LICENCE_FILES, SPLITS
 from modeling_mmt.data.clips import frames_of
+from modeling_mmt.data.files import write_text, writing_folder
+from modeling_mmt.data.languages import LANGUAGES
+from modeling_mmt.data.reading import read_split
 
 SIZE = 128  # pixels, of a clip
 MOVING_SIZE = 64  # pixels, of an emoji that moves
@@ -195,23 +198,18 @@ def write_clip(path: str | Path, frames: Sequence[Image.Image]) -> None:
 
 def write_split(folder: Path, clips: Iterable[Clip]) -> int:
     """Writes the clips and `metadata.jsonl` of a folder, which appears whole or not at all; returns their number."""
-    partial = folder.with_name(f"{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     count = 0
-    with open(partial / METADATA, "w", encoding="utf-8") as metadata:
+    with writing_folder(folder, replace=True) as partial, open(partial / METADATA, "w", encoding="utf-8") as metadata:
         for count, (row, frames) in enumerate(clips, start=1):  # noqa: B007
             name = f"{row['video_id']}.mp4"
             write_clip(partial / name, frames)
             metadata.write(json.dumps({"file_name": name, **row}, ensure_ascii=False) + "\n")
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
     return count
 
 
 def build(
     output_dir: str | Path,
-    dataset: str | Path = "datasets_scripts/emoji9",
+    dataset: str | Path = "emoji9",
     seed: int = 0,
     max_pairs: int | None = None,
 ) -> dict[str, int]:
@@ -229,7 +227,7 @@ def build(
     output_dir = Path(output_dir)
     counts: dict[str, dict[str, int]] = {}
     for split in SPLITS:
-        rows = datasets.load_dataset(str(dataset), split=split)
+        rows = read_split(str(dataset), None, split)
         emojis = rows.select([row for row, is_flag in enumerate(rows["is_flag"]) if not is_flag])
         counts[split] = {}
         for kind in KINDS:
@@ -237,7 +235,7 @@ def build(
             counts[split][kind] = write_split(output_dir / kind / split, (clip for pair in pairs for clip in pair))
     for licence in LICENCE_FILES:
         shutil.copyfile(Path(__file__).parent / "emoji9" / licence, output_dir / licence)
-    (output_dir / "README.md").write_text(card(counts, seed, max_pairs), encoding="utf-8")
+    write_text(output_dir / "README.md", card(counts, seed, max_pairs))
     return {split: sum(of_kind.values()) for split, of_kind in counts.items()}
 
 
@@ -287,19 +285,17 @@ def sample_steps(num_samples: int) -> list[int]:
     return [math.floor((part + 0.5) * NUM_FRAMES / num_samples) for part in range(num_samples)]
 
 
-def main(argv: Sequence[str] | None = None) -> dict[str, int]:
-    """Builds the dataset; returns the number of clips of each split."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `build`."""
     parser.add_argument("--output_dir", required=True, type=Path, help="of the clips; its splits are replaced")
-    parser.add_argument("--dataset", default="datasets_scripts/emoji9", help="folder or Hub name of emoji9")
+    parser.add_argument("--dataset", default="emoji9", help="folder or Hub name of emoji9")
     parser.add_argument("--seed", type=int, default=0, help="of the pairs, ways and phases")
     parser.add_argument("--max_pairs", type=int, help="of each kind in each split; all by default")
-    arguments = parser.parse_args(argv)
-    counts = build(**vars(arguments))
+
+
+def run(arguments: argparse.Namespace) -> dict[str, int]:
+    """Builds the dataset; returns the number of clips of each split."""
+    counts = build(arguments.output_dir, arguments.dataset, arguments.seed, arguments.max_pairs)
     for split, count in counts.items():
         print(f"{split}: {count:,} clips")
     return counts
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 r"""What a tokenizer makes of a dataset's captions: how many are cut, what it does not know, what is there twice.
 
-    python datasets_scripts/language_report.py --dataset data/multi30k --tokenizer FacebookAI/xlm-roberta-large \
+    mmt build language_report --dataset data/multi30k --tokenizer FacebookAI/xlm-roberta-large \
         google-bert/bert-base-multilingual-cased --max_text_length 64
 
 A table by language and tokenizer, printed and put into the dataset's card. A language whose captions are
@@ -14,11 +14,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 from transformers import AutoTokenizer
 
 from datasets_scripts.corpus import REPORT_MARK, is_text_column, languages_of
+from modeling_mmt.data.files import write_text
+from modeling_mmt.data.reading import read_split
 from modeling_mmt.data.sources import SourceError
 
 CHUNK = 4096  # captions tokenized at a time
@@ -120,20 +121,22 @@ def into_card(card: Path, table: str) -> None:
     if text.count(REPORT_MARK) == 2:
         before, _, rest = text.partition(REPORT_MARK)
         after = rest.partition(REPORT_MARK)[2]
-        card.write_text(f"{before}{REPORT_MARK}\n{table}\n{REPORT_MARK}{after}", encoding="utf-8")
+        write_text(card, f"{before}{REPORT_MARK}\n{table}\n{REPORT_MARK}{after}")
 
 
-def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """Prints the table and puts it into a local dataset's card."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Whose captions are counted, and by which tokenizers."""
     parser.add_argument("--dataset", required=True, help="folder or Hub name")
     parser.add_argument("--revision", help="of a Hub dataset")
     parser.add_argument("--tokenizer", nargs="+", required=True, help="Hub names or folders")
     parser.add_argument("--split", default="train", help="whose captions are counted")
     parser.add_argument("--text_column", default="caption", help="kind of text")
     parser.add_argument("--max_text_length", type=int, default=64, help="tokens kept of a caption")
-    arguments = parser.parse_args(argv)
-    rows = datasets.load_dataset(arguments.dataset, split=arguments.split, revision=arguments.revision)
+
+
+def run(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Prints the table and puts it into a local dataset's card."""
+    rows = read_split(arguments.dataset, arguments.revision, arguments.split)
     kind = arguments.text_column
     columns = {
         language: rows[f"{kind}_{language}"]
@@ -151,7 +154,3 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     if card.is_file():
         into_card(card, caption + table)
     return [asdict(one) for one in figures]
-
-
-if __name__ == "__main__":
-    main()

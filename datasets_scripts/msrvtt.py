@@ -1,21 +1,23 @@
 """MSR-VTT: 10,000 web video clips with 20 English captions each, and their machine translations into eight languages.
 
-    python datasets_scripts/msrvtt.py --data_dir path/to/msrvtt --output_dir data/msrvtt9
+    mmt build msrvtt --data_dir path/to/msrvtt --output_dir data/msrvtt9
 
 The paper trains on the official 6,513 clips, chooses on the official 497 and tests on JSFusion's 1,000 pairs
 ("1k-A"): the default config. Config `full` tests on the official 2,990 with all their captions. Config `9k` trains on
 what is left of the 10,000 without 1k-A, as others do: 1,990 of its clips are of the official test set.
 """
 
+import argparse
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import datasets
 
-from datasets_scripts.corpus import About, Clock, Row, build, options_of, options_parser, schema
+from datasets_scripts import corpus
+from datasets_scripts.corpus import About, Clock, Row, build, options_of, schema
+from modeling_mmt.data.languages import LANGUAGES
 from modeling_mmt.data.sources import (
-    LANGUAGES,
     SourceError,
     Sources,
     Tally,
@@ -202,17 +204,16 @@ def languages_there(data_dir: Path) -> list[str]:
     return [language for language in LANGUAGES if language in there]
 
 
-def main(argv: Sequence[str] | None = None) -> dict[str, int]:
-    """Builds the dataset; returns the number of rows of each split."""
-    parser = options_parser(ABOUT)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of all builders, and `--test_only`."""
+    corpus.add_options(parser)
     parser.add_argument("--test_only", action="store_true", help="1k-A alone, from its list")
-    arguments = parser.parse_args(argv)
+
+
+def run(arguments: argparse.Namespace) -> dict[str, int]:
+    """Builds the dataset; returns the number of rows of each split."""
     read = make_read(arguments.test_only, languages_there(arguments.data_dir))
     counts = build(ABOUT, read, options_of(arguments), RULES)
     if counts.get("test_rest"):
         print(f"config 9k trains on {counts['test_rest']:,} clips of the official test split: do not test on it")
     return counts
-
-
-if __name__ == "__main__":
-    main()

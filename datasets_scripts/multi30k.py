@@ -1,6 +1,6 @@
 """Multi30K: 31,014 Flickr pictures with captions in English, German, French and Czech, all written by people.
 
-    python datasets_scripts/multi30k.py --data_dir path/to/multi30k/dataset --output_dir data/multi30k
+    mmt build multi30k --data_dir path/to/multi30k/dataset --output_dir data/multi30k
 
 Task 1 is one English caption a picture and its translations; task 2 is five English and five German captions a
 picture, written independently. Line i of a text file belongs to line i of its split's list of images. Task 1's
@@ -8,11 +8,12 @@ English caption is one of task 2's five on the training set, so `caption_en` is 
 task 1 alone.
 """
 
+import argparse
 from collections.abc import Iterator, Sequence
 
 import datasets
 
-from datasets_scripts.corpus import About, Clock, Row, build, options_of, options_parser, schema
+from datasets_scripts.corpus import About, Clock, Row, build, options_of, schema
 from modeling_mmt.data.sources import SourceError, Sources, Tally, checked_id, clean_text, without_ending
 
 TASK1, TASK2 = ("en", "de", "fr", "cs"), ("en", "de")
@@ -137,10 +138,6 @@ def aligned(sources: Sources, name: str, images: Sequence[str]) -> list[str]:
     return lines
 
 
-def main(argv: Sequence[str] | None = None) -> dict[str, int]:
+def run(arguments: argparse.Namespace) -> dict[str, int]:
     """Builds the dataset; returns the number of rows of each split."""
-    return build(ABOUT, read, options_of(options_parser(ABOUT).parse_args(argv)), RULES)
-
-
-if __name__ == "__main__":
-    main()
+    return build(ABOUT, read, options_of(arguments), RULES)

@@ -1,6 +1,6 @@
 """Multi-HowTo100M: subtitles of 1.2 million instructional videos in nine languages.
 
-    python datasets_scripts/multi_howto100m.py --data_dir path/to/how2 --output_dir data/multi_howto100m \
+    mmt build multi_howto100m --data_dir path/to/how2 --output_dir data/multi_howto100m \
         --features data/features/howto100m-r2plus1d data/features/howto100m-s3d
 
 A row is a video with each language's cues: texts, and their seconds. The files `how2_<language>.json`, gigabytes each
@@ -24,9 +24,10 @@ import datasets
 import ijson
 import pyarrow as pa
 
-from datasets_scripts.corpus import About, Clock, Row, build, options_of, options_parser
+from datasets_scripts import corpus
+from datasets_scripts.corpus import About, Clock, Row, build, options_of
+from modeling_mmt.data.languages import LANGUAGES
 from modeling_mmt.data.sources import (
-    LANGUAGES,
     SourceError,
     Sources,
     Tally,
@@ -301,16 +302,15 @@ def languages_there(data_dir: Path) -> list[str]:
     return [language for language in LANGUAGES if language in there]
 
 
-def main(argv: Sequence[str] | None = None) -> dict[str, int]:
-    """Builds the dataset; returns the number of rows of each split."""
-    parser: argparse.ArgumentParser = options_parser(ABOUT)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of all builders, and `--temporary`."""
+    corpus.add_options(parser)
     parser.add_argument("--temporary", type=Path, help="folder for temporary files, about as large as the source")
-    arguments = parser.parse_args(argv)
+
+
+def run(arguments: argparse.Namespace) -> dict[str, int]:
+    """Builds the dataset; returns the number of rows of each split."""
     languages = languages_there(arguments.data_dir)
     if not languages:
         raise FileNotFoundError(f"{arguments.data_dir}: no how2_<language>.json; --data_dir holds:\n{ABOUT.layout}")
     return build(ABOUT, make_read(languages, arguments.temporary), options_of(arguments), RULES)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """Your own clips and captions, in any languages: a table of captions becomes a dataset that `train.py` trains on.
 
-    python datasets_scripts/own_clips.py --data_dir my_clips --output_dir data/my_clips
+    mmt build own_clips --data_dir my_clips --output_dir data/my_clips
 
 The worked example for a builder: copy it. `my_clips/captions.csv` has a line a caption:
 
@@ -11,18 +11,19 @@ The worked example for a builder: copy it. `my_clips/captions.csv` has a line a 
 `split` is train, validation or test; without that column, a hash of the id puts 80 / 10 / 10 % there. With columns
 `start` and `end`, a clip is that span of a longer video, in seconds. `captions.jsonl`, one object a line with the same
 fields, does as well. Features are extracted from the clips' files by `extract_features.py`, or converted from those
-that you have by `convert_features.py`; `--features` checks that every clip has them.
+that you have by `mmt convert`; `--features` checks that every clip has them.
 """
 
+import argparse
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import datasets
 
-from datasets_scripts.corpus import About, Clock, Row, build, options_of, options_parser, schema
+from datasets_scripts.corpus import About, Clock, Row, build, options_of, schema
 from modeling_mmt.data.sources import SourceError, Sources, Tally, as_object, checked_id, checked_language, clean_text  # noqa: E402, E501
 
 FILES = ("captions.csv", "captions.tsv", "captions.jsonl")
@@ -126,10 +127,6 @@ def span(line: dict[str, Any], where: str) -> dict[str, float]:
     return times
 
 
-def main(argv: Sequence[str] | None = None) -> dict[str, int]:
+def run(arguments: argparse.Namespace) -> dict[str, int]:
     """Builds the dataset; returns the number of rows of each split."""
-    return build(ABOUT, read, options_of(options_parser(ABOUT).parse_args(argv)), RULES)
-
-
-if __name__ == "__main__":
-    main()
+    return build(ABOUT, read, options_of(arguments), RULES)

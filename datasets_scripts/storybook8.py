@@ -1,22 +1,23 @@
 """storybook8: pages of African Storybook picture books, a picture and its sentences in up to eight languages.
 
-    python datasets_scripts/storybook8.py --data_dir path/to/storybook8 --output_dir data/storybook8
+    mmt build storybook8 --data_dir path/to/storybook8 --output_dir data/storybook8
 
 Split by story, never by page: a story's pages show the same people. Which split a story is in follows from a hash of
 its number, about 70 / 10 / 20 %. There is no Czech.
 """
 
+import argparse
 import hashlib
 import io
 import json
 import re
-from collections.abc import Iterator, Sequence
-from typing import Any
+import shutil
+from collections.abc import Iterator
 
 import datasets
 from PIL import Image, UnidentifiedImageError
 
-from datasets_scripts.corpus import About, Clock, Row, build, options_of, options_parser
+from datasets_scripts.corpus import About, Clock, Row, build, options_of
 from modeling_mmt.data.sources import SourceError, Sources, Tally, as_object, checked_language, clean_text
 
 LANGUAGES = ("en", "sw", "fr", "zh", "de", "es", "vi", "ru")
@@ -146,15 +147,10 @@ def split_of(story: str) -> str:
     return SHARES[-1][0]
 
 
-def main(argv: Sequence[str] | None = None) -> dict[str, int]:
+def run(arguments: argparse.Namespace) -> dict[str, int]:
     """Builds the dataset; returns the number of rows of each split."""
-    options = options_of(options_parser(ABOUT).parse_args(argv))
-    options.output_dir.mkdir(parents=True, exist_ok=True)
-    source: Any = options.data_dir / CREDITS
-    if source.is_file():
-        (options.output_dir / CREDITS).write_bytes(source.read_bytes())
-    return build(ABOUT, read, options, RULES)
-
-
-if __name__ == "__main__":
-    main()
+    options = options_of(arguments)
+    counts = build(ABOUT, read, options, RULES)
+    if (options.data_dir / CREDITS).is_file():
+        shutil.copyfile(options.data_dir / CREDITS, options.output_dir / CREDITS)
+    return counts

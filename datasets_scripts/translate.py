@@ -1,6 +1,6 @@
 r"""Fills the languages that a dataset lacks by machine translation, as the paper did for MSR-VTT with OPUS-MT.
 
-    python datasets_scripts/translate.py --dataset data/msrvtt9 --output_dir data/msrvtt9-translated \
+    mmt build translate --dataset data/msrvtt9 --output_dir data/msrvtt9-translated \
         --model Helsinki-NLP/opus-mt-en-{language} --revision main --languages de fr cs zh ru vi sw es
 
 Any sequence-to-sequence model of the Hub does: `{language}` in its name is filled in, for one model a language; a
@@ -18,10 +18,11 @@ from typing import Any
 
 import datasets
 import torch
-from filelock import FileLock
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-from datasets_scripts.corpus import About, Clock, Options, Row, build, publish
+from datasets_scripts.corpus import About, Clock, Options, Row, add_publishing_options, build
+from modeling_mmt.data.files import file_sha256, locked
+from modeling_mmt.data.reading import read_splits
 from modeling_mmt.data.sources import SourceError, Sources, Tally, checked_language, clean_text
 
 MEMORY = "translations.jsonl"  # what is translated already, a line a text
@@ -67,8 +68,7 @@ class Translator:
         self.label = f"{Path(name).name if Path(name).is_dir() else name}@{commit}"
         digest = hashlib.sha256()  # a folder's name says little
         for file in sorted(Path(name).glob("*.safetensors")):
-            with file.open("rb") as opened:
-                digest.update(hashlib.file_digest(opened, "sha256").digest())
+            digest.update(bytes.fromhex(file_sha256(file)))
         weights = digest.hexdigest() if Path(name).is_dir() else None
         self.settings = {"model": self.label, "weights": weights, "source": source, "target": target, **self.limits}
 
@@ -149,9 +149,8 @@ def as_texts(value: str | Sequence[str] | None) -> list[str]:
     return [value] if isinstance(value, str) else list(value or [])
 
 
-def main(argv: Sequence[str] | None = None) -> dict[str, int]:
-    """Translates, writes the dataset, and returns the number of rows of each split."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What is translated, by which model, and how."""
     parser.add_argument("--dataset", required=True, help="folder or Hub name")
     parser.add_argument("--dataset_revision", help="of a Hub dataset")
     parser.add_argument("--output_dir", required=True, type=Path, help="of the filled dataset")
@@ -165,13 +164,18 @@ def main(argv: Sequence[str] | None = None) -> dict[str, int]:
     parser.add_argument("--max_length", type=int, default=128, help="tokens of a text and of its translation")
     parser.add_argument("--num_beams", type=int, default=4, help="of the search")
     parser.add_argument("--device", default="cpu", help="where the model runs")
-    parser.add_argument("--push_to_hub", metavar="ORG/NAME", help="publish to this dataset repository")
-    parser.add_argument("--tag", help="tag that the published version is given")
-    arguments = parser.parse_args(argv)
-    codes = dict(code.split("=", 1) for code in arguments.codes if "=" in code)
+    add_publishing_options(parser)
+
+
+def run(arguments: argparse.Namespace) -> dict[str, int]:
+    """Translates, writes the dataset, and returns the number of rows of each split."""
+    for code in arguments.codes:
+        if "=" not in code:
+            raise SourceError(f"--codes has {code!r}; write a language and what the model calls it, as sw=swh_Latn")
+    codes = dict(code.split("=", 1) for code in arguments.codes)
     for language in (arguments.source, *arguments.languages):
         checked_language(language, "--languages")
-    splits = datasets.load_dataset(arguments.dataset, revision=arguments.dataset_revision)
+    splits = read_splits(arguments.dataset, arguments.dataset_revision)
     kind, source = arguments.text_column, arguments.source
     for split, rows in splits.items():
         if f"{kind}_{source}" not in rows.column_names:
@@ -206,13 +210,6 @@ def main(argv: Sequence[str] | None = None) -> dict[str, int]:
             "translator_<language>": "name and commit of the model that translated, or None",
         },
     )
-    with FileLock(arguments.output_dir / "translate.lock"):
-        counts = build(about, read, Options(arguments.output_dir, arguments.output_dir), RULES)
-    (arguments.output_dir / "translate.lock").unlink(missing_ok=True)
-    if arguments.push_to_hub:
-        print(f"published: {publish(arguments.output_dir, arguments.push_to_hub, arguments.tag)}")
-    return counts
-
-
-if __name__ == "__main__":
-    main()
+    busy = SourceError(f"{arguments.output_dir}: another process is translating into this folder; wait for it")
+    with locked(arguments.output_dir / "translate.lock", busy):
+        return build(about, read, Options(arguments.output_dir, arguments.output_dir), RULES)

@@ -1,11 +1,12 @@
 """VATEX: ten-second YouTube clips, each with ten English and ten Chinese captions; five of them are translations.
 
-    python datasets_scripts/vatex.py --data_dir path/to/vatex --output_dir data/vatex
+    mmt build vatex --data_dir path/to/vatex --output_dir data/vatex
 
 Captions 0 to 4 of both languages are independent, 5 to 9 are pairs: Chinese caption k translates English caption k.
 Validation is split into HGR's halves by their lists of ids, `validation` and `test`, as the paper does.
 """
 
+import argparse
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -13,7 +14,8 @@ from typing import Any
 import datasets
 import numpy as np
 
-from datasets_scripts.corpus import About, Clock, Row, build, options_of, options_parser, schema
+from datasets_scripts import corpus
+from datasets_scripts.corpus import About, Clock, Row, build, options_of, schema
 from modeling_mmt.data.sources import (
     SourceError,
     Sources,
@@ -160,13 +162,12 @@ def parallel_pairs(captions: dict[str, list[Any]], tally: Tally) -> dict[str, li
     return pairs
 
 
-def main(argv: Sequence[str] | None = None) -> dict[str, int]:
-    """Builds the dataset; returns the number of rows of each split."""
-    parser = options_parser(ABOUT)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of all builders, and `--no_halves`."""
+    corpus.add_options(parser)
     parser.add_argument("--no_halves", action="store_true", help="keep the 3,000 clips of validation together")
-    arguments = parser.parse_args(argv)
+
+
+def run(arguments: argparse.Namespace) -> dict[str, int]:
+    """Builds the dataset; returns the number of rows of each split."""
     return build(ABOUT, make_read(not arguments.no_halves), options_of(arguments), RULES)
-
-
-if __name__ == "__main__":
-    main()

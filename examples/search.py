@@ -22,7 +22,7 @@ from matplotlib import font_manager
 from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont
 
-from modeling_mmt.commands.cli import check_query
+from modeling_mmt.commands.search import check_query
 from modeling_mmt.data.clips import frames_of
 from modeling_mmt.data.features import FeatureStore
 from modeling_mmt.evaluation.evaluate import open_checkpoint
@@ -173,7 +173,7 @@ def search_folder(
         raise ValueError(
             f"--videos {folder}: the checkpoint has no vision encoder, it was trained on features. Train one from "
             "pixels (model.vision_model in a recipe, such as emoji9/pixels_frozen), or extract features "
-            f"by the extractor that its card names (`extract_features.py --videos {folder}`) and search with "
+            f"by the extractor that its card names (`mmt extract {folder}`) and search with "
             "--features"
         )
     videos = find_videos(folder)
@@ -285,7 +285,7 @@ def open_inputs(arguments: argparse.Namespace, columns: Sequence[str]) -> tuple[
     """
     if not Path(arguments.features).is_dir():
         raise FileNotFoundError(
-            f"no feature store in {arguments.features}: `make demo` makes emoji9's, extract_features.py any other"
+            f"no feature store in {arguments.features}: `make demo` makes emoji9's, `mmt extract` any other"
         )
     features = FeatureStore(arguments.features)
     rows = load_dataset(arguments.dataset, split=arguments.split)

@@ -14,9 +14,9 @@ from pathlib import Path
 import run
 import tables
 
-from modeling_mmt.extraction import extract as extract_features
+from modeling_mmt.commands import train
+from modeling_mmt.extraction.extract import extract
 from modeling_mmt.extraction.packaged_encoders import packaged_encoder
-from modeling_mmt.training import run as train
 
 ROWS = ("none_en", "mmp_en")
 
@@ -35,16 +35,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     with timed("features", seconds):
         recipe = run.read_recipe(ROWS[0])
         features = recipe["data"]["features"][0]
-        extract_features.main(
-            [
-                "--dataset",
-                recipe["data"]["dataset"],
-                "--image_size",
-                features.rsplit("-", 1)[1],
-                "--output_dir",
-                features,
-            ]
-        )
+        extract(recipe["data"]["dataset"], features, image_size=int(features.rsplit("-", 1)[1]))
     found = {}
     for name in ROWS:
         with timed(f"train {name}", seconds):
@@ -56,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
             )
             if not one.is_done():
                 one.write_recipe()
-                train.main(one.command[2:])
+                train.main(one.words)
                 one.finish(0.0)
             found[name, arguments.seed] = one.read()
     results = run.provenance([arguments.seed]) | run.gather_table(found, ROWS, [arguments.seed])

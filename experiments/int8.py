@@ -21,13 +21,12 @@ from transformers import AutoProcessor
 
 import modeling_mmt  # noqa: F401  registers the processor
 from modeling_mmt.data.features import FeatureStore
+from modeling_mmt.data.languages import LANGUAGES
 from modeling_mmt.evaluation.embedding import embed_texts, embed_videos
 from modeling_mmt.evaluation.metrics import average_over_languages
 from modeling_mmt.evaluation.ranks import ranks
 from modeling_mmt.evaluation.significance import bootstrap_interval
 from modeling_mmt.plugins.onnx_export import INT8, OnnxModel, export
-
-LANGUAGES = ("en", "de", "fr", "cs", "zh", "ru", "vi", "sw", "es")
 
 
 def measure(folder: str, dataset: str, features: str, text_column: str, split: str) -> dict[str, Any]:

@@ -5,9 +5,9 @@
     python experiments/run.py ablations               # one switch at a time, on validation
     python experiments/run.py pixels                  # from pixels: learning, frames, resolution, augmentation
 
-A row is one `train.py` run of a recipe and a seed. A run whose figures are there is not repeated, so an interrupted
+A row is one `mmt train` of a recipe and a seed. A run whose figures are there is not repeated, so an interrupted
 table goes on where it was; rows that share a pre-training share its stage. Test figures are computed, never looked at:
-checkpoints are chosen on English validation names (`train.py`), hyper-parameters on validation.
+checkpoints are chosen on English validation names (`mmt train`), hyper-parameters on validation.
 """
 
 import argparse
@@ -30,11 +30,11 @@ import numpy as np
 import tables
 import yaml
 
+from modeling_mmt.data.languages import LANGUAGES
 from modeling_mmt.evaluation.significance import paired_test, summarise_seeds
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = Path("modeling_mmt") / "recipes" / "emoji9"
-LANGUAGES = ("en", "de", "fr", "cs", "zh", "ru", "vi", "sw", "es")
 FOREIGN = LANGUAGES[1:]
 VERSIONS = ("torch", "transformers", "datasets", "accelerate", "safetensors", "numpy")
 
@@ -185,11 +185,10 @@ class Run:
     options: Sequence[str] = ("--data.other_text_columns", "[keywords]")
 
     @property
-    def command(self) -> list[str]:
-        """What is run."""
+    def words(self) -> list[str]:
+        """What `mmt train` is told: the recipe and the options."""
         options = ["--seed", str(self.seed), "--output_dir", str(self.folder)]
-        options += ["--work_dir", str(self.work_dir / "stages"), *self.options]
-        return [sys.executable, "train.py", str(self.folder / "recipe.yaml"), *options]
+        return [str(self.folder / "recipe.yaml"), *options, "--work_dir", str(self.work_dir / "stages"), *self.options]
 
     def is_done(self) -> bool:
         """Whether this very recipe's figures are there."""
@@ -197,7 +196,7 @@ class Run:
         return (self.folder / "done.json").is_file() and path.is_file() and path.read_text("utf-8") == self._text()
 
     def write_recipe(self):
-        """Put the recipe where `command` reads it."""
+        """Put the recipe where the run reads it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "done.json").unlink(missing_ok=True)
         (self.folder / "recipe.yaml").write_text(self._text(), encoding="utf-8")
@@ -212,10 +211,9 @@ class Run:
             return
         self.write_recipe()
         started = time.monotonic()
+        command = [sys.executable, "-m", "mmt", "train", *self.words]
         with open(self.folder / "log.txt", "w", encoding="utf-8") as log:
-            code = subprocess.run(
-                self.command, cwd=ROOT, env=environment, stdout=log, stderr=log, check=False
-            ).returncode
+            code = subprocess.run(command, cwd=ROOT, env=environment, stdout=log, stderr=log, check=False).returncode
         seconds = time.monotonic() - started
         if code == 0:
             self.finish(seconds)
@@ -261,7 +259,7 @@ def gather_table(
                     **summarise_seeds([run["all"] for run in runs]),
                     "without_flags": summarise_seeds([run["without_is_flag"] for run in runs]),
                     "n_queries": len(runs[0]["all"]["t2v"]["en"]),
-                    "command": f"python train.py {FOLDER / name}.yaml --seed {{{','.join(map(str, seeds))}}}",
+                    "command": f"mmt train emoji9/{name} --seed {{{','.join(map(str, seeds))}}}",
                     "commit": ", ".join(sorted({found[name, seed]["done"]["commit"] for seed in seeds})),
                     "seconds": [training_seconds(found[name, seed]["metrics"]) for seed in seeds],
                 }

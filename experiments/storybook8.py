@@ -19,12 +19,12 @@ import numpy as np
 import run
 import yaml
 
-from datasets_scripts import storybook8
-from extract_features import main as extract_features
+from modeling_mmt.commands.build import build
 from modeling_mmt.data.checks import flat_captions
 from modeling_mmt.data.reading import load_split
 from modeling_mmt.evaluation.metrics import average_over_languages, per_query
 from modeling_mmt.evaluation.significance import bootstrap_interval, paired_test
+from modeling_mmt.extraction.extract import extract
 
 FOLDER = Path("modeling_mmt") / "recipes" / "storybook8"
 ROWS = {
@@ -51,8 +51,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     recipes = {name: yaml.safe_load((run.ROOT / FOLDER / f"{name}.yaml").read_text("utf-8")) for name in ROWS}
     data = recipes["none_en"]["data"]
     if not Path(data["dataset"]).is_dir():
-        storybook8.main(["--data_dir", str(arguments.data_dir), "--output_dir", data["dataset"]])
-    extract_features(["--dataset", data["dataset"], "--output_dir", data["features"][0]])
+        build("storybook8", ["--data_dir", str(arguments.data_dir), "--output_dir", data["dataset"]])
+    extract(data["dataset"], data["features"][0])
     runs = {}
     for name, recipe in recipes.items():
         for seed in arguments.seeds:
@@ -135,7 +135,7 @@ def row(
         "finetuning": ROWS[name][1],
         "split": split,
         "t2v": figures,
-        "command": f"python train.py {FOLDER / name}.yaml --seed {{{','.join(map(str, seeds))}}}",
+        "command": f"mmt train storybook8/{name} --seed {{{','.join(map(str, seeds))}}}",
         "commit": ", ".join(sorted({found[name, seed]["done"]["commit"] for seed in seeds})),
         "seconds": [run.training_seconds(found[name, seed]["metrics"]) for seed in seeds],
     }

@@ -13,12 +13,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from modeling_mmt.evaluation.metrics import SHOWN_METRICS
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Row = Mapping[str, Any]
 
-METRICS = ("R@1", "R@5", "R@10", "MedR", "MRR")
 DIRECTION_NAMES = {"t2v": "Text to video", "v2t": "Video to text"}
 AVERAGES = {"avg": "avg", "avg_non_en": "avg w/o en"}
 # Okabe and Ito's colours, told apart by people with any of the common kinds of colour blindness; markers tell them
@@ -87,13 +88,13 @@ def metric_table(
 def average_table(rows: Sequence[Row], part: str | None = None) -> str:
     """Markdown table of every metric, averaged over all languages, in both directions."""
     directions = [key for key in DIRECTION_NAMES if all(key in (row if part is None else row[part]) for row in rows)]
-    heads = [f"{key} {metric}" for key in directions for metric in METRICS]
+    heads = [f"{key} {metric}" for key in directions for metric in SHOWN_METRICS]
     lines = ["| pre-train / fine-tune | " + " | ".join(heads) + " |", "|---|" + "---|" * len(heads)]
     for row in rows:
         values = [
             f"{_cells(row, direction, metric, part)['avg']['mean']:.1f}"
             for direction in directions
-            for metric in METRICS
+            for metric in SHOWN_METRICS
         ]
         lines.append(f"| {row_name(row)} | " + " | ".join(values) + " |")
     return "\n".join(lines)

@@ -31,9 +31,10 @@ from run import commit, provenance
 
 from datasets_scripts import emoji_motion
 from modeling_mmt.data.feature_writer import FeatureStoreWriter
-from modeling_mmt.data.features import FeatureStore, FeatureStores
+from modeling_mmt.data.features import FeatureStore
+from modeling_mmt.data.languages import LANGUAGES
 from modeling_mmt.evaluation.embedding import embed_texts, embed_videos
-from modeling_mmt.evaluation.evaluate import Question, open_checkpoint, open_corpus
+from modeling_mmt.evaluation.evaluate import EvalSpec, open_checkpoint, open_corpus
 from modeling_mmt.evaluation.significance import bootstrap_interval
 from modeling_mmt.extraction.encoders import StepEncoder, load_encoder
 from modeling_mmt.training.layer_cache import CachedProcessor, FrozenTextCache
@@ -132,8 +133,8 @@ def measure(checkpoint: str | Path, split: str, languages: Sequence[str]) -> dic
     view = CachedProcessor(processor, cache)
     found: dict[str, Any] = {}
     for kind in emoji_motion.KINDS:
-        question = Question(str(CLIPS / kind), features=[str(FEATURES)], split=split, languages=languages)
-        corpus = open_corpus(question, FeatureStores)
+        spec = EvalSpec(str(CLIPS / kind), features=[str(FEATURES)], split=split, languages=languages)
+        corpus = open_corpus(spec)
         place = {video_id: row for row, video_id in enumerate(corpus.rows["video_id"])}
         rows, twins = np.arange(len(place)), np.array([place[twin] for twin in corpus.rows["twin"]])
         clips = embed_videos(model, view, corpus.clips).double().numpy()
@@ -154,7 +155,7 @@ def train(recipe: str, seed: int, *changes: str, folder: Path | None = None) -> 
     if not (folder / "seconds.json").is_file():
         options = ["--seed", str(seed), "--output_dir", str(folder), "--work_dir", str(RUNS / "stages")]
         options += ["--frozen_states_dir", str(FROZEN), *changes]
-        command = [sys.executable, "train.py", f"modeling_mmt/recipes/emoji_motion/{recipe}.yaml", *options]
+        command = [sys.executable, "-m", "mmt", "train", f"emoji_motion/{recipe}", *options]
         started, before = time.monotonic(), os.times()
         subprocess.run(command, cwd=ROOT, check=True)
         after = os.times()
@@ -232,7 +233,7 @@ def results(recipes: Sequence[str], seeds: Sequence[int], output_dir: Path = RES
     for recipe in recipes:
         folders = [RUNS / recipe / f"seed{seed}" for seed in seeds]
         cost = [json.loads((folder / "seconds.json").read_text()) for folder in folders]
-        runs = [measure(folder, "test", emoji_motion.LANGUAGES) for folder in folders]
+        runs = [measure(folder, "test", LANGUAGES) for folder in folders]
         rows[recipe] = {"test": summarise(runs), "training": cost}
     manifest = FeatureStore(FEATURES).manifest
     features = {key: manifest[key] for key in ("extractor", "revision", "source")}
@@ -254,12 +255,12 @@ def page(found: Mapping[str, Any]) -> str:
         "![Twins of each kind](clips.png)",
     ]
     for name in MEASURES:
-        head = ["kind", "recipe", *emoji_motion.LANGUAGES, "avg"]
+        head = ["kind", "recipe", *LANGUAGES, "avg"]
         lines = ["| " + " | ".join(head) + " |", "| --- | --- |" + " ---: |" * (len(head) - 2)]
         for kind in emoji_motion.KINDS:
             for recipe, row in found["rows"].items():
                 of = row["test"][kind][name]
-                cells = [f"{of[language]['mean']:.1f}" for language in emoji_motion.LANGUAGES]
+                cells = [f"{of[language]['mean']:.1f}" for language in LANGUAGES]
                 low, high = of["avg"]["ci95"]
                 cells.append(f"{of['avg']['mean']:.1f} [{low:.1f}, {high:.1f}]")
                 lines.append(

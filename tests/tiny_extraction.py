@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from modeling_mmt.extraction.shards import Extraction, run  # noqa: E402
 from modeling_mmt.extraction.video_lists import Video  # noqa: E402
-from modeling_mmt.extraction.workers import WorkerPool  # noqa: E402
+from modeling_mmt.extraction.workers import CallFailedError, WorkerPool  # noqa: E402
 
 SETTINGS = {"extractor": "tiny", "revision": "1", "rate": 2.0, "dtype": "float16", "source": {"of": "nothing"}}
 
@@ -50,11 +51,28 @@ def clips(num_clips=11, special=()):
     return [Video(dict(special).get(number, f"clip{number}"), str(number)) for number in range(num_clips)]
 
 
+class InThisProcess:
+    """A pool of no processes, for what is not about them."""
+
+    num_workers = 0
+
+    def __init__(self, read):
+        self.read = read
+
+    def map(self, videos, ahead):
+        for video in videos:
+            try:
+                yield self.read(video)
+            except ValueError as error:
+                yield CallFailedError(str(error))
+
+
 def extract(folder, videos, log, num_workers=0, seconds=0.0, max_failures=0, timeout=20, rank=0, num_processes=1):
     """One process's part; whether the store is there."""
+    read = Reader(log, seconds)
     with (
         Extraction(folder, videos, SETTINGS, 3, rank, num_processes) as extraction,
-        WorkerPool(Reader(log, seconds), num_workers, timeout) as pool,
+        WorkerPool(read, num_workers, timeout) if num_workers else nullcontext(InThisProcess(read)) as pool,
     ):
         return run(extraction, pool, encode, 4, max_failures, quiet=True)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}  # what `accelerate launch --use_fsdp` sets
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["train"])
+CONTEXT.set_forkserver_preload(["modeling_mmt.commands.train"])
 
 
 class Group:
@@ -51,8 +51,8 @@ class Group:
     def wait_for(self, stage, step):
         """Return once the first process has taken that step of that stage."""
         while True:
-            if not self.steps.poll(60):
-                raise TimeoutError(f"no step for a minute while waiting for {stage} {step}")
+            if not self.steps.poll(180):
+                raise TimeoutError(f"no step for three minutes while waiting for {stage} {step}")
             if self.steps.recv() == (stage, step):  # EOFError: it ended before
                 return
 
@@ -67,7 +67,7 @@ class Group:
     def join(self):
         """Wait for the end; returns the exit codes, minus the signal's number for the killed."""
         for process in self.processes:
-            process.join(120)
+            process.join(300)
         return [process.exitcode for process in self.processes]
 
 
@@ -76,7 +76,8 @@ def run(argv, rank, world_size, port, steps, env):
     os.environ |= env
     import torch
 
-    from modeling_mmt.training import run as train
+    from modeling_mmt.commands import train
+    from modeling_mmt.training import stage
 
     log = os.open(f"{argv[0]}.{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
@@ -88,11 +89,11 @@ def run(argv, rank, world_size, port, steps, env):
     if torch.accelerator.is_available():  # elsewhere train.py finds out by itself
         os.environ["ACCELERATE_USE_CPU"] = "true"
 
-    class Bar(train.tqdm):
+    class Bar(stage.tqdm):
         def update(self, n=1):
             super().update(n)
             if steps is not None:
                 steps.send((self.desc, self.n))
 
-    train.tqdm = Bar
+    stage.tqdm = Bar
     train.main(argv)

@@ -29,7 +29,7 @@ from transformers import AutoModel, AutoProcessor
 import modeling_mmt  # noqa: F401  registers the model with AutoModel
 from modeling_mmt.data.clips import frames_of
 from modeling_mmt.data.features import FeatureStore
-from modeling_mmt.data.sources import LANGUAGES
+from modeling_mmt.data.languages import LANGUAGES
 from modeling_mmt.search.index import Hit, SearchIndex
 
 LABELS = {"none": "none_en", "MP": "mp_en", "MMP": "mmp_en"}  # what a checkpoint is called, and its recipe

@@ -1,27 +1,44 @@
 """`mmt import`: a pretrained dual encoder as a checkpoint of ours, whose embeddings are the original's."""
 
-import argparse
+from pathlib import Path
 
-from modeling_mmt.modeling_mmt import MMTModel
-from modeling_mmt.processing_mmt import MMTProcessor
+from modeling_mmt import MMTModel, MMTProcessor
+from modeling_mmt.data.errors import InputError
 
 
-def import_command(arguments: argparse.Namespace):
+def main(
+    name: str,
+    output_dir: str,
+    revision: str | None = None,
+    vision_model: str | None = None,
+    vision_revision: str | None = None,
+):
     """Write model and processor into a new folder, and say what they are.
 
+    Args:
+        name: of the dual encoder, or of a text model that shares `vision_model`'s space; on the Hub, or a folder.
+        output_dir: folder to write to, new or empty.
+        revision: tag or commit of `name`.
+        vision_model: the dual encoder whose vision half is taken.
+        vision_revision: tag or commit of it.
+
     Raises:
-        ValueError: the folder is there and not empty, or the dual encoder cannot be taken; says which part.
+        InputError: the folder is not empty.
     """
-    folder = arguments.output_dir
+    folder = Path(output_dir)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"--output_dir {folder} is not empty; name a new folder")
-    names = (arguments.checkpoint, arguments.vision_model)
-    revisions = {"revision": arguments.revision, "vision_revision": arguments.vision_revision}
-    model = MMTModel.from_dual_encoder(*names, **revisions)
-    processor = MMTProcessor.from_dual_encoder(*names, **revisions, max_video_length=model.config.max_video_length)
+        raise InputError(f"--output_dir {folder} is not empty; name a new folder")
+    model = MMTModel.from_dual_encoder(name, vision_model, revision=revision, vision_revision=vision_revision)
+    config = model.config
+    processor = MMTProcessor.from_dual_encoder(
+        name,
+        vision_model,
+        revision=revision,
+        vision_revision=vision_revision,
+        max_video_length=config.max_video_length,
+    )
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
-    config = model.config
     print(
         f"{folder}: {config.text_config.model_type} and {config.vision_config.model_type}, {config.projection_dim} "
         f"numbers a caption or clip, {processor.max_text_length} tokens, logit scale {model.logit_scale.item():.4f}"

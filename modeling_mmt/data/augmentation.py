@@ -42,9 +42,9 @@ class VideoAugmentation:
         """Check the ranges."""
         for name in ("scale", "translate", "brightness", "contrast", "saturation"):
             if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"augmentation.{name} is {getattr(self, name)}; give at least 0 and below 1")
+                raise ValueError(f"{name} is {getattr(self, name)}; give at least 0 and below 1")
         if self.temporal_jitter < 1:
-            raise ValueError(f"augmentation.temporal_jitter is {self.temporal_jitter}; give 1 or more")
+            raise ValueError(f"temporal_jitter is {self.temporal_jitter}; give 1 or more")
 
     def __call__(
         self, clip: Sequence[torch.Tensor], generator: np.random.Generator, num_frames: int

@@ -1,12 +1,14 @@
 """The clips of a dataset as its column holds them, for those who read pixels and not features."""
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import datasets
+import torch
 from PIL import Image
 
 
@@ -37,7 +39,7 @@ class ClipColumn(Mapping[str, Any]):
         self.rows, self.column, self.folder = rows.select_columns(names), column, Path(folder)
         if not is_text:
             self.rows = self.rows.cast_column(column, type(kind)(decode=False))
-        self._row_of = {video_id: row for row, video_id in enumerate(rows["video_id"])}
+        self._row_of = {video_id: row for row, video_id in enumerate(rows["video_id"][:])}
 
     def __getitem__(self, video_id: str) -> Any:
         """A clip's source.
@@ -74,6 +76,25 @@ class ClipColumn(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self._row_of)
+
+
+@dataclass(frozen=True)
+class FrameReader:
+    """An id to its clip's frames; picklable, so that worker processes can read.
+
+    Args:
+        sources: ids to what `read` takes.
+        read: `MMTVideoFeatureExtractor.read`.
+        candidates: frames to read in the place of each one that is sampled.
+    """
+
+    sources: Mapping[str, Any]
+    read: Callable[[Any, int], list[torch.Tensor]]
+    candidates: int = 1
+
+    def __call__(self, video_id: str) -> list[torch.Tensor]:
+        """`(F, 3, height, width)` uint8 for each vision encoder."""
+        return self.read(self.sources[video_id], self.candidates)
 
 
 def frames_of(row: Mapping[str, Any]) -> list[Image.Image]:

@@ -7,14 +7,19 @@ workers and processes, and a run resumes at a step without replaying what came b
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
+from datasets import Dataset
 
 from modeling_mmt.data.augmentation import VideoAugmentation
+from modeling_mmt.data.checks import are_filled
 
 Draw = tuple[int, int, int]  # seed, epoch, row
+TEXT_VIEWS = ("", "noised_", "paired_", "noised_paired_")  # of a batch: what precedes `input_ids`
 
 
 class EpochBatchSampler:
@@ -59,11 +64,56 @@ class EpochBatchSampler:
             step += 1
 
 
+class ArrowColumns(dict[str, pa.Array]):
+    """A table's columns by name, each in one piece from when it is first asked for: a value is then found at once."""
+
+    def __init__(self, table: pa.Table):
+        self.table, self.names = table, table.column_names
+        self._filled: dict[str, list[bool]] = {}
+
+    def __missing__(self, name: str) -> pa.Array:
+        self[name] = self.table.column(name).combine_chunks()
+        return self[name]
+
+    def filled(self, name: str) -> list[bool]:
+        """Of each row, whether the column's text or list is neither null nor empty; all False of no such column."""
+        if name not in self._filled:
+            found = are_filled(self[name]) if name in self.names else np.zeros(len(self.table), dtype=bool)
+            self._filled[name] = found.tolist()
+        return self._filled[name]
+
+
+class ArrowRow(Mapping[str, Any]):
+    """A row of an Arrow table, of which a value is decoded when it is asked for.
+
+    Args:
+        columns: of the table.
+        position: of the row.
+        more: values beside the table's, or in their place.
+    """
+
+    def __init__(self, columns: ArrowColumns, position: int, more: Mapping[str, Any] = MappingProxyType({})):
+        self.columns, self.position, self.more = columns, position, more
+
+    def __or__(self, more: Mapping[str, Any]) -> "ArrowRow":
+        return ArrowRow(self.columns, self.position, {**self.more, **more})
+
+    def __getitem__(self, name: str) -> Any:
+        return self.more[name] if name in self.more else self.columns[name][self.position].as_py()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict.fromkeys((*self.columns.names, *self.more)))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
 class ClipDataset(torch.utils.data.Dataset):
     """Rows of a corpus joined with their clips' features or frames; indexed by `(seed, epoch, row)`, or the row alone.
 
     Args:
-        rows: a `datasets.Dataset` or list with `video_id` and text columns `<kind>_<language>`.
+        rows: a `datasets.Dataset` or list with `video_id` and text columns `<kind>_<language>`. A dataset's rows stay
+            Arrow until a column is asked for, unless it has a format of its own (`with_format`).
         features: `video_id` to `(F, D_v)`; `None` if the rows carry `video_features`, or no clip is wanted.
         frames: in their place, `video_id` to what `MMTVideoFeatureExtractor.read` gives.
 
@@ -75,19 +125,31 @@ class ClipDataset(torch.utils.data.Dataset):
         if features is not None and frames is not None:
             raise ValueError("clips are given as features and as frames; leave one out")
         self.rows, self.features, self.frames = rows, features, frames
+        is_plain = isinstance(rows, Dataset) and rows.format["type"] is None
+        self._arrow = rows.with_format("arrow") if is_plain else None
 
     def __len__(self) -> int:
         """Rows of the corpus."""
         return len(self.rows)
 
-    def __getitem__(self, draw: Draw | int) -> dict[str, Any]:
+    def __getitem__(self, draw: Draw | int) -> Mapping[str, Any]:
         """The row, its `video_features` or `video_frames` where there are any, and its `draw` if the index says it."""
-        row = dict(self.rows[draw if isinstance(draw, int) else draw[2]])
-        if self.features is not None:
-            row["video_features"] = self.features[row["video_id"]]
-        if self.frames is not None:
-            row["video_frames"] = self.frames[row["video_id"]]
-        return row if isinstance(draw, int) else row | {"draw": draw}
+        return self.__getitems__([draw])[0]
+
+    def __getitems__(self, draws: Sequence[Draw | int]) -> list[Mapping[str, Any]]:
+        """The same for each of a batch, which a `DataLoader` asks for at once."""
+        positions = [draw if isinstance(draw, int) else draw[2] for draw in draws]
+        columns = None if self._arrow is None else ArrowColumns(self._arrow[positions])
+        rows: list[Mapping[str, Any]] = []
+        for number, (draw, position) in enumerate(zip(draws, positions, strict=True)):
+            row = dict(self.rows[position]) if columns is None else ArrowRow(columns, number)
+            more: dict[str, Any] = {} if isinstance(draw, int) else {"draw": draw}
+            if self.features is not None:
+                more["video_features"] = self.features[row["video_id"]]
+            if self.frames is not None:
+                more["video_frames"] = self.frames[row["video_id"]]
+            rows.append(row | more)
+        return rows
 
 
 @dataclass
@@ -107,18 +169,20 @@ class MMTDataCollator:
             clip's keywords often name it, and a test of transfer to names may want to do without.
         keyword_pool_size: a clip's joined captions come from a seeded pool of this many in each language, so that
             their frozen states can be kept; 0 draws afresh.
-        noise_probability: share of tokens replaced by `noise_token` in x^m, and of steps set to zero in v^m
+        noise_probability: share of tokens replaced by the mask token in x^m, and of steps set to zero in v^m
             (5 % in the paper); 0 makes no noised copies. A step of pixels becomes a picture of the mean colour.
         noise_pool_size: a caption's noised copies come from a seeded pool of this many; 0 draws afresh.
         with_video: `False` leaves the clips out: text is aligned across languages alone.
         augmentation: changes rows' `video_frames`; `None` leaves them as they are. Features stay.
+        with_caption_keys: add the `caption_keys` of each view, which micro-batches and the layer cache know captions
+            by; the model does not take them.
 
     Returns:
         The tensors that `MMTModel.forward` documents, `positive_ids` `(B, 2 or 3)` and `return_loss=True`.
 
     Raises:
         ValueError: a row has no caption in any of the languages, or one only where two are wanted, or neither features
-            nor frames, or both; names the clip.
+            nor frames, or both; names the clip. Or captions are to be noised, and the tokenizer has no mask token.
     """
 
     processor: Any
@@ -132,6 +196,15 @@ class MMTDataCollator:
     noise_pool_size: int = 8
     with_video: bool = True
     augmentation: VideoAugmentation | None = None
+    with_caption_keys: bool = False
+
+    def __post_init__(self):
+        """Check that captions can be noised."""
+        if self.noise_probability and self.processor.tokenizer.mask_token_id is None:
+            raise ValueError(
+                f"noise_probability is {self.noise_probability}, and the tokenizer has no mask token to make noise of;"
+                " set it to 0, or give the tokenizer one"
+            )
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Collate rows of a `ClipDataset`."""
@@ -139,21 +212,20 @@ class MMTDataCollator:
         generators = [np.random.default_rng(draw) for draw in draws]
         captions = [self._captions(row, generator) for row, generator in zip(rows, generators, strict=True)]
         batch: dict[str, Any] = {"return_loss": True}
-        ids = [[stable_id(row["video_id"]) for row in rows]]
+        ids = [torch.tensor([stable_id(row["video_id"]) for row in rows])]
         for position, prefix in enumerate(("", "paired_")[: self.languages_per_clip]):
             texts = [choice[position] for choice in captions]
             tokens = self.processor.tokenize(texts)
             batch[f"{prefix}input_ids"] = tokens["input_ids"]
             batch[f"{prefix}attention_mask"] = tokens["attention_mask"]
+            keys = caption_keys(batch, prefix)  # equal for what the encoder reads as equal
+            ids.append(keys)
+            if self.with_caption_keys:
+                batch[f"{prefix}caption_keys"] = keys
             if self.noise_probability:
-                batch[f"noised_{prefix}input_ids"] = self._mask_tokens(**tokens, generators=generators)
-            lengths = tokens["attention_mask"].sum(dim=1).tolist()  # equal is what the encoder reads as equal
-            ids.append(
-                [
-                    stable_id(repr(row[:length]))
-                    for row, length in zip(tokens["input_ids"].tolist(), lengths, strict=True)
-                ]
-            )
+                batch[f"noised_{prefix}input_ids"] = self._mask_tokens(batch, prefix, keys.tolist(), generators)
+                if self.with_caption_keys:
+                    batch[f"noised_{prefix}caption_keys"] = caption_keys(batch, f"noised_{prefix}")
         if self.with_video:
             clips = self._clips(rows, generators)
             batch.update(clips)
@@ -162,7 +234,7 @@ class MMTDataCollator:
                 for name, value in clips.items():
                     if name != "video_mask":
                         batch[f"noised_{name}"] = value * keep.view(*keep.shape, *[1] * (value.dim() - 2))
-        batch["positive_ids"] = torch.tensor(ids, dtype=torch.long).T  # (B, 2 or 3): clip, caption x, caption y
+        batch["positive_ids"] = torch.stack(ids, dim=1)  # (B, 2 or 3): clip, caption x, caption y
         return batch
 
     def _clips(
@@ -193,7 +265,7 @@ class MMTDataCollator:
         return extractor.collate(clips)
 
     def _captions(self, row: Mapping[str, Any], generator: np.random.Generator) -> list[str]:
-        available = [language for language in self.languages if self._texts(row, language)]
+        available = [language for language in self.languages if self._has_text(row, language)]
         if len(available) < self.languages_per_clip:
             raise ValueError(
                 f"clip {row['video_id']!r} has {self.text_column} in {available or 'no language'} of "
@@ -202,12 +274,18 @@ class MMTDataCollator:
         chosen = generator.choice(len(available), self.languages_per_clip, replace=False)
         return [self._caption(row, available[index], generator) for index in chosen]
 
+    def _has_text(self, row: Mapping[str, Any], language: str) -> bool:
+        if self.exclude_text_column is None and isinstance(row, ArrowRow):
+            return row.columns.filled(f"{self.text_column}_{language}")[row.position]
+        return bool(self._texts(row, language))
+
     def _texts(self, row: Mapping[str, Any], language: str) -> str | list[str]:
         value = row.get(f"{self.text_column}_{language}") or ""
         if self.exclude_text_column is None or isinstance(value, str):
             return value
-        taken = row[f"{self.exclude_text_column}_{language}"].casefold()
-        return [keyword for keyword in value if keyword.casefold() != taken]
+        taken = row.get(f"{self.exclude_text_column}_{language}") or []
+        excluded = {text.casefold() for text in ([taken] if isinstance(taken, str) else taken)}
+        return [keyword for keyword in value if keyword.casefold() not in excluded]
 
     def _caption(self, row: Mapping[str, Any], language: str, generator: np.random.Generator) -> str:
         value = self._texts(row, language)
@@ -221,21 +299,21 @@ class MMTDataCollator:
         count = generator.integers(min(self.max_keywords, len(value))) + 1
         return ", ".join(value[index] for index in generator.permutation(len(value))[:count])
 
-    def _mask_tokens(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, generators, **_) -> torch.Tensor:
-        tokenizer = self.processor.tokenizer
-        noised = input_ids.clone()
-        special = set(tokenizer.all_special_ids)
-        for row, (tokens, length) in enumerate(
-            zip(input_ids.tolist(), attention_mask.sum(dim=1).tolist(), strict=True)
-        ):
-            generator = generators[row]
+    def _mask_tokens(
+        self,
+        batch: Mapping[str, torch.Tensor],
+        prefix: str,
+        keys: Sequence[int],
+        generators: Sequence[np.random.Generator],
+    ) -> torch.Tensor:
+        tokens, lengths = batch[f"{prefix}input_ids"], batch[f"{prefix}attention_mask"].sum(dim=1).tolist()
+        lost = np.zeros(tokens.shape, dtype=bool)
+        for row, (key, length, generator) in enumerate(zip(keys, lengths, generators, strict=True)):
             if self.noise_pool_size:
-                member = int(generator.integers(self.noise_pool_size))
-                generator = np.random.default_rng((stable_id(repr(tokens[:length])), member))
-            for position, chance in enumerate(generator.random(length)):
-                if chance < self.noise_probability and tokens[position] not in special:
-                    noised[row, position] = noise_token(tokenizer, special, generator)
-        return noised
+                generator = np.random.default_rng((key, int(generator.integers(self.noise_pool_size))))
+            lost[row, :length] = generator.random(length) < self.noise_probability
+        special = torch.isin(tokens, torch.tensor(self.processor.tokenizer.all_special_ids))
+        return tokens.masked_fill(torch.from_numpy(lost) & ~special, self.processor.tokenizer.mask_token_id)
 
     def _kept_steps(self, video_mask: torch.Tensor, generators) -> torch.Tensor:
         lengths = video_mask.sum(dim=1).tolist()
@@ -247,13 +325,20 @@ class MMTDataCollator:
         return keep
 
 
-def noise_token(tokenizer: Any, special: set[int], generator: np.random.Generator) -> int:
-    """The mask token; where the tokenizer has none (CLIP's, SigLIP's), any other that is not special."""
-    if tokenizer.mask_token_id is not None:
-        return tokenizer.mask_token_id
-    while (token := int(generator.integers(len(tokenizer)))) in special:
-        pass
-    return token
+def caption_keys(batch: Mapping[str, Any], view: str = "") -> torch.Tensor:
+    """A batch's `<view>caption_keys`, or where it has none, what they would be.
+
+    Returns:
+        `(B,)` int64 on the CPU: 63 bits of a hash of each caption's token ids, padding aside.
+    """
+    keys: torch.Tensor | None = batch.get(f"{view}caption_keys")
+    if keys is not None:
+        return keys
+    lengths = batch["paired_attention_mask" if "paired" in view else "attention_mask"].sum(dim=1).tolist()
+    rows = batch[f"{view}input_ids"].tolist()
+    return torch.tensor(
+        [stable_id(repr(row[:length])) for row, length in zip(rows, lengths, strict=True)], dtype=torch.long
+    )
 
 
 def stable_id(text: str) -> int:

@@ -1,10 +1,9 @@
 """A feature store written clip by clip, shard by shard; see features.py for what it holds."""
 
-import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -12,9 +11,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from filelock import FileLock, Timeout
 
 from modeling_mmt.data.features import DTYPES, FILE_FORMATS, MANIFEST, MAX_SHARD_VALUES, FeatureStoreError, read_shard
+from modeling_mmt.data.files import file_sha256, locked, put_in_place, write_json, writing_file
 
 
 class FeatureStoreWriter:
@@ -69,18 +68,16 @@ class FeatureStoreWriter:
         self._shards: list[dict[str, Any]] = []
         self.stored_ids: set[str] = set()
         self._waiting: list[tuple[str, np.ndarray]] = []
-        self._num_waiting_values = 0
+        self._num_waiting_values, self._is_finished = 0, False
 
         self.folder.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = FileLock(self.folder.with_name(self.folder.name + ".lock"))
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout as error:
-            raise FeatureStoreError(f"{self.folder}: another process is writing this store; wait for it") from error
+        self._lock = ExitStack()
+        busy = FeatureStoreError(f"{self.folder}: another process is writing this store; wait for it")
+        self._lock.enter_context(locked(self.folder.with_name(self.folder.name + ".lock"), busy))
         try:
             self._open_partial(resume)
         except BaseException:
-            self._release()
+            self._lock.close()
             raise
 
     def _open_partial(self, resume: bool) -> None:
@@ -151,13 +148,10 @@ class FeatureStoreWriter:
         for file in self.partial.iterdir():  # a shard that was written, but not listed, when a writer was killed
             if file.name not in known:
                 file.unlink()
-        os.rename(self.partial, self.folder)
-        self._release()
+        put_in_place(self.partial, self.folder)
+        self._is_finished = True
+        self._lock.close()
         return self.folder
-
-    def _release(self) -> None:
-        Path(self._lock.lock_file).unlink(missing_ok=True)
-        self._lock.release()
 
     def __enter__(self) -> "FeatureStoreWriter":
         return self
@@ -165,14 +159,9 @@ class FeatureStoreWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if not self._lock.is_locked:
-            return
-        try:
-            if kind is None:
+        with self._lock:
+            if kind is None and not self._is_finished:
                 self.finish()
-        finally:
-            if self._lock.is_locked:
-                self._release()
 
 
 def checked_values(where: str, features: np.ndarray, dtype: str, dim: int | None = None) -> np.ndarray:
@@ -226,20 +215,14 @@ def write_shard(path: Path, clips: Sequence[tuple[str, np.ndarray]], extractor: 
     ids = [video_id for video_id, _ in clips]
     table = pa.table({"video_id": ids, "video_features": pa.ListArray.from_arrays(steps, rows)})
     table = table.replace_schema_metadata({"extractor": extractor, "revision": revision})
-    temporary = path.with_name(path.name + ".new")
-    if path.suffix == ".arrow":
-        with pa.ipc.new_stream(temporary, table.schema) as writer:  # as datasets' own files
-            writer.write_table(table)
-    else:
-        pq.write_table(table, temporary, compression="zstd", use_dictionary=False)
-    data = temporary.read_bytes()
-    os.replace(temporary, path)
-    return {
-        "file": path.name,
-        "sha256": hashlib.sha256(data).hexdigest(),
-        "num_bytes": len(data),
-        "num_rows": len(clips),
-    }
+    with writing_file(path) as partial:
+        if path.suffix == ".arrow":
+            with pa.ipc.new_stream(partial, table.schema) as writer:  # as datasets' own files
+                writer.write_table(table)
+        else:
+            pq.write_table(table, partial, compression="zstd", use_dictionary=False)
+        sha256, num_bytes = file_sha256(partial), partial.stat().st_size
+    return {"file": path.name, "sha256": sha256, "num_bytes": num_bytes, "num_rows": len(clips)}
 
 
 def write_manifest(
@@ -263,9 +246,7 @@ def write_manifest(
         "shards": list(shards),
         "source": settings["source"],
     }
-    temporary = folder / (MANIFEST + ".new")
-    temporary.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, folder / MANIFEST)
+    write_json(folder / MANIFEST, manifest)
 
 
 def write_feature_store(

@@ -28,6 +28,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from modeling_mmt.data.errors import InputError
+
 DTYPES = {"float16": pa.float16(), "float32": pa.float32()}
 FILE_FORMATS = ("parquet", "arrow")
 MANIFEST = "manifest.json"
@@ -35,11 +37,11 @@ ABSENT = "absent:"  # begins the name of a stream that clips lack
 MAX_SHARD_VALUES = 2**28  # Arrow's list offsets have 32 bits; half a gigabyte of float16 is a fair file
 
 
-class FeatureStoreError(ValueError):
+class FeatureStoreError(InputError):
     """A store, or what should go into one, is not as it must be; the message says where and what helps."""
 
 
-class MissingClipError(KeyError):
+class MissingClipError(InputError, KeyError):
     """A store does not hold the clip that was asked for."""
 
     def __str__(self) -> str:
@@ -194,10 +196,11 @@ def _read_ids(folder: Path, shard: Mapping[str, Any]) -> list[str]:
 
 
 def read_shard(folder: Path, shard: Mapping[str, Any], manifest: Mapping[str, Any]) -> _Shard:
-    """A shard's clips, checked against what the manifest says of them.
+    """A shard's values, checked against its SHA-256 and the manifest.
 
     Raises:
-        FeatureStoreError: names the file and what does not fit.
+        FileNotFoundError: the shard is not there.
+        FeatureStoreError: it is not as the manifest says, or a value is not finite.
     """
     path = _check_size(folder, shard)
     data = pa.memory_map(str(path)).read_buffer()

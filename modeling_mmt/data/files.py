@@ -2,18 +2,23 @@
 
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from hashlib import sha256
+from hashlib import file_digest, sha1
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
+from modeling_mmt.data.errors import InputError
 
-class CheckpointError(ValueError):
+
+class CheckpointError(InputError):
     """A checkpoint is torn, foreign or of another run; the message says which file and what to do."""
 
 
@@ -69,15 +74,111 @@ def check_finite(tensors: Mapping[str, torch.Tensor], source: str | os.PathLike,
 
 
 def file_sha256(path: str | os.PathLike) -> str:
-    """SHA-256 of a file, read in blocks."""
-    digest = sha256()
+    """SHA-256 of a file's bytes, as hex digits."""
     with open(path, "rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
+        return file_digest(file, "sha256").hexdigest()
 
 
-def _flush(path: Path):
+def file_hash(path: Path, like: str) -> str:
+    """A file's SHA-256, or git's name for it where `like` is no SHA-256 (40 digits: a file kept in git itself)."""
+    if len(like) == 64:
+        return file_sha256(path)
+    with open(path, "rb") as file:
+        return file_digest(file, lambda: sha1(b"blob %d\0" % path.stat().st_size)).hexdigest()
+
+
+@contextmanager
+def locked(path: str | os.PathLike, busy: Exception | None = None) -> Iterator[None]:
+    """Hold a lock that lies in a file, which is removed after.
+
+    Args:
+        path: of the lock.
+        busy: raised at once where another process holds the lock; None waits for it.
+    """
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=-1 if busy is None else 0)
+    except Timeout as error:
+        raise busy or error from error
+    try:
+        yield
+    finally:
+        Path(path).unlink(missing_ok=True)
+        lock.release()
+
+
+@contextmanager
+def writing_file(path: str | os.PathLike) -> Iterator[Path]:
+    """Write a file whole or not at all: the block writes to the path that it is given, which then becomes `path`.
+
+    The name is this writer's own, so that two do not meet: the last one's file stays.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = _partial(path)
+    partial.touch()
+    mode = partial.stat().st_mode
+    try:
+        yield partial
+        partial.chmod(mode)  # safetensors makes a new file, for its owner alone
+        put_in_place(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing_folder(path: str | os.PathLike, replace: bool = False) -> Iterator[Path]:
+    """Write a folder whole or not at all, as `writing_file` does a file.
+
+    Args:
+        path: of the folder.
+        replace: whether one that is there gives way, at the end.
+
+    Raises:
+        FileExistsError: one is there that may not be replaced, perhaps another writer's since this one began.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial, old = _partial(path), _partial(path)
+    partial.mkdir()
+    try:
+        yield partial
+        if path.exists():
+            if not replace:
+                raise FileExistsError(f"{path} is there already; remove it, or choose another folder")
+            os.replace(path, old)
+        put_in_place(partial, path)
+    finally:
+        for leftover in (partial, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def put_in_place(partial: Path, path: Path) -> None:
+    """Give a file or folder its name once its bytes are on the disk; after a power cut it is whole, or not there."""
+    if partial.is_dir():
+        apply_umask(partial)
+        for inner in partial.rglob("*"):
+            _flush(inner)
+    _flush(partial)
+    os.replace(partial, path)
+    _flush(path.parent)
+
+
+def apply_umask(folder: Path) -> None:
+    """Give a folder's files the mode that its own says: safetensors makes them for their owner alone (mode 0600)."""
+    mode = folder.stat().st_mode & 0o666
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(path.stat().st_mode | mode)
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f"{path.name}.{token_hex(4)}.partial")
+
+
+def _flush(path: Path) -> None:
+    if os.name == "nt" and path.is_dir():  # which Windows does not open
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -85,15 +186,20 @@ def _flush(path: Path):
         os.close(descriptor)
 
 
-def save_tensors(path: Path, tensors: dict[str, torch.Tensor]):
+def save_tensors(
+    path: str | os.PathLike, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None
+) -> None:
     """Write a safetensors file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, path.with_suffix(".partial"))
-    os.replace(path.with_suffix(".partial"), path)
+    with writing_file(path) as partial:
+        save_file(tensors, partial, metadata)
 
 
-def write_json(path: Path, value: Any):
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Write a UTF-8 file, whole or not at all."""
+    with writing_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
     """Write a JSON file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.with_suffix(".partial").write_text(json.dumps(value, indent=1, ensure_ascii=False), encoding="utf-8")
-    os.replace(path.with_suffix(".partial"), path)
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")

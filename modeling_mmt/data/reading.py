@@ -4,19 +4,23 @@
 last. Here the revision decides: it is resolved to a commit, whose files are downloaded once and found again offline.
 """
 
+import json
 import os
 from collections.abc import Sequence
-from hashlib import sha1, sha256
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, Image, Video, load_dataset
+from datasets import Dataset, DatasetDict, Image, Video, load_dataset
 from datasets.exceptions import DatasetGenerationError
 from huggingface_hub import snapshot_download
 
+from modeling_mmt.data.errors import InputError, naming_input
+from modeling_mmt.data.files import file_hash, write_json
 
-class SnapshotError(ValueError):
+
+class SnapshotError(InputError):
     """A downloaded file is not what its repository says; the message names it and the remedy."""
 
 
@@ -59,19 +63,29 @@ def pinned_snapshot(
 
 
 def verify_snapshot(folder: str | os.PathLike):
-    """Check each file of a cached snapshot against the hash that the cache names it by.
+    """Check each file of a cached snapshot against the hash that the cache names it by, once.
+
+    What was checked is noted beside the snapshots, in `.verified`, with each file's size and times: one that has the
+    same still is not read again, by any process. Where the cache cannot be written, every call reads every file.
 
     Raises:
         SnapshotError: as `pinned_snapshot`.
     """
     folder = Path(folder)
-    blobs = (folder.parents[1] / "blobs").resolve()
+    repository = folder.parents[1]
+    blobs, stamp = (repository / "blobs").resolve(), repository / ".verified" / f"{folder.name}.json"
+    verified = _verified(stamp)
+    seen: dict[str, list[Any]] = {}
     for path in sorted(folder.rglob("*")):
         if not path.is_symlink():  # a folder; or a file system without links, where no hash was kept
             continue
         blob = path.resolve()
         if blob.parent != blobs:
             raise SnapshotError(f"{path}: points out of its repository's cache, to {blob}; delete the cache folder")
+        stat, name = blob.stat(), path.relative_to(folder).as_posix()
+        seen[name] = [blob.name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+        if verified.get(name) == seen[name]:
+            continue
         found = file_hash(blob, blob.name)
         if found != blob.name:
             path.unlink()
@@ -79,15 +93,18 @@ def verify_snapshot(folder: str | os.PathLike):
             raise SnapshotError(
                 f"{path}: damaged, its hash is {found}, the repository says {blob.name}; load it again"
             )
+    if seen != verified:
+        with suppress(OSError):
+            write_json(stamp, seen)
 
 
-def file_hash(path: Path, like: str) -> str:
-    """A file's SHA-256, or git's name for it where `like` is no SHA-256 (40 digits: a file kept in git itself)."""
-    digest = sha256() if len(like) == 64 else sha1(b"blob %d\0" % path.stat().st_size)
-    with open(path, "rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
+def _verified(stamp: Path) -> dict[str, Any]:
+    """What `verify_snapshot` noted; nothing where it did not, or the note is torn."""
+    try:
+        noted = json.loads(stamp.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return noted if isinstance(noted, dict) else {}
 
 
 def load_pinned_dataset(
@@ -136,16 +153,26 @@ def read_split(name: str, revision: str | None, split: str) -> Dataset:
     """One split of a folder, of a corpus that comes with the package, or of a Hub dataset at a revision.
 
     Raises:
-        ValueError: a file of it is torn, or is not what its name says.
+        InputError: there is no such dataset or split, a file of it is torn, or is not what its name says.
     """
+    return _read(name, revision, split)
+
+
+def read_splits(name: str, revision: str | None) -> DatasetDict:
+    """All splits, as `read_split` reads one."""
+    return _read(name, revision, None)
+
+
+def _read(name: str, revision: str | None, split: str | None) -> Any:
     name = dataset_folder(name)
-    try:
-        if Path(name).is_dir():
-            return load_dataset(name, split=split)
-        return load_pinned_dataset(name, split=split, revision=revision)
-    except DatasetGenerationError as error:
-        why = f"{error.__cause__ or error}".strip(". ")
-        raise ValueError(f"{name}: a file cannot be read ({why}); build or download the dataset again") from error
+    with naming_input(name):
+        try:
+            if Path(name).is_dir():
+                return load_dataset(name, split=split)
+            return load_pinned_dataset(name, split=split, revision=revision)
+        except DatasetGenerationError as error:
+            why = f"{error.__cause__ or error}".strip(". ")
+            raise InputError(f"{name}: a file cannot be read ({why}); build or download the dataset again") from error
 
 
 def load_split(name: str, revision: str | None, split: str, columns: Sequence[str]) -> Dataset:
@@ -158,6 +185,6 @@ def load_split(name: str, revision: str | None, split: str, columns: Sequence[st
     for column in ("video_id", *columns):
         if column not in rows.column_names:
             remedy = "; or name feature stores, or a video_column" if column == "video_features" else ""
-            raise ValueError(f"{name} ({split}): no column {column}; found {', '.join(rows.column_names)}{remedy}")
+            raise InputError(f"{name} ({split}): no column {column}; found {', '.join(rows.column_names)}{remedy}")
     media = [name for name, feature in rows.features.items() if isinstance(feature, (Image, Video))]
     return rows.remove_columns(media)

@@ -18,9 +18,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
+from modeling_mmt.data.errors import InputError
+
 Row = dict[str, Any]
 
-LANGUAGES = ("en", "de", "fr", "cs", "zh", "ru", "vi", "sw", "es")  # of the paper
 MAX_CAPTION = 10_000  # characters; the longest subtitle of an hour is far below
 RULES = {
     "not_text": "a caption that is no text (a number, null, half of a surrogate pair): dropped",
@@ -33,7 +34,7 @@ RULES = {
 }
 
 
-class SourceError(ValueError):
+class SourceError(InputError):
     """An official file is not as its layout says; the message names file, field, value and remedy."""
 
 

@@ -136,6 +136,8 @@ class SampledClips(torch.utils.data.Dataset):
         sampler: of windows; its seed is not used, an index brings one.
     """
 
+    frames = None  # it draws features
+
     def __init__(self, rows: Dataset, features: FeatureStores, sampler: WindowSampler):
         self.features, self.sampler, self.rate = features, sampler, common_rate(features)
         has = np.stack([self._has_cues(rows, language) for language in sampler.languages], axis=1)  # (N, languages)
@@ -172,6 +174,10 @@ class SampledClips(torch.utils.data.Dataset):
         clip = sampler.cut(video, chosen, generator, num_steps / self.rate)
         window = steps_of(clip["start"], clip["end"], self.rate, num_steps)
         return clip | {"video_features": self.features.window(video["video_id"], *window), "draw": draw}
+
+    def __getitems__(self, draws: Sequence[tuple[int, int, int]]) -> list[Row]:
+        """The clips of a batch."""
+        return [self[draw] for draw in draws]
 
 
 class ClipStream(torch.utils.data.IterableDataset):

@@ -65,7 +65,7 @@ def embed_videos(
         if getattr(processor.feature_extractor, "pixels", None) is None:
             raise ValueError(
                 f"videos are given as {type(videos[0]).__name__}, but the model has no vision encoder: extract their "
-                "features (extract_features.py), or train from pixels (model.vision_model in a recipe)"
+                "features (mmt extract), or train from pixels (model.vision_model in a recipe)"
             )
     name = "video_features" if are_features else "videos"
     lengths = [len(clip) for clip in videos] if are_features else [1] * len(videos)

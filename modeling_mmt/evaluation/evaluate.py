@@ -5,7 +5,7 @@
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,10 +17,13 @@ from datasets import Dataset
 from huggingface_hub.errors import StrictDataclassError
 from tqdm.auto import tqdm
 
-from modeling_mmt.data.checks import blank_texts, flat_captions, not_boolean, not_texts, repeated_clips
+from modeling_mmt.data.checks import CorpusError, flat_captions, missing_columns, search_problems
 from modeling_mmt.data.clip_cache import InOrder
+from modeling_mmt.data.clips import ClipColumn
+from modeling_mmt.data.features import FeatureStores
 from modeling_mmt.data.files import CheckpointError, check_finite, naming_torn_weights
-from modeling_mmt.data.reading import read_split
+from modeling_mmt.data.reading import dataset_folder, read_split
+from modeling_mmt.evaluation.checkpoint_recipe import RECIPE, recipe_file, searched_data
 from modeling_mmt.evaluation.embedding import embed_texts, embed_videos
 from modeling_mmt.evaluation.metrics import retrieval_metrics
 from modeling_mmt.evaluation.ranks import ranks_by_language
@@ -28,15 +31,11 @@ from modeling_mmt.modeling_mmt import MMTModel
 from modeling_mmt.processing_mmt import MMTProcessor
 
 Ranks = dict[str, dict[str, np.ndarray]]  # direction -> language -> (queries,)
-METRICS = ("R@1", "R@5", "R@10", "MedR", "MRR")  # what people are shown
-WAYS = {"t2v": "text to video", "v2t": "video to text"}
-AVERAGES = {"avg": "all", "avg_non_en": "all but en"}
-MAX_TOLD = 600  # characters of a library's error that are passed on
-RECIPE = "recipe.json"  # beside a checkpoint: what train.py was told
+MAX_WORDS = 600  # characters of a library's error that are passed on
 
 
 @dataclass(frozen=True)
-class Question:
+class EvalSpec:
     """What a checkpoint is asked to search.
 
     Args:
@@ -61,28 +60,42 @@ class Question:
     exclude_column: str | None = None
 
     @classmethod
-    def of_checkpoint(cls, folder: str | Path, **changes: Any) -> "Question":
+    def of_checkpoint(
+        cls, checkpoint: str | Path, checkpoint_revision: str | None = None, **changes: Any
+    ) -> "EvalSpec":
         """What the checkpoint's own recipe evaluates on, with the values of `changes` that are not None put over it.
 
+        Args:
+            checkpoint: folder, or name on the Hub.
+            checkpoint_revision: tag, branch or commit of a name on the Hub.
+            changes: fields.
+
         Raises:
-            ValueError: neither the recipe nor `changes` names a dataset.
+            CorpusError: neither the recipe nor `changes` names a dataset.
         """
-        path, asked = Path(folder) / RECIPE, cls(dataset="")
-        if path.is_file():
-            data = _recipe_data(path)
+        path, spec = recipe_file(checkpoint, checkpoint_revision), cls(dataset="")
+        if path is not None:
+            data = searched_data(path)
             same = {key: data[key] for key in ("dataset", "revision", "features", "text_column", "languages")}
             same["video_column"] = data.get("video_column")
-            asked = cls(**same, split=data["test_split"] or "validation", exclude_column=data["exclude_column"])
-        if (given := changes.get("dataset")) is not None and Path(given).resolve() != Path(asked.dataset).resolve():
-            asked = cls(dataset=given)  # the recipe's columns and features are another dataset's
+            spec = cls(**same, split=data["test_split"] or "validation", exclude_column=data["exclude_column"])
+        given = changes.get("dataset")
+        if given is not None and _folder(given) != _folder(spec.dataset):
+            spec = cls(dataset=given)  # the recipe's columns and features are another dataset's
         if changes.get("features"):
-            asked = replace(asked, video_column=None)
+            spec = replace(spec, video_column=None)
         elif changes.get("video_column"):
-            asked = replace(asked, features=())
-        asked = replace(asked, **{key: value for key, value in changes.items() if value is not None})
-        if not asked.dataset:
-            raise ValueError(f"dataset is not given, and {path} is not there to say which; name one with --dataset")
-        return asked
+            spec = replace(spec, features=())
+        spec = replace(spec, **{key: value for key, value in changes.items() if value is not None})
+        if not spec.dataset:
+            raise CorpusError(
+                f"dataset is not given, and {checkpoint} has no {RECIPE} to say which; name one with --dataset"
+            )
+        return spec
+
+
+def _folder(dataset: str) -> Path:
+    return Path(dataset_folder(dataset)).resolve()
 
 
 @dataclass
@@ -90,7 +103,7 @@ class Corpus:
     """A split, ready to be searched.
 
     Args:
-        question: what it was opened for.
+        spec: what it was opened for.
         rows: the split, pictures and all.
         captions: language -> captions.
         clip_of: language -> the row that each caption belongs to.
@@ -98,7 +111,7 @@ class Corpus:
         parts: name -> `(rows,)` bool, True for a clip that is left out; `all` leaves out none.
     """
 
-    question: Question
+    spec: EvalSpec
     rows: Dataset
     captions: dict[str, list[str]]
     clip_of: dict[str, list[int]]
@@ -142,7 +155,7 @@ class Evaluation:
     texts: dict[str, torch.Tensor]
     videos: torch.Tensor
     ranks: dict[str, Ranks]
-    max_text_length: int
+    max_text_length: int = 0
     tokens: dict[str, np.ndarray] = field(default_factory=dict)
 
     @cached_property
@@ -150,87 +163,59 @@ class Evaluation:
         """As in `metrics.json`: part -> direction -> language -> R@1, R@5, R@10, MedR, MeanR, MRR."""
         return {
             part: {
-                way: {language: retrieval_metrics(found[~np.isnan(found)]) for language, found in of_way.items()}
-                for way, of_way in ranks.items()
+                direction: {lang: retrieval_metrics(found[~np.isnan(found)]) for lang, found in by_language.items()}
+                for direction, by_language in ranks.items()
             }
             for part, ranks in self.ranks.items()
         }
 
 
-def open_corpus(
-    question: Question,
-    open_features: Callable[[list[str]], Mapping[str, Any]],
-    open_videos: Callable[[Dataset, str, str], Mapping[str, Any]] | None = None,
-) -> Corpus:
-    """Read what a question names.
-
-    Args:
-        question: what to read.
-        open_features: the folders of feature stores to one mapping from `video_id` to `(F, D_v)`, such as
-            `modeling_mmt.data.features.FeatureStores`; called only if the question names some.
-        open_videos: rows, `video_column` and the dataset's name to one from `video_id` to a video, such as
-            `modeling_mmt.data.clips.ClipColumn`; called only if the question names a column.
+def open_corpus(spec: EvalSpec) -> Corpus:
+    """Read what is to be searched.
 
     Raises:
-        ValueError: a column or language is not there, or there is nothing to search.
+        CorpusError: a column or language is not there, or what is there is not fit to be searched.
     """
-    kind = question.text_column
-    rows = read_split(question.dataset, question.revision, question.split)
-    found = [name.removeprefix(f"{kind}_") for name in rows.column_names if name.startswith(f"{kind}_")]
-    where = f"{question.dataset} ({question.split})"
-    if not found:
-        raise ValueError(f"{where}: no column {kind}_<language>; found {', '.join(rows.column_names)}")
-    for language in question.languages:
-        if language not in found:
-            raise ValueError(f"{where}: no {kind} in language {language!r}; there are {', '.join(found)}")
-    own = None if question.features else question.video_column or "video_features"
-    for column in ("video_id", question.exclude_column, own):
-        if column and column not in rows.column_names:
-            raise ValueError(f"{where}: no column {column}; found {', '.join(rows.column_names)}")
-    for problem in repeated_clips(rows):
-        raise ValueError(f"{where}: {problem}")
-    captions, clip_of = {}, {}
-    for language in question.languages or found:
-        for problem in (*not_texts(rows, f"{kind}_{language}"), *blank_texts(rows, f"{kind}_{language}")):
-            raise ValueError(f"{where}: {problem}")
-        clip_of[language], captions[language] = flat_captions(rows[f"{kind}_{language}"])
-        if not captions[language]:
-            raise ValueError(f"{where}: column {kind}_{language} is empty; leave language {language!r} out")
-    if question.features:
-        stores = open_features(list(question.features))
+    kind = spec.text_column
+    rows = read_split(spec.dataset, spec.revision, spec.split)
+    there = [name.removeprefix(f"{kind}_") for name in rows.column_names if name.startswith(f"{kind}_")]
+    where = f"{spec.dataset} ({spec.split})"
+    if not there:
+        raise CorpusError(f"{where}: no column {kind}_<language>; found {', '.join(rows.column_names)}")
+    for language in spec.languages:
+        if language not in there:
+            raise CorpusError(f"{where}: no {kind} in language {language!r}; there are {', '.join(there)}")
+    spec = replace(spec, languages=spec.languages or there)
+    own = None if spec.features else spec.video_column or "video_features"
+    for problem in missing_columns(rows, filter(None, ("video_id", spec.exclude_column, own))):
+        raise CorpusError(f"{where}: {problem}")
+    for problem in search_problems(rows, kind, spec.languages, spec.exclude_column):
+        raise CorpusError(f"{where}: {problem}")
+    if spec.features:
+        stores = FeatureStores(spec.features)
         clips: Sequence[Any] = [stores[key] for key in rows["video_id"]]
-    elif question.video_column:
-        if open_videos is None:
-            raise ValueError(f"{where}: column {question.video_column} holds videos, and open_videos is not given")
-        clips = InOrder(open_videos(rows, question.video_column, question.dataset), rows["video_id"][:])
+    elif spec.video_column:
+        clips = InOrder(ClipColumn(rows, spec.video_column, spec.dataset), rows["video_id"][:])
     else:
         clips = rows["video_features"][:]
+    return corpus_of(spec, rows, clips)
+
+
+def corpus_of(spec: EvalSpec, rows: Dataset, clips: Sequence[Any]) -> Corpus:
+    """A split that is open already, as it is searched.
+
+    Args:
+        spec: its kind of text, languages and `exclude_column` are taken.
+        rows: of the split, found fit to be searched (`modeling_mmt.data.checks.search_problems`).
+        clips: as `Corpus.clips`.
+    """
+    captions, clip_of = {}, {}
+    for language in spec.languages:
+        clip_of[language], captions[language] = flat_captions(rows[f"{spec.text_column}_{language}"])
     parts = {"all": np.zeros(len(rows), dtype=bool)}
-    if question.exclude_column:
-        for problem in not_boolean(rows, question.exclude_column):
-            raise ValueError(f"{where}: {problem}")
-        excluded = np.array(rows[question.exclude_column], dtype=bool)
-        if not excluded.all():
-            parts[f"without_{question.exclude_column}"] = excluded
-    return Corpus(question, rows, captions, clip_of, clips, parts)
-
-
-def _recipe_data(path: Path) -> Mapping[str, Any]:
-    """The part `data` of a checkpoint's recipe."""
-    remedy = "download or save the checkpoint again, or name the dataset and its columns"
-    try:
-        recipe = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error}); {remedy}") from error
-    data = recipe.get("data", {}) if isinstance(recipe, dict) else {}
-    needed = ("dataset", "revision", "features", "text_column", "languages", "test_split", "exclude_column")
-    missing = [key for key in needed if not isinstance(data, dict) or key not in data]
-    if missing:
-        raise ValueError(f"{path}: no data.{missing[0]}; {remedy}")
-    for key, kind in (("dataset", str), ("text_column", str), ("features", list), ("languages", list)):
-        if not isinstance(data[key], kind):
-            raise ValueError(f"{path}: data.{key} is {data[key]!r}, no {kind.__name__}; {remedy}")
-    return data
+    if spec.exclude_column:
+        parts[f"without_{spec.exclude_column}"] = np.array(rows[spec.exclude_column], dtype=bool)
+    return Corpus(spec, rows, captions, clip_of, clips, parts)
 
 
 def check_checkpoint(source: str):
@@ -241,7 +226,7 @@ def check_checkpoint(source: str):
     """
     folder = Path(source)
     if not (folder / "config.json").is_file() and (folder.exists() or source.count("/") != 1):
-        raise FileNotFoundError(f"no checkpoint in {source}: it has no config.json; train.py writes one")
+        raise FileNotFoundError(f"no checkpoint in {source}: it has no config.json; `mmt train` writes one")
 
 
 def open_checkpoint(source: str, revision: str | None = None) -> tuple[MMTModel, MMTProcessor]:
@@ -284,8 +269,8 @@ def _suspect(source: str, *names: str) -> str:
 
 def _in_one_line(what: str, error: Exception, remedy: str) -> str:
     """What could not be read, a library's words for why, and what to do."""
-    told = " ".join(str(error).split()) or type(error).__name__
-    return f"{what}: {told if len(told) <= MAX_TOLD else told[:MAX_TOLD] + '...'}; {remedy}"
+    words = " ".join(str(error).split()) or type(error).__name__
+    return f"{what}: {words if len(words) <= MAX_WORDS else words[:MAX_WORDS] + '...'}; {remedy}"
 
 
 def evaluate(
@@ -303,6 +288,15 @@ def evaluate(
     Raises:
         ValueError: a caption is empty, a clip has the wrong width, or an embedding is not finite; names which.
     """
+    found = search_corpus(model, processor, corpus, name, progress)
+    tokens = {language: token_counts(processor, captions) for language, captions in corpus.captions.items()}
+    return replace(found, max_text_length=processor.max_text_length, tokens=tokens)
+
+
+def search_corpus(
+    model: MMTModel, processor: Callable[..., Any], corpus: Corpus, name: str = "model", progress: bool = False
+) -> Evaluation:
+    """As `evaluate`, with anything that makes the model's inputs, and without counting tokens."""
     texts = {}
     with tqdm(total=len(corpus.languages) + 1, desc=name, disable=not progress) as bar:
         for language, captions in corpus.captions.items():
@@ -315,8 +309,7 @@ def evaluate(
     ranks = {
         part: ranks_by_language(texts, videos, corpus.clip_of, excluded) for part, excluded in corpus.parts.items()
     }
-    tokens = {language: token_counts(processor, captions) for language, captions in corpus.captions.items()}
-    return Evaluation(name, texts, videos, ranks, processor.max_text_length, tokens)
+    return Evaluation(name, texts, videos, ranks)
 
 
 def token_counts(processor: MMTProcessor, captions: Sequence[str]) -> np.ndarray:

@@ -9,7 +9,9 @@ import numpy as np
 
 Array: TypeAlias = Any  # numpy array, torch tensor (any device, any float type) or nested lists of numbers
 METRICS = ("R@1", "R@5", "R@10", "MedR", "MeanR", "MRR")
-DIRECTIONS = ("t2v", "v2t")
+SHOWN_METRICS = tuple(metric for metric in METRICS if metric != "MeanR")  # to people: outliers move a mean rank
+DIRECTIONS = {"t2v": "text to video", "v2t": "video to text"}
+AVERAGES = {"avg": "all", "avg_non_en": "all but en"}  # over languages
 
 
 def retrieval_metrics(ranks: Array) -> dict[str, float]:

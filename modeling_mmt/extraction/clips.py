@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from modeling_mmt.data.clips import frames_of
+from modeling_mmt.data.reading import dataset_folder
 from modeling_mmt.extraction.video_lists import Video, check_ids, find_videos, fingerprint
 
 FILMSTRIP_COLUMNS = ("video_id", "frames", "num_frames")
@@ -54,14 +55,14 @@ def clips_of_dataset(name: str, limit: int | None) -> Clips:
     Raises:
         ValueError: it has neither, or a split lacks a column.
     """
-    dataset = datasets.load_dataset(name)
+    dataset = datasets.load_dataset(dataset_folder(name))
     first = next(iter(dataset.values()))
     column = next((key for key, kind in first.features.items() if isinstance(kind, datasets.Video)), None)
     columns = [key for key in ("video_id", column) if key in first.column_names] if column else FILMSTRIP_COLUMNS
     for split, part in dataset.items():
         absent = set(columns) - set(part.column_names)
         if absent:
-            raise ValueError(f"--dataset {name}: split {split!r} has no column {sorted(absent)[0]!r}")
+            raise ValueError(f"{name}: split {split!r} has no column {sorted(absent)[0]!r}")
     undecoded = datasets.Video(decode=False) if column else datasets.Image(decode=False)
     parts = {
         split: part.select_columns(list(columns)).cast_column(column or "frames", undecoded)
@@ -75,7 +76,7 @@ def clips_of_dataset(name: str, limit: int | None) -> Clips:
 
     ids = {split: ids_of(part) for split, part in parts.items()}
     videos = [Video(video_id, (split, row)) for split in parts for row, video_id in enumerate(ids[split][:limit])]
-    check_ids(videos, f"--dataset {name}")
+    check_ids(videos, name)
 
     def load(video: Video) -> Video:
         split, number = video.source

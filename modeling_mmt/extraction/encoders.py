@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from modeling_mmt.data.files import file_sha256
 from modeling_mmt.extraction.packaged_encoders import resolve_encoder
 from modeling_mmt.extraction.video_backbones import load_backbone
 from modeling_mmt.image_processing_mmt import PixelSettings
@@ -77,8 +78,7 @@ def load_encoder(
         settings = PixelSettings(
             **own, mean=model.mean, std=model.std, resample="bilinear", frames_per_step=model.frames_per_step
         )
-        with open(name, "rb") as weights:
-            revision = f"sha256:{hashlib.file_digest(weights, 'sha256').hexdigest()}"
+        revision = f"sha256:{file_sha256(name)}"
     else:
         path = resolve_encoder(name)
         model = MMTVisionEncoder.from_pretrained(path)
@@ -97,8 +97,7 @@ def encoder_revision(path: str, model: PreTrainedModel) -> str:
         return commit
     digest = hashlib.sha256()
     for file in sorted(Path(path).glob("*.safetensors")):
-        with file.open("rb") as weights:
-            digest.update(hashlib.file_digest(weights, "sha256").digest())
+        digest.update(bytes.fromhex(file_sha256(file)))
     return f"sha256:{digest.hexdigest()}"
 
 

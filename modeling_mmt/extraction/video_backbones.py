@@ -21,8 +21,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from modeling_mmt.data.errors import InputError
 
-class BackboneError(ValueError):
+
+class BackboneError(InputError):
     """A weight file is not what it must be; the message says where and what helps."""
 
 

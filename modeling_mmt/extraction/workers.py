@@ -1,7 +1,9 @@
 """Calls a function in worker processes that may crash or hang; a call that does is lost, and nothing else.
 
 A decoder is C code that meets strangers' files: one in a million brings its process down, or never returns. Here it
-brings down a worker, which is started anew, and its file is told apart from the others.
+brings down a worker, which is started anew, and its file alone has failed. Each worker has a pipe of its own, so that
+one that is killed while it sends its pixels harms no other. In `pebble.ProcessPool` (5.2.3) all share one pipe and its
+lock: an idle worker's death breaks the pool, and after the death of one that was sending, no call is ever answered.
 """
 
 import multiprocessing
@@ -11,8 +13,8 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
-from types import TracebackType
 from typing import Any
 
 START_SECONDS = 600  # for a worker's imports, on a machine that is busy
@@ -23,23 +25,27 @@ class CallFailedError(RuntimeError):
     """A call failed; the message says how: what it raised, how its process ended, or that it took too long."""
 
 
+class _WorkerDiedError(CallFailedError):
+    """A worker process ended before it answered."""
+
+
 class WorkerPool:
     """Worker processes, each with a thread here that waits for it. Use it as a context manager.
 
     Args:
         function: what the workers call: anything that can be sent to a process. Its `ValueError` and `OSError` are a
             call's failures; any other exception ends the worker, and is a failure as well.
-        num_workers: how many processes; 0 calls the function here, where nothing protects from its crashes.
+        num_workers: how many processes; at least one, whatever is given, since nothing protects this one from a crash.
         timeout: seconds a call may take.
     """
 
     def __init__(self, function: Callable[[Any], Any], num_workers: int, timeout: float):
-        self.function, self.num_workers, self.timeout = function, num_workers, timeout
-        self._workers = [_Worker(function, timeout) for _ in range(num_workers)]
+        self.num_workers = max(1, num_workers)
+        self._workers = [_Worker(function, timeout) for _ in range(self.num_workers)]
         self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
         for worker in self._workers:
             self._idle.put(worker)
-        self._threads = ThreadPoolExecutor(max(1, num_workers), thread_name_prefix="worker_pool")
+        self._threads = ThreadPoolExecutor(self.num_workers, thread_name_prefix="worker_pool")
 
     def map(self, arguments: Iterable[Any], ahead: int) -> Iterator[Any]:
         """The results in the order of the arguments, of which at most `ahead` are under way or waiting to be taken.
@@ -47,9 +53,6 @@ class WorkerPool:
         A call that failed yields its `CallFailedError` in place of a result. Nothing starts before the first result
         is asked for.
         """
-        if not self.num_workers:
-            yield from map(self._call_here, arguments)
-            return
         waiting: deque[Future] = deque()
         for argument in arguments:
             waiting.append(self._threads.submit(self._call, argument))
@@ -58,12 +61,6 @@ class WorkerPool:
         while waiting:
             yield waiting.popleft().result()
 
-    def _call_here(self, argument: Any) -> Any:
-        try:
-            return self.function(argument)
-        except (ValueError, OSError) as error:
-            return CallFailedError(_words(error))
-
     def _call(self, argument: Any) -> Any:
         worker = self._idle.get()
         try:
@@ -71,25 +68,19 @@ class WorkerPool:
                 return worker.call(argument)
             except _WorkerDiedError:  # perhaps of what the call before it left behind: a fresh one tells
                 return worker.call(argument)
-        except (_WorkerDiedError, CallFailedError) as error:
-            return CallFailedError(str(error))
+        except CallFailedError as error:
+            return error
         finally:
             self._idle.put(worker)
 
     def __enter__(self) -> "WorkerPool":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
         for worker in self._workers:
             worker.close()
         self._threads.shutdown(wait=True)
-
-
-class _WorkerDiedError(RuntimeError):
-    """A worker process ended before it answered."""
 
 
 class _Worker:
@@ -129,9 +120,18 @@ class _Worker:
         self._stop()
         context = _context(self.function)
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(self.function, theirs, self.timeout), daemon=True)
-        self.process.start()
+        process = context.Process(target=_serve, args=(self.function, theirs, self.timeout), daemon=True)
+        resource_tracker.ensure_running()  # now: within `start` it would lift the mask
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # Ctrl-C is this process's to hear
+        try:
+            process.start()  # the fork server, and so its workers, inherit the mask
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        self.process = process
         theirs.close()
+        if self._closed.is_set():  # while the process started, so that `close` did not see it
+            self._stop()
+            raise CallFailedError("the pool is closed")
         if not self.connection.poll(START_SECONDS) or self.process.exitcode is not None:
             raise RuntimeError(f"a worker process did not start: it ended {self._stop()}; its message stands above")
         self.connection.recv()
@@ -166,13 +166,13 @@ def _context(function: Callable[[Any], Any]) -> Any:
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
     module = getattr(function, "__module__", None) or type(function).__module__
-    context.set_forkserver_preload(["__main__", module])  # heard by the first worker's server alone
+    context.set_forkserver_preload(["__main__", __name__, module])  # heard by the first worker's server alone
     return context
 
 
 def _serve(function: Callable[[Any], Any], connection: Connection, timeout: float) -> None:
     """A worker's life: an answer for each argument, until there is no one to answer."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the pool's process hears it, and ends the workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     connection.send("ready")
     while True:
         try:
@@ -185,12 +185,12 @@ def _serve(function: Callable[[Any], Any], connection: Connection, timeout: floa
         try:
             answer = True, function(argument)
         except (ValueError, OSError) as error:
-            answer = False, _words(error)
+            answer = False, _reason(error)
         try:
             connection.send(answer)
         except BrokenPipeError:
             return
 
 
-def _words(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     return f"{error}" or type(error).__name__

@@ -12,14 +12,14 @@ import yaml
 from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData, eval_result_entries_to_yaml
 
 from modeling_mmt.configuration_mmt import MMTConfig
-from modeling_mmt.evaluation.metrics import average_over_languages
+from modeling_mmt.evaluation.checkpoint_recipe import RECIPE
+from modeling_mmt.evaluation.metrics import DIRECTIONS, SHOWN_METRICS, average_over_languages
 
 TEMPLATE = Path(__file__).with_name("model_card.md")
-RECIPE, METRICS_FILE = "recipe.json", "metrics.json"
-METRICS = ("R@1", "R@5", "R@10", "MedR", "MRR")
-DIRECTIONS = {"t2v": "text-to-video", "v2t": "video-to-text"}
+METRICS_FILE = "metrics.json"
 PACKAGES = ("torch", "transformers", "datasets", "accelerate", "safetensors")
 NOT_STATED = "not stated"
+HOME = re.compile(r"~[\w.-]*(/|$)")  # `~/clips`, `~ann/clips`; not "~1,600 clips, see https://..."
 HUB_NAME = re.compile(r"([\w-][\w.-]*/)?[\w-][\w.-]*")
 
 
@@ -27,7 +27,7 @@ def write_card(folder: str | os.PathLike, *, model_id: str | None = None, revisi
     """Write `README.md` beside a checkpoint, and the figures as the Hub's evaluation results.
 
     Args:
-        folder: the checkpoint's; what `train.py` writes there is read: `config.json`, `recipe.json`, `metrics.json`.
+        folder: the checkpoint's; what `mmt train` writes there is read: `config.json`, `recipe.json`, `metrics.json`.
         model_id: `org/name` on the Hub; None is the folder's name.
         revision: to pin.
 
@@ -112,7 +112,7 @@ def write_card(folder: str | os.PathLike, *, model_id: str | None = None, revisi
             "machine": " and ".join(dict.fromkeys(metrics[name].get("machine", NOT_STATED) for name in stages)),
             "recipe": "recipe.json",
         },
-        results_command=f"python train.py recipe.json --seed {recipe['seed']}",
+        results_command=f"mmt train recipe.json --seed {recipe['seed']}",
         versions={name: version(name) for name in PACKAGES},
         weights_license=told.get("weights_license", NOT_STATED),
     )
@@ -143,7 +143,7 @@ def without_local_paths(value: Any) -> Any:
         return path.relative_to(Path.cwd()).as_posix()
     if PureWindowsPath(value).is_absolute():
         path = PureWindowsPath(value)
-    return path.name if path.is_absolute() or value.startswith("~") else value
+    return path.name if path.is_absolute() or HOME.match(value) else value
 
 
 def _write_eval_results(folder: Path, recipe: Mapping[str, Any], figures: Mapping[str, Any]) -> list[Path]:
@@ -170,9 +170,9 @@ def _write_eval_results(folder: Path, recipe: Mapping[str, Any], figures: Mappin
 
 def _tables(part: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, dict[str, float]]]:
     return {
-        DIRECTIONS[way]: {
+        DIRECTIONS[way].replace(" ", "-"): {
             metric: average_over_languages({language: float(values[metric]) for language, values in of.items()})
-            for metric in METRICS
+            for metric in SHOWN_METRICS
         }
         for way, of in part.items()
     }

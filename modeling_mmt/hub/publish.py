@@ -16,12 +16,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, RevisionNotFoundError
 from huggingface_hub.hf_api import RepoFile
 from safetensors import SafetensorError, safe_open
 
-from modeling_mmt.data.reading import SnapshotError, file_hash, load_pinned_dataset, pinned_snapshot
+from modeling_mmt.data.errors import InputError
+from modeling_mmt.data.files import file_hash
+from modeling_mmt.data.reading import SnapshotError, load_pinned_dataset, pinned_snapshot
 from modeling_mmt.hub.card import METRICS_FILE, RECIPE, without_local_paths, write_card
 
 __all__ = ["PublishError", "SnapshotError", "UploadError", "load_pinned_dataset", "pinned_snapshot", "publish"]
@@ -43,11 +47,11 @@ SECRET_NAME = re.compile(r"(TOKEN|SECRET|PASSWORD|KEY)$")  # of a variable, such
 SECRET_LENGTH = 12  # a shorter value is found by chance
 
 
-class PublishError(ValueError):
+class PublishError(InputError):
     """The folder cannot be published as it is; nothing was sent. The message says what to mend."""
 
 
-class UploadError(OSError):
+class UploadError(InputError, OSError):
     """The Hub did not take it, or did not answer. The message says why, and what to do."""
 
 
@@ -69,7 +73,7 @@ def publish(
     Files that are there already are not sent again. Another's commit in between is an error, not overwritten.
 
     Args:
-        folder: of a checkpoint (`save_pretrained`, `train.py`'s `output_dir`), or of a dataset with its card.
+        folder: of a checkpoint (`save_pretrained`, `mmt train`'s `output_dir`), or of a dataset with its card.
         repo_id: `org/name`.
         repo_type: `"model"` or `"dataset"`.
         revision: branch to commit to; made from `main` if it is not there.
@@ -165,7 +169,7 @@ def check_checkpoint(folder: Path, files: Mapping[str, Path]):
 
 
 def can_write_card(folder: Path) -> bool:
-    """Whether `train.py` left what the card is rendered from."""
+    """Whether `mmt train` left what the card is rendered from."""
     metrics = folder / METRICS_FILE
     if not (metrics.is_file() and (folder / RECIPE).is_file()):
         return False
@@ -191,9 +195,24 @@ def check_secrets(files: Mapping[str, Path], token: str | None):
     for name, path in files.items():
         if path.stat().st_size == 0:
             continue
+        if path.suffix == ".parquet":
+            check_rows(name, path, known)
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             if found := known.search(content):
                 raise PublishError(f"{name}, byte {found.start()}: an access token; take it out and revoke it")
+
+
+def check_rows(name: str, path: Path, secret: re.Pattern[bytes]):
+    """Raise `PublishError` where a value of a Parquet file, whose bytes are compressed, holds a secret."""
+    try:
+        batches = pq.ParquetFile(path).iter_batches(batch_size=1000)
+        for batch in batches:
+            for column in batch.column_names:
+                for buffer in batch[column].buffers():
+                    if buffer is not None and secret.search(buffer):
+                        raise PublishError(f"{name}, column {column}: an access token; take it out and revoke it")
+    except pa.ArrowException as error:
+        raise PublishError(f"{path}: not readable ({error}); build the dataset again") from error
 
 
 def _commit(

@@ -19,24 +19,21 @@ from mteb.abstasks.retrieval_dataset_loaders import RetrievalSplitData
 from mteb.abstasks.task_metadata import TaskMetadata
 
 from modeling_mmt.data.clips import frames_of
+from modeling_mmt.data.languages import LANGUAGES
 from modeling_mmt.data.reading import dataset_folder
 
 # MTEB's names of the paper's languages
-LANGUAGES = {
-    "en": "eng-Latn",
-    "de": "deu-Latn",
-    "fr": "fra-Latn",
-    "cs": "ces-Latn",
-    "zh": "zho-Hans",
-    "ru": "rus-Cyrl",
-    "vi": "vie-Latn",
-    "sw": "swh-Latn",
-    "es": "spa-Latn",
-}
+MTEB_NAMES = dict(
+    zip(
+        LANGUAGES,
+        ("eng-Latn", "deu-Latn", "fra-Latn", "ces-Latn", "zho-Hans", "rus-Cyrl", "vie-Latn", "swh-Latn", "spa-Latn"),
+        strict=True,
+    )
+)
 
 
 def text_to_video_metadata(
-    name: str, path: str, *, revision: str, description: str, languages: Sequence[str] = tuple(LANGUAGES), **fields
+    name: str, path: str, *, revision: str, description: str, languages: Sequence[str] = LANGUAGES, **fields
 ) -> TaskMetadata:
     """What MTEB wants to know about a corpus of clips with captions in several languages.
 
@@ -62,7 +59,7 @@ def text_to_video_metadata(
         "category": "t2v",
         "modalities": ["text", "video"],
         "eval_splits": ["test"],
-        "eval_langs": {language: [LANGUAGES[language]] for language in languages},
+        "eval_langs": {language: [MTEB_NAMES[language]] for language in languages},
         "main_score": "ndcg_at_10",  # as MTEB's own video tasks; recall_at_1, 5 and 10 stand beside it
         "bibtex_citation": "",
     }

@@ -1,15 +1,11 @@
-"""Both towers as ONNX files that need neither torch nor transformers to run, and an int8 text tower.
+"""Both towers as ONNX files that need neither torch nor transformers to run, and an int8 text tower: `mmt export`.
 
-    python -m modeling_mmt.plugins.onnx_export runs/demo/mmp_en onnx/mmp_en
-
-writes `text_model.onnx`, `video_model.onnx` and `text_model_int8.onnx` beside the processor's files. Each takes any
-batch size and length and gives unit-norm embeddings; the float ones are compared with the checkpoint's before the
-command ends. Needs the extra `plugins`.
+`text_model.onnx`, `video_model.onnx` and `text_model_int8.onnx` are written beside the processor's files. Each takes
+any batch size and length and gives unit-norm embeddings; the float ones are compared with the checkpoint's before the
+export ends. Needs the extra `plugins`.
 """
 
-import argparse
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +16,6 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from transformers import AutoProcessor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from modeling_mmt.evaluation.evaluate import check_checkpoint
 from modeling_mmt.modeling_mmt import MMTTextModelWithProjection, MMTVideoModelWithProjection, unit_norm
 
 INPUTS = {"text": ("input_ids", "attention_mask"), "video": ("video_features", "video_mask")}
@@ -151,23 +146,3 @@ class OnnxModel:
     def _run(self, kind: str, inputs: dict[str, torch.Tensor]) -> BaseModelOutputWithPooling:
         feed = {name: inputs[name].numpy() for name in INPUTS[kind]}
         return BaseModelOutputWithPooling(pooler_output=torch.from_numpy(self.sessions[kind].run(None, feed)[0]))
-
-
-def main(argv: Sequence[str] | None = None):
-    """Export, and say what lies where."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", help="checkpoint: a folder, or a name on the Hub")
-    parser.add_argument("output", help="folder to write to")
-    parser.add_argument("--revision", help="tag or commit of a name on the Hub")
-    arguments = parser.parse_args(argv)
-    try:
-        check_checkpoint(arguments.folder)
-        output = export(arguments.folder, arguments.output, arguments.revision)
-    except (OSError, ValueError) as error:
-        parser.exit(2, f"{parser.prog}: {' '.join(str(error).split())}\n")
-    for path in sorted(output.glob("*.onnx")):
-        print(f"{path}  {path.stat().st_size / 2**20:.1f} MiB")
-
-
-if __name__ == "__main__":
-    main()

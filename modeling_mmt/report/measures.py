@@ -24,8 +24,8 @@ from modeling_mmt.evaluation.diagnostics import (
     top_results,
     unanimity,
 )
-from modeling_mmt.evaluation.evaluate import METRICS, WAYS, Corpus, Evaluation, Ranks
-from modeling_mmt.evaluation.metrics import STATISTIC, average_over_languages, per_query
+from modeling_mmt.evaluation.evaluate import Corpus, Evaluation, Ranks
+from modeling_mmt.evaluation.metrics import DIRECTIONS, SHOWN_METRICS, STATISTIC, average_over_languages, per_query
 from modeling_mmt.evaluation.significance import bootstrap_interval, paired_test, summarise_seeds
 
 TOP = 10  # results a query that overlap and hubness look at
@@ -50,13 +50,13 @@ def measure(
         translate_train: see `zero_shot`.
         num_samples: bootstrap samples, and sign flips.
     """
-    question, first = corpus.question, evaluations[0]
+    spec, first = corpus.spec, evaluations[0]
     by_name = {evaluation.name: evaluation for evaluation in evaluations}
     result: dict[str, Any] = {
-        "dataset": question.dataset,
-        "revision": question.revision,
-        "split": question.split,
-        "text_column": question.text_column,
+        "dataset": spec.dataset,
+        "revision": spec.revision,
+        "split": spec.split,
+        "text_column": spec.text_column,
         "languages": corpus.languages,
         "n_clips": len(corpus.rows),
         "n_queries": {language: len(captions) for language, captions in corpus.captions.items()},
@@ -66,7 +66,8 @@ def measure(
     }
     if zero_shot and translate_train and corpus.aligned[0] and set(corpus.languages) - {"en"}:
         result["gap_closed"] = {
-            way: closed(first, by_name[zero_shot], by_name[translate_train], corpus, way, num_samples) for way in WAYS
+            way: closed(first, by_name[zero_shot], by_name[translate_train], corpus, way, num_samples)
+            for way in DIRECTIONS
         }
     return result
 
@@ -82,7 +83,7 @@ def measure_one(evaluation: Evaluation, corpus: Corpus, num_samples: int) -> dic
         "figures": figures,
         "gap_to_english": {
             way: gap_to_english({language: figures["all"][way]["R@1"][language]["value"] for language in languages})
-            for way in WAYS
+            for way in DIRECTIONS
         },
         "tokens": {language: token_figures(evaluation, language) for language in languages},
         "n_aligned": len(rows),
@@ -137,10 +138,10 @@ def with_intervals(
     in all of them at once.
     """
     summary = summarise_seeds([ranks], num_samples) if corpus.is_paired else None
-    result: dict[str, Any] = {way: {metric: {} for metric in METRICS} for way in WAYS}
+    result: dict[str, Any] = {way: {metric: {} for metric in SHOWN_METRICS} for way in DIRECTIONS}
     kept = ~corpus.parts[part]
     for way, of_way in ranks.items():
-        for metric in METRICS:
+        for metric in SHOWN_METRICS:
             means = average_over_languages({language: figures[way][language][metric] for language in of_way})
             for key, mean in means.items():
                 interval = None
@@ -196,7 +197,7 @@ def comparisons(evaluations: Sequence[Evaluation], corpus: Corpus, num_samples: 
     scopes = {"en": ["en"], "all but en": foreign} if 0 < len(foreign) < len(languages) else {"all": languages}
     tests: list[dict[str, Any]] = []
     for a, b in combinations(evaluations if corpus.aligned[0] else [], 2):
-        for way in WAYS:
+        for way in DIRECTIONS:
             left, right = hits_by_clip(a, corpus, way), hits_by_clip(b, corpus, way)
             for scope, chosen in scopes.items():
                 values = [np.stack([of[language] for language in chosen], axis=-1)[None] for of in (left, right)]

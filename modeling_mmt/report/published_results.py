@@ -5,7 +5,6 @@ machine), R@1, from Huang et al., "Multilingual Multimodal Pre-training for Zero
 Transfer of Vision-Language Models", NAACL 2021, https://arxiv.org/abs/2103.08849.
 """
 
-LANGUAGES = ("en", "de", "fr", "cs", "zh", "ru", "vi", "sw", "es")
 # model -> R@1 (%) in the order of LANGUAGES, then the published average. "+ translated VTT": trained on all of them.
 MULTI_MSRVTT: dict[str, tuple[float, ...]] = {
     "mBERT": (19.9, 11.1, 11.6, 8.2, 6.9, 7.9, 2.7, 1.4, 12.0, 9.1),

@@ -6,7 +6,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from modeling_mmt.evaluation.evaluate import AVERAGES, METRICS, WAYS, Corpus, Evaluation
+from modeling_mmt.data.languages import LANGUAGES
+from modeling_mmt.evaluation.evaluate import Corpus, Evaluation
+from modeling_mmt.evaluation.metrics import AVERAGES, DIRECTIONS, SHOWN_METRICS
 from modeling_mmt.report.figures import (
     gap_bars,
     heat_map,
@@ -16,7 +18,7 @@ from modeling_mmt.report.figures import (
     token_ranges,
 )
 from modeling_mmt.report.page import Block, Card, Clip, Figure, Gallery, Heading, Page, Table, Text, Words
-from modeling_mmt.report.published_results import LANGUAGES, MULTI_MSRVTT
+from modeling_mmt.report.published_results import MULTI_MSRVTT
 
 Measures = Mapping[str, Any]
 
@@ -47,7 +49,7 @@ class Reporter:
 
     def page(self) -> Page:
         """The whole report."""
-        dataset = self.corpus.question.dataset.rstrip("/").rpartition("/")[2]
+        dataset = self.corpus.spec.dataset.rstrip("/").rpartition("/")[2]
         page = Page(f"{self.first.name} on {dataset}: search in {len(self.languages)} languages", self.summary())
         sections: list[Callable[[], list[Block]]] = [self.search, self.others, self.depth]
         if self.mine["n_aligned"]:
@@ -102,7 +104,7 @@ class Reporter:
             Heading("Search in each language"),
             Figure("r1_by_language", r1_by_language(rows, tuple(AVERAGES)), "R@1 by language and checkpoint"),
         ]
-        for way, words in WAYS.items():
+        for way, words in DIRECTIONS.items():
             keys, gap = list(figures[way]["R@1"]), self.mine["gap_to_english"][way]
             gap = gap | ({"avg_non_en": float(np.mean(list(gap.values())))} if gap else {})
             cells = [
@@ -110,12 +112,15 @@ class Reporter:
                     AVERAGES.get(key, key),
                     _with_interval(figures[way]["R@1"][key]),
                     _signed(gap[key]) if key in gap else None,
-                    *(_with_interval(figures[way][metric][key]) for metric in METRICS[1:]),
+                    *(_with_interval(figures[way][metric][key]) for metric in SHOWN_METRICS[1:]),
                 ]
                 for key in keys
             ]
             strong = [number for number, key in enumerate(keys) if key in AVERAGES]
-            blocks += [Text(f"{words.capitalize()}:"), Table(["language", "R@1", "− en", *METRICS[1:]], cells, strong)]
+            blocks += [
+                Text(f"{words.capitalize()}:"),
+                Table(["language", "R@1", "− en", *SHOWN_METRICS[1:]], cells, strong),
+            ]
         for part, ways in self.mine["figures"].items():
             if part != "all":
                 keys = list(ways["t2v"]["R@1"])
@@ -124,7 +129,10 @@ class Reporter:
                     Text(f"{part.capitalize().replace('_', ' ', 1)} ({kept:,} clips), R@1:"),
                     Table(
                         ["direction", *(AVERAGES.get(key, key) for key in keys)],
-                        [[WAYS[w], *(f"{ways[w]['R@1'][key]['value']:.1f}" for key in keys)] for w in WAYS],
+                        [
+                            [DIRECTIONS[w], *(f"{ways[w]['R@1'][key]['value']:.1f}" for key in keys)]
+                            for w in DIRECTIONS
+                        ],
                     ),
                 ]
         return blocks
@@ -142,7 +150,7 @@ class Reporter:
         tests = [
             [
                 f"{test['a']} − {test['b']}",
-                WAYS[test["way"]],
+                DIRECTIONS[test["way"]],
                 test["scope"],
                 f"{_signed(test['difference'])} [{_signed(test['ci95'][0])}, {_signed(test['ci95'][1])}]",
                 _probability(test["p"]),
@@ -385,12 +393,12 @@ class Reporter:
 
     def made(self) -> list[Block]:
         """What was run, and what the words mean."""
-        question = self.corpus.question
-        about = f"{question.dataset}{f' at {question.revision}' if question.revision else ''}, split {question.split}"
+        spec = self.corpus.spec
+        about = f"{spec.dataset}{f' at {spec.revision}' if spec.revision else ''}, split {spec.split}"
         return [
             Heading("How it was made"),
             Text(
-                f"Searched: {about}; queries: {question.text_column}. R@k: percent of queries whose clip is among the "
+                f"Searched: {about}; queries: {spec.text_column}. R@k: percent of queries whose clip is among the "
                 "first k. MedR: median rank. MRR: mean of 1 / rank, in percent. Tied clips share the expected rank of "
                 "a shuffle. Video to text: the best-ranked of a clip's captions. Intervals: 10,000 bootstrap samples "
                 "over clips, each with all its captions."

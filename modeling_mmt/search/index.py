@@ -19,7 +19,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,7 +32,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from modeling_mmt.data.clip_cache import InOrder
-from modeling_mmt.data.files import file_sha256
+from modeling_mmt.data.errors import InputError
+from modeling_mmt.data.files import file_sha256, write_json, writing_folder
 from modeling_mmt.evaluation.embedding import embed_images, embed_texts, embed_videos
 from modeling_mmt.search.engines import SearchEngine
 from modeling_mmt.search.exact import ExactSearch
@@ -49,15 +49,16 @@ _NOT_OF_THE_MODEL = (
 )  # in a config; weights tell the type
 
 
-class SearchIndexError(ValueError):
+class SearchIndexError(InputError):
     """An index is not as it must be, or not this model's; the message says where and what helps."""
 
 
 class Hit(NamedTuple):
-    """One clip that a query found: its row in the index, and the cosine."""
+    """One clip that a query found: its row in the index, the cosine, and its id."""
 
     row: int
     score: float
+    video_id: str
 
 
 class SearchIndex:
@@ -89,7 +90,7 @@ class SearchIndex:
             raise SearchIndexError(f"{len(embeddings)} embeddings and {len(clips)} clips; give one of each a clip")
         if "video_id" not in clips.column_names:
             raise SearchIndexError(f"clips have no column video_id; found {', '.join(clips.column_names)}")
-        ids = clips["video_id"][:]
+        ids = self._ids = clips["video_id"][:]
         self._rows = {video_id: row for row, video_id in enumerate(ids)}
         if len(self._rows) != len(ids):
             twice = next(video_id for row, video_id in enumerate(ids) if self._rows[video_id] != row)
@@ -147,25 +148,22 @@ class SearchIndex:
         folder = Path(folder)
         if folder.exists():
             raise FileExistsError(f"{folder} is there already; remove it, or save the index elsewhere")
-        partial = folder.with_name(folder.name + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        save_file({"embeddings": self.embeddings.contiguous()}, partial / EMBEDDINGS)
-        self.clips.to_parquet(partial / CLIPS)
-        content = {
-            "format": FORMAT,
-            "fingerprint": self.fingerprint,
-            "model": self.model,
-            "revision": self.revision,
-            "num_clips": len(self),
-            "dim": self.embeddings.shape[1],
-            "files": {
-                name: {"num_bytes": (partial / name).stat().st_size, "sha256": file_sha256(partial / name)}
-                for name in (EMBEDDINGS, CLIPS)
-            },
-        }
-        (partial / INDEX).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(partial, folder)
+        with writing_folder(folder) as partial:
+            save_file({"embeddings": self.embeddings.contiguous()}, partial / EMBEDDINGS)
+            self.clips.to_parquet(partial / CLIPS)
+            content = {
+                "format": FORMAT,
+                "fingerprint": self.fingerprint,
+                "model": self.model,
+                "revision": self.revision,
+                "num_clips": len(self),
+                "dim": self.embeddings.shape[1],
+                "files": {
+                    name: {"num_bytes": (partial / name).stat().st_size, "sha256": file_sha256(partial / name)}
+                    for name in (EMBEDDINGS, CLIPS)
+                },
+            }
+            write_json(partial / INDEX, content)
         return folder
 
     @classmethod
@@ -256,7 +254,7 @@ class SearchIndex:
         """
         scores, rows = self.engine.search(queries, top, self.allowed(where))
         return [
-            [Hit(row, score) for row, score in zip(*line, strict=True) if row >= 0]
+            [Hit(row, score, self._ids[row]) for row, score in zip(*line, strict=True) if row >= 0]
             for line in zip(rows.tolist(), scores.tolist(), strict=True)
         ]
 

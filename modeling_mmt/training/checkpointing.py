@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from modeling_mmt.data.files import CheckpointError, _flush, file_sha256, load_tensors
+from modeling_mmt.data.files import CheckpointError, file_sha256, load_tensors, put_in_place
 
 STATE_FILE = "state.json"
 
@@ -116,10 +116,7 @@ def save_checkpoint(
             "files": {path.name: file_sha256(path) for path in sorted(partial.glob("*.safetensors"))},
         }
         (partial / STATE_FILE).write_text(json.dumps(state, indent=1))
-        for path in partial.iterdir():
-            _flush(path)
-        os.replace(partial, final)
-        _flush(final.parent)
+        put_in_place(partial, final)
     barrier()
     return final
 

@@ -9,27 +9,27 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from hashlib import sha256
-from itertools import groupby, islice
+from itertools import groupby
 from pathlib import Path
-from secrets import token_hex
 from typing import Any
 from zlib import crc32
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
+from modeling_mmt.data.collator import TEXT_VIEWS, caption_keys
+from modeling_mmt.data.files import save_tensors
 from modeling_mmt.data.fingerprints import architecture, update_with_weights
 
 logger = logging.getLogger(__name__)
 
-TEXT_VIEWS = ("", "noised_", "paired_", "noised_paired_")
+Captions = dict[int, torch.Tensor]  # token ids (length,), or their states (length, H_text), by `caption_keys`
 LENGTH_STEP = 4  # captions are padded to multiples of it, on which their states' last bits depend
 
 
 class FrozenTextCache:
-    """Token ids to the frozen layers' states.
+    """Captions to the frozen layers' states; a caption is known by its key (`collator.caption_keys`).
 
     Args:
         text_model: an `MMTTextModel`; `check_frozen_states` refuses, by name, a setting where caching would be wrong.
@@ -61,9 +61,9 @@ class FrozenTextCache:
         self.max_rows = max_bytes // (4 * self.width)
         self.directory = None if directory is None else Path(directory) / self.fingerprint
         self._states = torch.empty(0, self.width)  # (rows, H_text): every kept caption's states, one after another
-        self._place: dict[tuple[int, ...], int] = {}  # token ids -> first row
+        self._rows: dict[int, slice] = {}  # of each caption
         self._num_rows = 0
-        self._unsaved: list[tuple[int, ...]] = []
+        self._unsaved: Captions = {}
         self._shards: set[Path] = set()  # on disk, whose captions are kept or not to be saved again
         self._warned = False
         if self.directory is not None and self.directory.is_dir():
@@ -72,15 +72,16 @@ class FrozenTextCache:
 
     def __len__(self) -> int:
         """Captions kept."""
-        return len(self._place)
+        return len(self._rows)
 
     def attach(self, batch: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
         """Replace each `*input_ids` of a collated batch by its `*text_states`, in place, and return the batch."""
-        captions = {prefix: _captions(batch, prefix) for prefix in _views(batch)}
-        overflow = self._fill([caption for view in captions.values() for caption in view])
-        for prefix, view in captions.items():
-            length = batch.pop(f"{prefix}input_ids").shape[1]
-            batch[f"{prefix}text_states"] = self._gather(view, length, overflow)
+        overflow = self._fill(self._missing([batch]))
+        for view in _views(batch):
+            keys = caption_keys(batch, view).tolist()
+            batch.pop(f"{view}caption_keys", None)
+            length = batch.pop(f"{view}input_ids").shape[1]
+            batch[f"{view}text_states"] = self._gather(keys, length, overflow)
         return batch
 
     def fill(self, batches: Iterable[Mapping[str, Any]], progress: str | None = None):
@@ -91,8 +92,7 @@ class FrozenTextCache:
             progress: label of a progress bar, shown after two seconds; None shows none.
         """
         if not self._warned:  # else the cache is full, and what is encoded now would be encoded again
-            captions = [caption for batch in batches for view in _views(batch) for caption in _captions(batch, view)]
-            self._fill(captions, progress, until_full=True)
+            self._fill(self._missing(batches), progress, until_full=True)
 
     def ahead(
         self, batches: Iterable[MutableMapping[str, Any]], count: int = 16, max_bytes: int = 2**28
@@ -125,8 +125,9 @@ class FrozenTextCache:
             return
         try:
             for path in sorted(set(self.directory.glob("*.safetensors")) - self._shards):  # of another process, or run
-                there = set(_captions_of(*self._read(path)[:2]))
-                self._unsaved = [caption for caption in self._unsaved if caption not in there]
+                lengths, ids, _ = self._read(path)
+                for key, _ in _keyed(ids.split(lengths.tolist())):
+                    self._unsaved.pop(key, None)
             if self._unsaved:
                 self._write()
         except (OSError, ValueError, SafetensorError) as error:
@@ -134,23 +135,16 @@ class FrozenTextCache:
 
     def _write(self):
         assert self.directory is not None
-        index = torch.cat([self._rows(caption) for caption in self._unsaved])
         tensors = {
-            "lengths": torch.tensor([len(caption) for caption in self._unsaved]),
-            "input_ids": torch.tensor([token for caption in self._unsaved for token in caption]),
-            "states": self._states[index],
+            "lengths": torch.tensor([len(caption) for caption in self._unsaved.values()]),
+            "input_ids": torch.cat(list(self._unsaved.values())),
+            "states": torch.cat([self._states[self._rows[key]] for key in self._unsaved]),
         }
         digest = sha256(tensors["input_ids"].numpy().tobytes()).hexdigest()[:16]
         path = self.directory / f"states-{digest}.safetensors"
-        temporary = path.with_suffix(f".{token_hex(4)}.tmp")
-        try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, temporary, metadata={"fingerprint": self.fingerprint, "crc32": _crc32(tensors)})
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        save_tensors(path, tensors, {"fingerprint": self.fingerprint, "crc32": _crc32(tensors)})
         self._shards.add(path)
-        self._unsaved = []
+        self._unsaved = {}
 
     def _read(self, path: Path) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """A shard's lengths, token ids and states; one that does not fit is refused."""
@@ -171,45 +165,56 @@ class FrozenTextCache:
 
     def _load(self, path: Path):
         lengths, ids, states = self._read(path)
-        first = 0
-        for caption in _captions_of(lengths, ids):
-            self._keep(caption, states[first : first + len(caption)])
-            first += len(caption)
+        sizes = lengths.tolist()
+        for (key, _), kept in zip(_keyed(ids.split(sizes)), states.split(sizes), strict=True):
+            self._keep(key, kept)
 
-    def _fill(
-        self, captions: Iterable[tuple[int, ...]], progress: str | None = None, until_full: bool = False
-    ) -> Mapping[tuple[int, ...], torch.Tensor]:
-        """Encode what is not kept yet; return the states that did not fit the bound, or with `until_full` stop there.
+    def _missing(self, batches: Iterable[Mapping[str, Any]]) -> Captions:
+        """The token ids of the captions that are not kept yet."""
+        found: Captions = {}
+        for batch in batches:
+            for view in _views(batch):
+                ids, keys = batch[f"{view}input_ids"], caption_keys(batch, view).tolist()
+                mask = batch["paired_attention_mask" if "paired" in view else "attention_mask"]
+                for row, key in enumerate(keys):
+                    if key not in self._rows and key not in found:
+                        found[key] = ids[row, : int(mask[row].sum())].cpu()
+        return found
+
+    def _fill(self, missing: Captions, progress: str | None = None, until_full: bool = False) -> Captions:
+        """Encode captions; return the states that did not fit the bound, or with `until_full` stop there.
 
         The encoder sees batches of one shape for each length, filled up with padding: matrix products of one shape
         give a row the same bits wherever it lies, so that a caption's states do not depend on what came with it, and a
         resumed run, or two processes that share a folder, read what they would have computed. Autocast is off: states
         that a half-precision run leaves in the folder are those that any other run would have computed.
         """
-        missing = sorted({caption for caption in captions if caption not in self._place}, key=len)
-        overflow, device = {}, self.text_model.device
+        overflow: Captions = {}
+        device = self.text_model.device
         for chunk, length in tqdm(self._chunks(missing), progress, disable=progress is None, delay=2, leave=False):
             ids = torch.full((self._count(length), length), self.padding)
             mask = torch.zeros_like(ids)
             mask[:, 0] = 1  # attention of a row without a caption has somewhere to look
-            for row, caption in enumerate(chunk):
-                ids[row, : len(caption)] = torch.tensor(caption)
-                mask[row, : len(caption)] = 1
+            for row, key in enumerate(chunk):
+                ids[row, : len(missing[key])] = missing[key]
+                mask[row, : len(missing[key])] = 1
             with torch.autocast(device.type, enabled=False):
                 states = self.text_model.frozen_states(ids.to(device), mask.to(device)).float().cpu()
-            for caption, state in zip(chunk, states, strict=False):  # rows beyond the captions are padding
-                if self._keep(caption, state[: len(caption)]):
-                    self._unsaved.append(caption)
+            for key, state in zip(chunk, states, strict=False):  # rows beyond the captions are padding
+                state = state[: len(missing[key])]
+                if self._keep(key, state):
+                    self._unsaved[key] = missing[key]
                 else:
-                    overflow[caption] = state[: len(caption)]
+                    overflow[key] = state
             if overflow and until_full:
                 break
         return overflow
 
-    def _chunks(self, captions: Sequence[tuple[int, ...]]) -> list[tuple[Sequence[tuple[int, ...]], int]]:
+    def _chunks(self, captions: Captions) -> list[tuple[Sequence[int], int]]:
         """Captions, shortest first, cut to what the encoder sees at once, and the length that these are padded to."""
-        chunks: list[tuple[Sequence[tuple[int, ...]], int]] = []
-        for length, group in groupby(captions, key=self._padded_length):
+        chunks: list[tuple[Sequence[int], int]] = []
+        by_length = sorted(captions, key=lambda key: (len(captions[key]), key))
+        for length, group in groupby(by_length, key=lambda key: self._padded_length(len(captions[key]))):
             waiting, count = list(group), self._count(length)
             chunks += [(waiting[first : first + count], length) for first in range(0, len(waiting), count)]
         return chunks
@@ -217,13 +222,13 @@ class FrozenTextCache:
     def _count(self, length: int) -> int:
         return max(1, self.batch_tokens // length)
 
-    def _padded_length(self, caption: tuple[int, ...]) -> int:
-        return max(len(caption), min(-(-len(caption) // LENGTH_STEP) * LENGTH_STEP, self.max_length))
+    def _padded_length(self, length: int) -> int:
+        return max(length, min(-(-length // LENGTH_STEP) * LENGTH_STEP, self.max_length))
 
-    def _keep(self, caption: tuple[int, ...], states: torch.Tensor) -> bool:
-        if caption in self._place:
+    def _keep(self, key: int, states: torch.Tensor) -> bool:
+        if key in self._rows:
             return True
-        end = self._num_rows + len(caption)
+        end = self._num_rows + len(states)
         if end > self.max_rows:
             if not self._warned:
                 logger.warning("layer cache full at %d captions; further ones are encoded each time", len(self))
@@ -234,22 +239,16 @@ class FrozenTextCache:
                 grown = torch.empty(min(max(end, 2 * len(self._states), 2**14), self.max_rows), self.width)
             grown[: self._num_rows] = self._states[: self._num_rows]
             self._states = grown
-        self._states[self._num_rows : end] = states
-        self._place[caption] = self._num_rows
+        self._rows[key] = slice(self._num_rows, end)
+        self._states[self._rows[key]] = states
         self._num_rows = end
         return True
 
-    def _rows(self, caption: tuple[int, ...]) -> torch.Tensor:
-        first = self._place[caption]
-        return torch.arange(first, first + len(caption))
-
-    def _gather(self, captions: list[tuple[int, ...]], length: int, overflow) -> torch.Tensor:
-        batch = torch.zeros(len(captions), length, self.width)
-        for row, caption in enumerate(captions):
-            first = self._place.get(caption)
-            batch[row, : len(caption)] = (
-                overflow[caption] if first is None else self._states[first : first + len(caption)]
-            )
+    def _gather(self, keys: Sequence[int], length: int, overflow: Captions) -> torch.Tensor:
+        batch = torch.zeros(len(keys), length, self.width)
+        for row, key in enumerate(keys):
+            states = self._states[self._rows[key]] if key in self._rows else overflow[key]
+            batch[row, : len(states)] = states
         return batch.to(self.text_model.device)
 
 
@@ -296,17 +295,11 @@ def _crc32(tensors: Mapping[str, torch.Tensor]) -> str:
     return str(value)
 
 
-def _captions_of(lengths: torch.Tensor, ids: torch.Tensor) -> list[tuple[int, ...]]:
-    """A shard's token ids, cut to captions."""
-    tokens = iter(ids.tolist())
-    return [tuple(islice(tokens, length)) for length in lengths.tolist()]
+def _keyed(captions: Iterable[torch.Tensor]) -> Iterator[tuple[int, torch.Tensor]]:
+    """Token ids with their keys."""
+    for ids in captions:
+        yield int(caption_keys({"input_ids": ids[None], "attention_mask": torch.ones_like(ids)[None]})), ids
 
 
 def _views(batch: Mapping[str, Any]) -> list[str]:
-    return [prefix for prefix in TEXT_VIEWS if batch.get(f"{prefix}input_ids") is not None]
-
-
-def _captions(batch: Mapping[str, torch.Tensor], prefix: str) -> list[tuple[int, ...]]:
-    mask = batch["paired_attention_mask" if "paired" in prefix else "attention_mask"]
-    lengths = mask.sum(dim=1).tolist()
-    return [tuple(row[:length]) for row, length in zip(batch[f"{prefix}input_ids"].tolist(), lengths, strict=True)]
+    return [view for view in TEXT_VIEWS if batch.get(f"{view}input_ids") is not None]

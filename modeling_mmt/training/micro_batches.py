@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
-TEXT_VIEWS = ("", "noised_", "paired_", "noised_paired_")
+from modeling_mmt.data.collator import TEXT_VIEWS, caption_keys
+
 CLIP_VIEWS = ("", "noised_")
 CLIP_INPUTS = ("video_features", "pixel_values")  # pixel_values_1, ... of more vision encoders
 
@@ -62,8 +63,9 @@ def micro_batches(batch: Mapping[str, torch.Tensor], max_tokens: int | None = No
     last one's backward pass exchanges gradients, and must touch every parameter.
 
     Args:
-        batch: token ids `(B, L)` and masks, clips as features `(B, F, D_v)` or pixels `(B, F, 3, H, W)` and masks, and
-            `positive_ids` `(B, K)`, whose first column names the clip.
+        batch: token ids `(B, L)` and masks, and the captions' `caption_keys` `(B,)` if they are at hand; clips as
+            features `(B, F, D_v)` or pixels `(B, F, 3, H, W)` and masks; and `positive_ids` `(B, K)`, whose first
+            column names the clip.
         max_tokens: bound on a chunk's tokens, padding included, and on its clips' steps; a row beyond it stands
             alone. `None`: one chunk.
         at_least: chunks to make, by smaller pieces, as far as there are rows.
@@ -98,10 +100,13 @@ def _captions(batch: Mapping[str, torch.Tensor]) -> _Pool:
     views = tuple(view for view in TEXT_VIEWS if f"{view}input_ids" in batch)
     masks = [batch["paired_attention_mask" if "paired" in view else "attention_mask"] for view in views]
     longest = max(mask.shape[1] for mask in masks)
-    ids = torch.cat([_widen(batch[f"{view}input_ids"], longest) for view in views])
-    mask = torch.cat([_widen(mask, longest) for mask in masks])
-    first, inverse = unique_rows(_view_numbers(views, batch["input_ids"]), ids * mask, mask)
-    rows = {"input_ids": ids[first], "attention_mask": mask[first]}
+    keys = torch.cat([caption_keys(batch, view) for view in views])
+    first, inverse = unique_rows(_view_numbers(views, keys), keys)
+    rows = {
+        "input_ids": torch.cat([_widen(batch[f"{view}input_ids"], longest) for view in views])[first],
+        "attention_mask": torch.cat([_widen(mask, longest) for mask in masks])[first],
+        "caption_keys": keys[first],
+    }
     return _Pool(rows, rows["attention_mask"].sum(dim=1), inverse, {"text": views})
 
 
@@ -111,9 +116,8 @@ def _clips(batch: Mapping[str, torch.Tensor]) -> _Pool:
     mask = batch["video_mask"].repeat(len(views), 1)
     clip = _distinct_clips(batch, names)
     noised = torch.arange(len(clip), device=clip.device)  # each with a noise of its own
-    first, inverse = unique_rows(
-        _view_numbers(views, clip), torch.cat([noised if view else clip for view in views]).to(clip.device)
-    )
+    clips = torch.cat([noised if view else clip for view in views])
+    first, inverse = unique_rows(_view_numbers(views, clips), clips)
     rows = {name: torch.cat([batch[f"{view}{name}"] for view in views])[first] for name in names}
     rows["video_mask"] = mask[first]
     return _Pool(rows, rows["video_mask"].sum(dim=1), inverse, {"video": views})
@@ -140,7 +144,8 @@ def _whole_rows(batch: Mapping[str, torch.Tensor]) -> _Pool:
 
 
 def _view_numbers(views: Sequence[str], like: torch.Tensor) -> torch.Tensor:
-    return torch.arange(len(views), device=like.device).repeat_interleave(len(like))
+    """`(rows of all views,)` which view each is of."""
+    return torch.arange(len(views), device=like.device).repeat_interleave(len(like) // len(views))
 
 
 def _widen(tokens: torch.Tensor, length: int) -> torch.Tensor:
@@ -156,7 +161,7 @@ def _cut(rows: Mapping[str, torch.Tensor], piece: torch.Tensor) -> dict[str, tor
         is_clip = "video" in name or "pixel" in name
         return "video_mask" if is_clip else "paired_attention_mask" if "paired" in name else "attention_mask"
 
-    return {name: value[:, : longest[mask_of(name)]] for name, value in taken.items()}
+    return {name: value if value.dim() == 1 else value[:, : longest[mask_of(name)]] for name, value in taken.items()}
 
 
 def token_budget_batches(lengths: torch.Tensor, budget: int | None, at_least: int = 1) -> list[torch.Tensor]:

@@ -1,48 +1,73 @@
-"""What a recipe may say: the data, the model, one or two stages; and how a command line or YAML file becomes that."""
+"""What a recipe may say: the data, the model, one or two stages.
+
+A field's type says what it may be, and pydantic checks it; what fields say together is checked in `__post_init__`.
+"""
 
 import difflib
 import json
-import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, field, fields
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
+from pydantic.dataclasses import dataclass
 from transformers import SchedulerType
 
 from modeling_mmt.configuration_mmt import MMTConfig
 from modeling_mmt.data.augmentation import VideoAugmentation
+from modeling_mmt.data.errors import InputError
 
+STAGES = ("pretraining", "finetuning")  # in their order
 EVALUATION_ONLY = ("test_split", "languages", "other_text_columns", "exclude_column")  # no stage depends on these
-NEED_MORE = (  # schedules that are told more than the numbers of steps
+# Schedules that need more than the numbers of steps.
+NEED_MORE = {
     "reduce_lr_on_plateau",
     "cosine_with_min_lr",
     "cosine_warmup_with_min_lr",
     "warmup_stable_decay",
     "greedy",
-)
+}
+SCHEDULES = [kind.value for kind in SchedulerType if kind.value not in NEED_MORE]
 HUB_OPTIONS = ("push_to_hub", "hub_revision", "hub_tag")  # where a run goes, not what it is
 
 
-class RecipeError(ValueError):
+class RecipeError(InputError):
     """A recipe, or one of its values, cannot be run; the message is one line that names file, field and remedy."""
 
 
-def require(values: Any, name: str, holds: bool, allowed: str):
-    """Raise `RecipeError` for a field of a dataclass whose value is not allowed."""
-    if not holds:
-        raise RecipeError(f"{name} is {getattr(values, name)!r}; allowed: {allowed}")
+def near(name: str, known: Iterable[str]) -> str:
+    """What may be meant by a name that is not known."""
+    found = difflib.get_close_matches(name, list(known), n=2)
+    return f"did you mean {' or '.join(found)}?" if found else f"known are {', '.join(sorted(known))}"
 
 
-def require_languages(values: Any):
-    """Refuse no language, and one that is named twice, which would be drawn twice as often."""
-    languages = values.languages
-    require(values, "languages", bool(languages), "one language or more, such as [en]")
-    require(values, "languages", len(set(languages)) == len(languages), "each language once")
+def _no_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("give a number")
+    return value
 
 
-@dataclass
+def _each_once(languages: list[str]) -> list[str]:
+    if len(set(languages)) < len(languages):  # it would be drawn twice as often
+        raise ValueError("name each language once")
+    return languages
+
+
+Int = Annotated[int, BeforeValidator(_no_bool)]
+Float = Annotated[float, BeforeValidator(_no_bool)]
+Count = Annotated[Int, Field(ge=1)]
+Number = Annotated[Int, Field(ge=0)]
+Amount = Annotated[Float, Field(ge=0)]
+Seconds = Annotated[Float, Field(gt=0)]
+Share = Annotated[Float, Field(ge=0, le=1)]
+Text = Annotated[str, Field(min_length=1)]
+Languages = Annotated[list[Text], Field(min_length=1), AfterValidator(_each_once)]
+STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+@dataclass(config=STRICT)
 class DataArguments:
     """What is read.
 
@@ -60,35 +85,28 @@ class DataArguments:
         test_split: evaluated once, at the end; `null` evaluates on validation alone.
     """
 
-    dataset: str
+    dataset: Text
     revision: str | None = None
     features: list[str] = field(default_factory=list)
     video_column: str | None = None
-    text_column: str = "caption"
-    languages: list[str] = field(default_factory=lambda: ["en"])
+    text_column: Text = "caption"
+    languages: Languages = field(default_factory=lambda: ["en"])
     other_text_columns: list[str] = field(default_factory=list)
     exclude_column: str | None = None
     test_split: str | None = "test"
 
-    def __post_init__(self):
-        """Check the values."""
-        require(self, "dataset", bool(self.dataset), "a folder or a name on the Hub")
-        require_languages(self)
-        require(self, "text_column", bool(self.text_column), "a kind of text, the columns being <kind>_<language>")
 
-
-@dataclass
+@dataclass(config=STRICT)
 class ModelArguments:
     """What is trained.
 
     Args:
         dual_encoder: Hub name or folder of an aligned encoder of text and pictures (CLIP, SigLIP, ...), from whose own
-            embeddings training starts (`MMTModel.from_dual_encoder`); it takes the place of the two below. `null`:
-            new heads on the two.
+            embeddings training starts (`MMTModel.from_dual_encoder`); it takes the place of text and vision model.
         text_model: Hub name or folder of a text encoder, or the name of a packaged one (`packaged_encoders.py`).
         text_revision: tag, branch or commit of it, or of `dual_encoder`.
         text_prefix: put before every caption.
-        max_text_length: in tokens; a `dual_encoder` has its own rule.
+        max_text_length: in tokens; a dual encoder has its own rule.
         vision_model: the same of a vision encoder, or of several side by side, for training from pixels. Empty: clips
             come as features.
         vision_revision: tag, branch or commit of it.
@@ -98,39 +116,33 @@ class ModelArguments:
         config: fields of `MMTConfig`; what is not named keeps the paper's value.
     """
 
-    dual_encoder: str | None = None
-    text_model: str = "FacebookAI/xlm-roberta-large"
+    dual_encoder: Text | None = None
+    text_model: Text = "FacebookAI/xlm-roberta-large"
     text_revision: str | None = None
     text_prefix: str = ""
-    max_text_length: int = 64
+    max_text_length: Count = 64
     vision_model: list[str] = field(default_factory=list)
     vision_revision: str | None = None
-    image_size: int | None = None
-    num_frames: int | None = None
+    image_size: Count | None = None
+    num_frames: Count | None = None
     standardize_inputs: bool = False
     config: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
-        """Check the values, and the names of `MMTConfig`'s fields; their values are checked where one is built."""
-        require(self, "text_model", bool(self.text_model), "a folder, a name on the Hub or a packaged encoder")
-        if self.dual_encoder is not None:
-            require(self, "dual_encoder", bool(self.dual_encoder), "a folder or a name on the Hub, or null")
-            own = ("text_model", "text_prefix", "max_text_length", "vision_model", "vision_revision", "image_size")
-            for name in own:
-                if getattr(self, name) != getattr(ModelArguments(), name):
-                    raise RecipeError(f"{name} is {getattr(self, name)!r}, which dual_encoder tells; leave one out")
-            require(self, "standardize_inputs", not self.standardize_inputs, "false, with dual_encoder")
-        for name in ("max_text_length", "image_size", "num_frames"):
-            value = getattr(self, name)
-            require(self, name, value is None or value >= 1, "1 or more")
-        require(self, "config", isinstance(self.config, dict), "fields of MMTConfig with values; {} for none")
+        """Check the names of `MMTConfig`'s fields; their values are checked where one is built."""
         known = {known.name for known in fields(MMTConfig)}
         for name in self.config:
             if name not in known:
                 raise RecipeError(f"config.{name} is no field of MMTConfig; {near(name, known)}")
+        if self.dual_encoder is None:
+            return
+        own = ("text_model", "text_prefix", "max_text_length", "vision_model", "vision_revision", "image_size")
+        for name in (*own, "standardize_inputs"):
+            if getattr(self, name) != getattr(ModelArguments(), name):
+                raise RecipeError(f"{name} is {getattr(self, name)!r}, which dual_encoder tells; leave one out")
 
 
-@dataclass
+@dataclass(config=STRICT)
 class Source:
     """One kind of text that a stage learns from; the fields are `MMTDataCollator`'s.
 
@@ -153,40 +165,33 @@ class Source:
         augmentation: random changes of the clips' frames (`augmentation.py`), where they come as pixels; `null`: none.
     """
 
-    text_column: str = "caption"
-    languages: list[str] = field(default_factory=lambda: ["en"])
-    languages_per_clip: int = 1
-    max_keywords: int | None = None
+    text_column: Text = "caption"
+    languages: Languages = field(default_factory=lambda: ["en"])
+    languages_per_clip: Annotated[Int, Field(ge=1, le=2)] = 1
+    max_keywords: Count | None = None
     exclude_text_column: str | None = None
-    keyword_pool_size: int = 8
-    noise_probability: float = 0.05
-    noise_pool_size: int = 8
+    keyword_pool_size: Number = 8
+    noise_probability: Share = 0.05
+    noise_pool_size: Number = 8
     with_video: bool = True
-    weight: float = 1.0
+    weight: Amount = 1.0
     dataset: str | None = None
     revision: str | None = None
     features: list[str] = field(default_factory=list)
-    clip_seconds: list[float] | None = None
+    clip_seconds: Annotated[list[Seconds], Field(min_length=2, max_length=2)] | None = None
     augmentation: VideoAugmentation | None = None
 
     def __post_init__(self):
-        """Check the values."""
-        require(self, "text_column", bool(self.text_column), "a kind of text, the columns being <kind>_<language>")
-        require_languages(self)
-        require(self, "languages_per_clip", self.languages_per_clip in (1, 2), "1, or 2 for pairs")
-        enough = len(set(self.languages)) >= self.languages_per_clip
-        require(self, "languages", enough, "two different ones or more, where languages_per_clip is 2")
-        require(self, "max_keywords", self.max_keywords is None or self.max_keywords >= 1, "null, or 1 or more")
-        require(self, "keyword_pool_size", self.keyword_pool_size >= 0, "0 or more")
-        require(self, "noise_probability", 0 <= self.noise_probability <= 1, "0 to 1")
-        require(self, "noise_pool_size", self.noise_pool_size >= 0, "0 or more")
-        require(self, "weight", 0 <= self.weight < math.inf, "0 or more, and finite")
+        """Check what the fields say together."""
+        if len(self.languages) < self.languages_per_clip:
+            raise RecipeError(f"languages is {self.languages}, and languages_per_clip 2; name two or more")
         for name in ("revision", "features"):
-            has_own = self.dataset is not None or not getattr(self, name)
-            require(self, name, has_own, "only beside the source's own `dataset`; else data's are read")
-        seconds = self.clip_seconds
-        rising = seconds is None or (len(seconds) == 2 and 0 < seconds[0] <= seconds[1] < math.inf)
-        require(self, "clip_seconds", rising, "null, or [shortest, longest] with 0 < shortest <= longest")
+            if self.dataset is None and getattr(self, name):
+                raise RecipeError(
+                    f"{name} is {getattr(self, name)!r}, and there is no dataset beside it; else data's are read"
+                )
+        if self.clip_seconds is not None and self.clip_seconds[0] > self.clip_seconds[1]:
+            raise RecipeError(f"clip_seconds is {self.clip_seconds}; give [shortest, longest]")
 
     @property
     def draws_from_pools(self) -> bool:
@@ -196,14 +201,14 @@ class Source:
         return not (fresh_noise or fresh_keywords or self.clip_seconds is not None)  # a window is drawn anew
 
 
-@dataclass
+@dataclass(config=STRICT)
 class StageArguments:
     """One stage of training. Names are `transformers.TrainingArguments`' where it has one.
 
     Args:
         sources: what is learned from; each step sees a batch of every source.
         num_train_epochs: passes over the first source's clips.
-        train_batch_size: clips a step over all processes, all of them each other's negatives.
+        train_batch_size: clips a step over all processes, all of them each other's negatives: 2 or more.
         micro_batch_tokens: tokens encoded at a time in each process, padding included, and steps of clips: each
             distinct caption and clip once, sorted by length (`micro_batches.py`). `null`: all at once.
         activation_memory: GiB of activations that each process holds at a time. Micro-batches beyond it are encoded
@@ -226,51 +231,28 @@ class StageArguments:
         save_steps: optimizer steps between checkpoints.
     """
 
-    sources: list[Source]
-    num_train_epochs: int = 10
-    train_batch_size: int = 64
-    micro_batch_tokens: int | None = 1024
-    activation_memory: float | None = None
-    gradient_accumulation_steps: int = 1
-    learning_rate: float = 2e-4
-    text_learning_rate: float | None = None
-    vision_learning_rate: float | None = None
-    learn_vision_layers: int | None = 0
-    weight_decay: float = 0.0
-    adam_beta2: float = 0.999
-    warmup_ratio: float = 0.0
-    lr_scheduler_type: str = "constant"
-    max_grad_norm: float = 1.0
-    freeze: list[str] = field(default_factory=list)
-    average_with_start: float = 0.0
-    evaluations: int = 10
-    save_steps: int = 500
-
-    def __post_init__(self):
-        """Check the values."""
-        require(self, "sources", bool(self.sources), "one source or more")
-        for name in ("num_train_epochs", "train_batch_size", "gradient_accumulation_steps", "save_steps"):
-            require(self, name, getattr(self, name) >= 1, "1 or more")
-        tokens, memory = self.micro_batch_tokens, self.activation_memory
-        require(self, "micro_batch_tokens", tokens is None or tokens >= 1, "null, or 1 or more")
-        require(self, "activation_memory", memory is None or 0 <= memory < math.inf, "null, or 0 GiB or more")
-        for name in ("text_learning_rate", "vision_learning_rate"):
-            rate = getattr(self, name)
-            require(self, name, rate is None or 0 <= rate < math.inf, "null, or 0 or more, and finite")
-        layers = self.learn_vision_layers
-        require(self, "learn_vision_layers", layers is None or layers >= 0, "null, or 0 or more")
-        for name in ("learning_rate", "weight_decay", "max_grad_norm"):
-            require(self, name, 0 <= getattr(self, name) < math.inf, "0 or more, and finite")
-        require(self, "adam_beta2", 0 <= self.adam_beta2 < 1, "at least 0 and below 1")
-        for name in ("warmup_ratio", "average_with_start"):
-            require(self, name, 0 <= getattr(self, name) <= 1, "0 to 1")
-        schedules = [kind.value for kind in SchedulerType if kind.value not in NEED_MORE]
-        require(self, "lr_scheduler_type", self.lr_scheduler_type in schedules, f"one of {', '.join(schedules)}")
-        require(self, "evaluations", self.evaluations >= 0, "0 or more")
-        require(self, "freeze", all(self.freeze), "prefixes of parameter names, such as text_model.")
+    sources: Annotated[list[Source], Field(min_length=1)]
+    num_train_epochs: Count = 10
+    train_batch_size: Annotated[Int, Field(ge=2)] = 64
+    micro_batch_tokens: Count | None = 1024
+    activation_memory: Amount | None = None
+    gradient_accumulation_steps: Count = 1
+    learning_rate: Amount = 2e-4
+    text_learning_rate: Amount | None = None
+    vision_learning_rate: Amount | None = None
+    learn_vision_layers: Number | None = 0
+    weight_decay: Amount = 0.0
+    adam_beta2: Annotated[Float, Field(ge=0, lt=1)] = 0.999
+    warmup_ratio: Share = 0.0
+    lr_scheduler_type: Literal[*SCHEDULES] = "constant"  # type: ignore[valid-type]
+    max_grad_norm: Amount = 1.0
+    freeze: list[Text] = field(default_factory=list)
+    average_with_start: Share = 0.0
+    evaluations: Number = 10
+    save_steps: Count = 500
 
 
-@dataclass
+@dataclass(config=STRICT)
 class Recipe:
     """A whole run.
 
@@ -289,6 +271,8 @@ class Recipe:
         cache_dir: of packaged encoders.
         clip_memory: GiB of decoded frames, and of what frozen vision encoders make of them, that each process keeps;
             clips beyond it are decoded each time that they come.
+        num_workers: processes beside each process that decode the clips of pixels ahead of the step that needs them;
+            the result is the same for any number. 0 decodes between the steps.
         frozen_states_dir: where the frozen layers' output is kept between runs; `null` for nowhere.
         work_dir: of stages, for resuming and sharing between recipes.
         output_dir: of the final model, processor, card and metrics.
@@ -300,39 +284,31 @@ class Recipe:
     """
 
     data: DataArguments
-    model: ModelArguments
+    model: ModelArguments = field(default_factory=ModelArguments)
     finetuning: StageArguments | None = None
     pretraining: StageArguments | None = None
     card: dict[str, str] = field(default_factory=dict)
     comes_from: dict[str, str] = field(default_factory=dict)
     dry_run: bool = False
-    seed: int = 0
-    mixed_precision: str = "no"
+    seed: Annotated[Int, Field(ge=0, lt=2**32)] = 0
+    mixed_precision: Literal["no", "bf16"] = "no"
     cache_frozen_layers: bool = True
     cache_dir: str | None = None
-    clip_memory: float = 4.0
+    clip_memory: Amount = 4.0
+    num_workers: Annotated[Int, Field(ge=0)] = 0
     frozen_states_dir: str | None = "runs/frozen_states"
     work_dir: str = "runs/stages"
     output_dir: str = "runs/model"
     report_to: str | None = None
-    log_steps: int = 50
+    log_steps: Count = 50
     push_to_hub: str | None = None
     hub_revision: str = "main"
     hub_tag: str | None = None
 
     def __post_init__(self):
-        """Check the values, and how the parts fit."""
-        if self.finetuning is None and self.pretraining is None:
-            raise RecipeError("finetuning and pretraining are both null; give one stage, or two")
-        require(self, "seed", 0 <= self.seed < 2**32, f"0 to {2**32 - 1}")
-        require(self, "mixed_precision", self.mixed_precision in ("no", "bf16"), "no or bf16")
-        require(self, "log_steps", self.log_steps >= 1, "1 or more")
-        require(self, "clip_memory", 0 <= self.clip_memory < math.inf, "0 GiB or more, and finite")
-        if self.data.features and "video_feature_dims" in self.model.config:
-            raise RecipeError(
-                f"model.config.video_feature_dims is {self.model.config['video_feature_dims']!r}, and data.features "
-                "says the streams' widths already; leave it out"
-            )
+        """Check how the parts fit."""
+        for problem in misfits(self):
+            raise RecipeError(problem)
 
 
 def columns_of(source: Source) -> list[str]:
@@ -342,48 +318,35 @@ def columns_of(source: Source) -> list[str]:
     return [f"{kind}_{language}" for kind in kinds for language in source.languages]
 
 
-def near(name: str, known: Iterable[str]) -> str:
-    """What may be meant by a name that is not known."""
-    found = difflib.get_close_matches(name, list(known), n=2)
-    return f"did you mean {' or '.join(found)}?" if found else f"known are {', '.join(sorted(known))}"
-
-
-def check_clips(recipe: Recipe):
-    """Refuse a recipe whose clips come in two ways, or from pixels that nothing reads.
-
-    Raises:
-        RecipeError: names the fields.
-    """
+def misfits(recipe: Recipe) -> Iterator[str]:
+    """What does not fit together: clips that come in two ways, pixels that nothing reads, what is said twice."""
     data, model = recipe.data, recipe.model
-    for name, teller in (
-        ("text_config", "model.text_model"),
-        ("vision_config", "model.vision_model"),
-        ("learn_vision_layers", "a stage's learn_vision_layers"),
-    ):
-        if name in model.config:
-            raise RecipeError(f"model.config has {name!r}, which {teller} says; leave it out")
+    if recipe.finetuning is None and recipe.pretraining is None:
+        yield "finetuning and pretraining are both null; give one stage, or two"
+    said = {"text_config": "model.text_model", "vision_config": "model.vision_model"}
+    said |= {"learn_vision_layers": "a stage's learn_vision_layers"}
+    said |= {"video_feature_dims": "data.features"} if data.features else {}
+    for name in model.config:
+        if name in said:
+            yield f"model.config has {name!r}, which {said[name]} says; leave it out"
+    pixels = f"data.video_column is {data.video_column!r}"
     if data.video_column and data.features:
-        raise RecipeError(
-            f"data.features is {data.features} and data.video_column {data.video_column!r}: clips come as features or "
-            "as pixels; leave one out"
-        )
+        yield f"{pixels} and data.features {data.features}: clips come as pixels or as features; leave one out"
     if model.dual_encoder is None and bool(data.video_column) != bool(model.vision_model):
-        raise RecipeError(
-            f"data.video_column is {data.video_column!r} and model.vision_model {model.vision_model}: training from "
-            "pixels needs both, training from features neither"
+        yield (
+            f"{pixels} and model.vision_model {model.vision_model}: training from pixels needs both, training from "
+            "features neither"
         )
-    for name in ("pretraining", "finetuning"):
+    for name in STAGES:
         stage = getattr(recipe, name)
+        if stage and stage.learn_vision_layers != 0 and not (model.vision_model or model.dual_encoder):
+            yield f"{name}.learn_vision_layers is {stage.learn_vision_layers}, but model.vision_model is empty"
         for number, source in enumerate(stage.sources if stage else ()):
             where = f"{name}.sources[{number}]"
             if source.augmentation is not None and not data.video_column:
-                raise RecipeError(f"{where}.augmentation changes pixels, but clips come as features; set it to null")
+                yield f"{where}.augmentation changes pixels, but clips come as features; set it to null"
             if data.video_column and (source.features or source.clip_seconds):
-                raise RecipeError(f"{where} has features or clip_seconds, but data.video_column says to read pixels")
-        if stage and stage.learn_vision_layers != 0 and not (model.vision_model or model.dual_encoder):
-            raise RecipeError(
-                f"{name}.learn_vision_layers is {stage.learn_vision_layers}, but model.vision_model is empty"
-            )
+                yield f"{where} has features or clip_seconds, but data.video_column says to read pixels"
 
 
 def stages(
@@ -394,7 +357,7 @@ def stages(
     `contents` of a stage are hashes of what the recipe only gives names of: rows, feature stores, the text encoder.
     """
     before = None
-    for name in ("pretraining", "finetuning"):
+    for name in STAGES:
         stage = getattr(recipe, name)
         if stage is None:
             continue

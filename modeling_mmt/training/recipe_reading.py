@@ -1,156 +1,218 @@
-"""A command line or YAML file to a recipe."""
+"""A command line and YAML file to a recipe.
 
-import argparse
+The file and the options after or before it become one mapping, which pydantic reads; what does not fit is said in one
+line that names the file, the field, its value and what is allowed.
+"""
+
+import difflib
+import inspect
+import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
-from pathlib import Path
-from typing import Any
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, fields, is_dataclass
+from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace
+from pydantic import TypeAdapter, ValidationError
 
-from modeling_mmt.data.augmentation import VideoAugmentation
-from modeling_mmt.training.recipe import (
-    DataArguments,
-    ModelArguments,
-    Recipe,
-    RecipeError,
-    Source,
-    StageArguments,
-    check_clips,
-    near,
-)
+from modeling_mmt.recipes import bundled_recipes, recipe_path
+from modeling_mmt.training.recipe import Recipe, RecipeError, near
+
+FieldPath = tuple[str | int, ...]
+# The parts of a recipe, in the order of the help; `pretraining` is as `finetuning` is.
+PARTS = ("", "data.", "model.", "finetuning.", "finetuning.sources[0].", "finetuning.sources[0].augmentation.")
+USAGE = "RECIPE [--FIELD VALUE ...]: a YAML or JSON file, or a bundled recipe such as emoji9/mmp_en, and other values"
+UNKNOWN = "unexpected_keyword_argument"  # pydantic's word
 
 
-def parse_recipe(argv: Sequence[str], description: str = "") -> tuple[Recipe, dict[str, Any]]:
-    """A recipe's path and options to the recipe, and to its plain values; `description` heads the help.
+class RecipeLoader(yaml.SafeLoader):
+    """YAML whose `1e-3` is a number and whose `no` is Norwegian, as in YAML 1.2; no key may be given twice."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """The nodes of a mapping.
+
+        Raises:
+            MarkedYAMLError: a key is given twice.
+        """
+        node, keys = super().compose_mapping_node(anchor), set()
+        for key, _ in node.value:
+            if str(key.value) in keys:
+                raise yaml.MarkedYAMLError(problem=f"{key.value} is given twice", problem_mark=key.start_mark)
+            keys.add(str(key.value))
+        return node
+
+
+SCALARS = {
+    "null": r"~|null|Null|NULL|",
+    "bool": r"true|True|TRUE|false|False|FALSE",
+    "int": r"[-+]?(0x[\da-fA-F_]+|\d[\d_]*)",
+    "float": r"[-+]?(?=.*[.eE])(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+    "merge": r"<<",
+}
+RecipeLoader.yaml_implicit_resolvers = {}
+for tag, pattern in SCALARS.items():
+    RecipeLoader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(rf"(?:{pattern})\Z"), None)
+
+
+def load_recipe(argv: Sequence[str], description: str = "") -> Recipe:
+    """A recipe from its path, or the name of a bundled one, and options such as `--pretraining.learning_rate 3e-4`.
+
+    Args:
+        argv: the path and the options, in any order; `--help` prints all fields and exits.
+        description: heads the help.
 
     Raises:
-        RecipeError: a name is not known, or a value not allowed.
+        RecipeError: a file cannot be read, a name is not known, or a value not allowed.
     """
-    parser = ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, exit_on_error=False
-    )
-    parser.add_argument("--recipe", action="config", help="YAML or JSON with any of these values")
-    parser.add_class_arguments(Recipe, skip={"dry_run"})
-    parser.add_argument("--dry_run", action="store_true", help="check the data against the recipe, and train nothing")
-    argv = list(argv)
-    if argv and not argv[0].startswith("-"):
-        argv.insert(0, "--recipe")
-    where = argv[1] if argv[:1] == ["--recipe"] else "the command line"
+    if {"-h", "--help"} & set(argv):
+        print(description.strip(), "", USAGE, *help_lines(), sep="\n")
+        raise SystemExit(0)
+    name, options = split_options(argv)
+    values = read_file(name) if name is not None else {}
+    given = [set_option(values, option, text) for option, text in options]
     try:
-        check_names(argv)
-        namespace = parser.parse_args(argv)
-        namespace.pop("recipe", None)
-        recipe = build_recipe(namespace)
-        check_clips(recipe)
-    except RecipeError as error:
-        raise RecipeError(f"{where}: {error}") from None
-    except argparse.ArgumentError as error:
-        raise RecipeError(f"{where}: {shortened(str(error))}") from None
-    return recipe, asdict(recipe)
+        return TypeAdapter(Recipe).validate_python(values)
+    except ValidationError as invalid:
+        errors = invalid.errors()
+        error = next((error for error in errors if error["type"] == UNKNOWN), errors[0])
+        path = error["loc"]
+        by_option = any(path[: len(p)] == p or (error["type"] == UNKNOWN and p[: len(path)] == path) for p in given)
+        where = "the command line" if by_option or name is None else name
+        raise RecipeError(" ".join(f"{where}: {in_words(error)}".split())) from None
 
 
-# The parts of a recipe whose names are known; `config`, `card` and `comes_from` hold names of their own.
-PARTS = {"data": DataArguments, "model": ModelArguments, "pretraining": StageArguments, "finetuning": StageArguments}
-
-
-def check_names(argv: Sequence[str]):
-    """Refuse a field, in the recipe's file or among the options, that no part of a recipe has.
-
-    Raises:
-        RecipeError: says where, and what is nearest to it.
-    """
-    if argv[:1] == ["--recipe"] and len(argv) > 1:
-        try:
-            values = yaml.safe_load(Path(argv[1]).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise RecipeError(
-                f"{error.strerror}; give a recipe's path, such as modeling_mmt/recipes/emoji9/mmp_en.yaml"
-            ) from None
-        except yaml.YAMLError as error:
-            raise RecipeError(f"not YAML: {' '.join(str(error).split())}") from None
-        check_fields(values, Recipe)
-    for option in argv:
-        kind: Any = Recipe
-        where = "--"
-        for part in option[2:].partition("=")[0].rstrip("+").split(".") if option.startswith("--") else ():
-            if kind is None or part in ("help", "print_config", "recipe"):
-                break
-            check_fields({part: None}, kind, where)
-            kind, where = PARTS.get(part), f"{where}{part}."
-
-
-def check_fields(values: Any, kind: Any, where: str = ""):
-    """Refuse a name that a part of a recipe has not."""
-    if not isinstance(values, Mapping):
-        raise RecipeError(f"{where.rstrip('.') or 'it'} is {values!r:.60}; give fields with values")
-    known = [known.name for known in fields(kind)]
-    for name, value in values.items():
-        if name not in known:
-            raise RecipeError(f"{where}{name} is no field of {kind.__name__}; {near(str(name), known)}")
-        if name in PARTS and value is not None:
-            check_fields(value, PARTS[name], f"{where}{name}.")
-        for number, source in enumerate(value if name == "sources" and isinstance(value, list) else ()):
-            check_fields(source, Source, f"{where}sources[{number}].")
-            if source.get("augmentation") is not None:
-                check_fields(source["augmentation"], VideoAugmentation, f"{where}sources[{number}].augmentation.")
-
-
-def build_recipe(namespace: Namespace) -> Recipe:
-    """What the parser read, as a recipe; an error names the part that it is in."""
-    values = plain(namespace)
-    for name, kind in PARTS.items():
-        if values[name] is None:
+def split_options(argv: Sequence[str]) -> tuple[str | None, list[tuple[str, str]]]:
+    """The recipe's name, and each option's name with the text of its value."""
+    names: list[str] = []
+    options: list[tuple[str, str]] = []
+    words = iter(argv)
+    for word in words:
+        option, has_value, text = word.partition("=")
+        if not option.startswith("--"):
+            names.append(word)
             continue
-        if kind is StageArguments:
-            sources = enumerate(values[name]["sources"])
-            values[name]["sources"] = [build_source(f"{name}.sources[{i}]", source) for i, source in sources]
-        values[name] = located(kind, name, values[name])
-    return Recipe(**values)
+        value = text if has_value else "true" if option == "--dry_run" else next(words, None)
+        if value is None:
+            raise RecipeError(f"the command line: {option} has no value")
+        options.append((option[2:], value))
+    if len(names) > 1 or not argv:
+        found = " and ".join(names) or "no recipe"
+        raise RecipeError(f"the command line: {found}; give one recipe, such as emoji9/mmp_en")
+    return next(iter(names), None), options
 
 
-def build_source(where: str, values: dict[str, Any]) -> Source:
-    """A source; an error says where it is."""
-    if values["augmentation"] is not None:
-        try:
-            values["augmentation"] = VideoAugmentation(**values["augmentation"])
-        except ValueError as error:
-            raise RecipeError(f"{where}.{error}") from None
-    return located(Source, where, values)
-
-
-def plain(value: Any) -> Any:
-    """The parser's namespaces as dicts; it wraps each dataclass of a list in its class's path."""
-    if isinstance(value, Namespace):
-        value = vars(value)
-    if isinstance(value, Mapping):
-        return (
-            plain(value["init_args"]) if "class_path" in value else {key: plain(item) for key, item in value.items()}
-        )
-    return [plain(item) for item in value] if isinstance(value, list) else value
-
-
-def located(kind: Any, where: str, values: Mapping[str, Any]) -> Any:
-    """A part of a recipe; its errors say where it is."""
+def read_file(name: str) -> dict[str, Any]:
+    """The values of a recipe's file."""
     try:
-        return kind(**values)
-    except RecipeError as error:
-        raise RecipeError(f"{where}.{error}") from None
+        values = parse_yaml(recipe_path(name).read_text(encoding="utf-8"))
+    except OSError as error:
+        (bundled, *_) = [*difflib.get_close_matches(name, bundled_recipes(), n=1), "emoji9/mmp_en"]
+        raise RecipeError(
+            f"{name}: {error.strerror}; give a recipe's path, or a bundled one such as {bundled}"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{name}: not UTF-8: {error.reason} at byte {error.start}; save it as UTF-8") from None
+    except ValueError as error:
+        raise RecipeError(f"{name}: {error}") from None
+    if not isinstance(values, dict):
+        raise RecipeError(f"{name}: it is {shown(values)}; give fields with values")
+    return values
 
 
-def shortened(message: str) -> str:
-    """The parser's tree of what did not fit, as the path to the field and the first reason."""
-    path, reason = [], ""
-    for line in (line.strip().removeprefix("- ") for line in message.splitlines()):
-        if key := re.fullmatch(r'Parser key "(.+?)":(.*)', line):
-            path.append(key[1])
-            reason = key[2].strip()
-        elif not line.startswith(("Does not validate", "Subtypes:", "Errors:", "Problem with")):
-            reason = line
-        if reason:
-            break
-    given = re.search(r"Given value: (.*)", message)
-    reason += f". Got value: {given[1]}" if given and "Expected" in reason and "value" not in reason else ""
-    return re.sub(r"<class '(\w+)'>", r"\1", f"{'.'.join(path)}: {reason}" if path else reason)
+def parse_yaml(text: str) -> Any:
+    """The values of a YAML or JSON text.
+
+    Raises:
+        ValueError: it is neither; one line that names the text's line.
+    """
+    try:
+        return yaml.load(text, RecipeLoader)
+    except yaml.MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        reason = " ".join(filter(None, (error.context, error.problem)))
+        raise ValueError(f"not YAML: {line}{reason}") from None
+    except (yaml.YAMLError, RecursionError, ValueError) as error:  # the last: a number of 5,000 digits
+        raise ValueError(f"not YAML: {' '.join(str(error).split())}") from None
+
+
+def set_option(values: dict[str, Any], option: str, text: str) -> FieldPath:
+    """Put an option's value into a recipe's values; `data.languages+` adds to a list. Returns the field's path."""
+    path, target = field_path(option), cast(Any, values)
+    kind = required(field_type(path))
+    is_text = kind is str or get_origin(kind) is Literal
+    is_null = text == "null" and kind is not field_type(path)
+    try:
+        value = text if is_text and not is_null else parse_yaml(text)
+        for part in path[:-1]:
+            if isinstance(target, dict) and target.get(part) is None:
+                target[part] = {}
+            target = target[part]
+        if option.endswith("+"):
+            value = [*(target.get(path[-1]) or []), *(value if isinstance(value, list) else [value])]
+        elif is_dataclass(kind) and isinstance(value, dict):
+            value = {**(target.get(path[-1]) or {}), **value}
+        target[path[-1]] = value
+    except (LookupError, TypeError, AttributeError):
+        raise RecipeError(f"the command line: the recipe has no --{option}") from None
+    except ValueError as error:
+        raise RecipeError(f"the command line: --{option} is {shown(text)}; {error}") from None
+    return path
+
+
+def field_path(option: str) -> FieldPath:
+    """`pretraining.sources[0].weight` as its parts."""
+    return tuple(int(part) if part.isdigit() else part for part in re.findall(r"[^.\[\]+]+", option))
+
+
+def field_type(path: Sequence[str | int]) -> Any:
+    """The type of the field at a path, without its limits; `Any` where a recipe has no such field."""
+    kind: Any = Recipe
+    for part in path:
+        kind = required(kind)
+        kind = get_type_hints(kind).get(str(part), Any) if is_dataclass(kind) else [Any, *get_args(kind)][-1]
+    return kind
+
+
+def required(kind: Any) -> Any:
+    """The type of what may be null, when it is not."""
+    return get_args(kind)[0] if type(None) in get_args(kind) else kind
+
+
+def in_words(error: Mapping[str, Any]) -> str:
+    """What pydantic found, with the path to the field, its value and what is allowed."""
+    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error["loc"]).lstrip(".")
+    cause = error.get("ctx", {}).get("error")
+    if error["type"] == UNKNOWN:
+        part = required(field_type(error["loc"][:-1]))
+        known = [each.name for each in fields(part)]
+        return f"{path} is no field of {part.__name__}; {near(error['loc'][-1], known)}"
+    if error["type"] == "missing":
+        return f"{path} is missing; it has no default"
+    if cause and is_dataclass(required(field_type(error["loc"]))):  # by a part's own check, which names the field
+        return f"{path}.{cause}".lstrip(".")
+    message = "give fields with values" if error["type"] == "dataclass_type" else error["msg"]
+    return f"{path} is {shown(error['input'])}; {cause or message[0].lower() + message[1:]}"
+
+
+def shown(value: Any) -> str:
+    """A value as a recipe has it, cut to 60 letters."""
+    return f"{json.dumps(value, ensure_ascii=False, default=str, skipkeys=True):.60}"
+
+
+def help_lines() -> Iterator[str]:
+    """Each field of each part of a recipe with its type, default and meaning, as the parts' docstrings have them."""
+    for place in PARTS:
+        kind = required(field_type(field_path(place)))
+        about = inspect.getdoc(kind) or ""
+        yield "\n" + about.splitlines()[0]
+        meanings = dict(re.findall(r"^    (\w+): (.+(?:\n {8}.+)*)", about, re.MULTILINE))
+        hints = get_type_hints(kind)
+        for each in fields(kind):
+            default = each.default if each.default_factory is MISSING else each.default_factory()
+            default = "required" if default is MISSING else "below" if is_dataclass(default) else shown(default)
+            hint = hints[each.name]
+            type_name = re.sub(r"\b\w+\.", "", inspect.formatannotation(required(hint)))
+            type_name += " or null" if hint is not required(hint) else ""
+            yield f"  --{place}{each.name} {type_name}; {default}"
+            yield textwrap.indent(textwrap.fill(" ".join(meanings[each.name].split()), 100), " " * 8)

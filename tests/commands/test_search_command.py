@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from command_line import build_checkpoint, call
 
-from modeling_mmt.data.features import FeatureStores
+from modeling_mmt.commands.errors import printable
+from modeling_mmt.commands.search import check_condition, check_query
 from modeling_mmt.evaluation.embedding import embed_texts
-from modeling_mmt.evaluation.evaluate import Question, evaluate, open_checkpoint, open_corpus
+from modeling_mmt.evaluation.evaluate import EvalSpec, evaluate, open_checkpoint, open_corpus
 
 QUERIES = ["red dog", "weißer Wal"]
 
@@ -21,7 +22,7 @@ def checkpoint(corpus, tmp_path_factory):
 
 
 def test_search_finds_the_clips_of_a_naive_computation_with_and_without_an_index(checkpoint, tmp_path, capsys):
-    corpus = open_corpus(Question.of_checkpoint(checkpoint), FeatureStores)
+    corpus = open_corpus(EvalSpec.of_checkpoint(checkpoint))
     model, processor = open_checkpoint(str(checkpoint))
     scores = embed_texts(model, processor, QUERIES) @ evaluate(model, processor, corpus).videos.T
     ids = corpus.rows["video_id"]
@@ -50,15 +51,13 @@ def test_search_imports_what_it_needs(checkpoint):
     )
     imported = set(done.stdout.splitlines()[-1].split())
     assert "modeling_mmt.search.index" in imported
-    assert not imported & {
-        f"modeling_mmt.{name}" for name in ("hub", "model_card", "report", "report_figures", "trainer")
-    }
+    assert not imported & {f"modeling_mmt.{name}" for name in ("hub", "report", "training", "plugins", "extraction")}
     assert not imported & {
         "matplotlib",
         "faiss",
         "qdrant_client",
         "evaluate",
-        "jsonargparse",
+        "pydantic",
         "sentence_transformers",
     }
 
@@ -124,3 +123,35 @@ def test_a_broken_record_of_an_index_is_named_where_it_is_needed(checkpoint, tmp
     assert call(capsys, "search", checkpoint, "dog", "--index", index)[0] == 0  # nothing to compare
     code, out, err = call(capsys, "search", checkpoint, "dog", "--index", index, "--split", "test")
     assert (code, out) == (2, "") and f"{index / 'source.json'}: not the JSON that `mmt search` writes" in err
+
+
+@pytest.mark.parametrize(
+    ("query", "words"),
+    [("", "query 1 is empty: ''"), (" \t\x00\x1b", "query 1 is empty"), ("a" * 2**20, "at most 10,000 are taken")],
+)
+def test_a_query_with_nothing_in_it_or_too_much_is_refused(query, words):
+    with pytest.raises(ValueError, match=words):
+        check_query(query, 1)
+
+
+def test_control_characters_reach_neither_the_model_nor_the_terminal():
+    assert check_query("a\x00 \x1b[2Jdog\n", 1) == "a [2Jdog"
+    assert "\x1b" not in printable("a\x1b[2J\u202edog") and "\u202e" not in printable("\u202e")
+
+
+def test_conditions_are_values_of_json_or_words():
+    assert check_condition("is_flag=false") == ("is_flag", False)
+    assert check_condition("emoji=🚁") == ("emoji", "🚁")
+    assert check_condition("num_frames=8") == ("num_frames", 8)
+    with pytest.raises(ValueError, match="write COLUMN=VALUE"):
+        check_condition("is_flag")
+
+
+def test_the_folder_of_an_index_tells_its_checkpoint_and_its_clips(checkpoint, tmp_path, capsys):
+    index = tmp_path / "index"
+    built = call(capsys, "search", checkpoint, *QUERIES, "--index", index, "--split", "validation", "--json")
+    assert call(capsys, "search", index, *QUERIES, "--json") == built
+    code, out, err = call(capsys, "search", index, "dog", "--split", "test")
+    assert (code, out) == (2, "") and "was built from split validation" in err
+    code, out, err = call(capsys, "search", index, "dog", "--index", index)
+    assert (code, out) == (2, "") and "is an index already" in err

@@ -6,8 +6,16 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 
-from modeling_mmt.data.collator import ClipDataset, EpochBatchSampler, MMTDataCollator, stable_id
+from modeling_mmt.data.collator import (
+    TEXT_VIEWS,
+    ClipDataset,
+    EpochBatchSampler,
+    MMTDataCollator,
+    caption_keys,
+    stable_id,
+)
 
 LANGUAGES = ("en", "de")
 
@@ -241,6 +249,16 @@ def test_a_keyword_that_is_the_name_is_never_drawn_where_names_are_excluded(make
         make_collator(**fields, exclude_text_column="name")(draws(rows))
 
 
+@pytest.mark.parametrize(
+    ("names", "left"), [(None, {"red", "dog"}), ([], {"red", "dog"}), (["Red", "hound"], {"dog"})], ids=str
+)
+def test_a_clip_may_have_no_name_or_several_where_names_are_excluded(make_collator, make_rows, names, left):
+    rows = [row | {"keywords_en": ["red", "dog"], "name_en": names} for row in make_rows(2)]
+    fields = {"text_column": "keywords", "max_keywords": 1, "noise_probability": 0, "languages": ["en"]}
+    collator = make_collator(**fields, exclude_text_column="name")
+    assert set(captions(collator, collator(draws(rows, epochs=40)))) == left
+
+
 def test_no_more_keywords_are_joined_than_there_are(make_collator, make_rows):
     found = keyword_captions(make_collator, make_rows, max_keywords=50, keyword_pool_size=0)
     assert max(len(text.split(",")) for texts in found.values() for text in texts) == 5
@@ -258,6 +276,48 @@ def test_a_keyword_pool_bounds_a_clips_captions_in_each_language(make_collator, 
             assert size == 1 or len(pool) > 1
             pools.append(frozenset(pool))
     assert len(set(pools)) > len(pools) / 2  # clips do not share one pool
+
+
+# ---- rows of a dataset
+
+
+@pytest.mark.parametrize("fields", [{}, {"text_column": "keywords", "max_keywords": 2}, {"text_column": "name"}])
+def test_a_datasets_rows_give_the_batch_that_a_lists_rows_give(make_collator, make_rows, fields):
+    """Nulls, empty lists, empty texts and a column of nulls alone count as no text, Arrow or not."""
+    rows = [row | {"name_en": "red dog", "name_de": "Hund"} for row in make_rows(6)]
+    rows[0] |= {"caption_de": None, "keywords_de": [], "name_de": ""}
+    rows[1] |= {"caption_en": [], "keywords_en": None, "name_en": None}
+    collator = make_collator(languages=("en", "de", "sw"), **fields)
+    as_lists = [row | {"video_features": row["video_features"].tolist(), "caption_sw": None} for row in rows]
+    shuffled = Dataset.from_list(as_lists[::-1]).select(range(5, -1, -1))
+    assert_equal(collator(draws(shuffled, epochs=3)), collator(draws(as_lists, epochs=3)))
+    assert dict(ClipDataset(shuffled)[2]) == as_lists[2]
+
+
+def test_a_language_that_is_not_drawn_is_not_decoded(make_collator, make_rows):
+    rows = make_rows(6)
+    for row in rows:
+        del row["video_features"]
+    (row,) = ClipDataset(
+        Dataset.from_list(rows), {f"clip-{number}": np.zeros((1, 8)) for number in range(6)}
+    ).__getitems__([0])
+    asked = []
+
+    class Watched(type(row)):
+        def __getitem__(self, name):
+            asked.append(name)
+            return super().__getitem__(name)
+
+    make_collator(noise_probability=0)([Watched(row.columns, row.position, row.more)])
+    assert len([name for name in asked if name.startswith("caption")]) == 1
+
+
+def test_a_dataset_with_a_format_of_its_own_keeps_it(make_rows):
+    rows = Dataset.from_list(
+        [{"video_id": row["video_id"], "video_features": row["video_features"].tolist()} for row in make_rows(2)]
+    )
+    assert torch.is_tensor(ClipDataset(rows.with_format("torch"))[1]["video_features"])
+    assert isinstance(ClipDataset(rows)[1]["video_features"], list)
 
 
 # ---- noise
@@ -316,6 +376,14 @@ def test_time_steps_are_zeroed_at_the_rate_and_never_all_of_a_clip(make_collator
     assert abs(zeroed.sum() / real.sum() - 0.25) < 0.04
 
 
+def test_without_a_mask_token_noise_is_refused_and_no_noise_is_not(make_processor, make_tokenizer, make_rows):
+    processor = make_processor(make_tokenizer())
+    processor.tokenizer.mask_token = None
+    with pytest.raises(ValueError, match=r"noise_probability is 0.05, and the tokenizer has no mask token.*set it to"):
+        MMTDataCollator(processor)
+    assert "input_ids" in MMTDataCollator(processor, noise_probability=0)(draws(make_rows()))
+
+
 def test_without_noise_there_are_no_noised_copies(make_collator, make_rows):
     assert not any("noised" in name for name in make_collator(noise_probability=0)(draws(make_rows())))
 
@@ -336,6 +404,21 @@ def test_positive_ids_are_equal_for_the_same_clip_and_for_an_equal_caption(make_
     assert equal[..., 1].nonzero().tolist() == [[0, 0], [0, 2], [1, 1], [1, 3], [2, 0], [2, 2], [3, 1], [3, 3]]
     paired = make_collator(text_column="name", languages_per_clip=2)(draws(rows))
     assert paired["positive_ids"].shape == (4, 3)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.4])
+def test_captions_have_one_key_each_that_positives_and_equal_tokens_share(make_collator, make_rows, noise):
+    fields = {"languages_per_clip": 2, "noise_probability": noise}
+    batch = make_collator(**fields, with_caption_keys=True)(draws(make_rows(), epochs=3))
+    plain = make_collator(**fields)(draws(make_rows(), epochs=3))
+    assert_equal({name: value for name, value in batch.items() if not name.endswith("caption_keys")}, plain)
+    assert torch.equal(batch["caption_keys"], batch["positive_ids"][:, 1])
+    assert torch.equal(batch["paired_caption_keys"], batch["positive_ids"][:, 2])
+    for view in TEXT_VIEWS if noise else ("", "paired_"):
+        assert torch.equal(batch[f"{view}caption_keys"], caption_keys(plain, view))
+    if noise:
+        same = (batch["input_ids"] == batch["noised_input_ids"]).all(dim=1)
+        assert torch.equal(batch["caption_keys"] == batch["noised_caption_keys"], same) and 0 < same.sum() < len(same)
 
 
 def test_captions_that_the_encoder_reads_alike_are_equal(make_collator, make_rows):

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from datasets_scripts import corpus, msrvtt, multi30k, multi_howto100m, own_clips, storybook8, vatex
+from modeling_mmt.commands.build import build
 from modeling_mmt.data import sources
 from modeling_mmt.data.feature_writer import write_feature_store
 from modeling_mmt.data.sources import SourceError, Sources, Tally
@@ -37,9 +38,8 @@ def own_cache(tmp_path_factory, monkeypatch):
 
 def run(name, tmp_path, *options):
     """Build from `tmp_path/source`; returns the counts, the record, and a function that reads a split's rows."""
-    module = BUILDERS[name][0]
     out = tmp_path / "out"
-    counts = module.main(["--data_dir", str(tmp_path / "source"), "--output_dir", str(out), *map(str, options)])
+    counts = build(name, ["--data_dir", str(tmp_path / "source"), "--output_dir", str(out), *map(str, options)])
     record = json.loads((out / "build.json").read_text())
 
     def rows(split):
@@ -779,7 +779,7 @@ def test_the_real_storybook_has_983_pages_with_a_picture(real_data, tmp_path):
 def test_the_real_emoji9_gives_the_bundled_rows(real_data, tmp_path):
     from datasets_scripts import emoji9
 
-    emoji9.main(["--data_dir", str(real_data / "emoji9"), "--output_dir", str(tmp_path / "out")])
+    build("emoji9", ["--data_dir", str(real_data / "emoji9"), "--output_dir", str(tmp_path / "out")])
     for split, count in emoji9.ABOUT.published.items():
         built = datasets.load_dataset(str(tmp_path / "out"), split=split).cast_column(
             "frames", datasets.Image(decode=False)

@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_features import SETTINGS, ragged_clips
 
-from datasets_scripts.convert_features import convert, main
+from datasets_scripts.convert_features import convert
+from modeling_mmt.commands.convert import main
 from modeling_mmt.data.feature_writer import FeatureStoreWriter
 from modeling_mmt.data.features import FeatureStore, FeatureStoreError
 from modeling_mmt.data.sources import SourceError
@@ -39,7 +40,8 @@ def test_what_goes_in_comes_out(kind, file_format, tmp_path):
     clips = ragged_clips(7)
     source = write(kind, tmp_path, clips)
     flags = ["--output_dir", str(tmp_path / "store"), "--extractor", "s3d", "--revision", "1", "--rate", "1.5"]
-    store = main([str(source), *flags, "--file_format", file_format])
+    assert main([str(source), *flags, "--file_format", file_format]) == 0
+    store = FeatureStore(tmp_path / "store")
     assert store.keys() == clips.keys() and store.manifest["rate"] == 1.5 and store.manifest["extractor"] == "s3d"
     assert all(np.array_equal(store[video_id], clips[video_id]) for video_id in clips)
 
@@ -128,7 +130,7 @@ def test_what_is_no_source_is_refused(tmp_path):
         convert(tmp_path / "x.csv", tmp_path / "store", **settings)
     with h5py.File(tmp_path / "groups.h5", "w") as file:
         file["a/b"] = np.ones((1, 2))
-    with pytest.raises(SourceError, match="'a' is a group"):
+    with pytest.raises(SourceError, match="'a' is no dataset"):
         convert(tmp_path / "groups.h5", tmp_path / "store", **settings)
     np.savez(tmp_path / "paths.npz", **{"../x": np.ones((1, 2))})
     with pytest.raises(SourceError, match="'../x' is no clip id"):
@@ -253,3 +255,61 @@ def test_one_value_that_is_not_finite_is_found_wherever_it_stands(dtype, value):
         broken = values.copy()
         broken[place] = value
         assert not all_finite(broken)
+
+
+@pytest.fixture
+def secret(tmp_path):
+    """32 bytes that are somebody's own: four numbers of 64 bits, to whoever reads them as such."""
+    path = tmp_path / "home" / "secret.txt"
+    path.parent.mkdir()
+    path.write_bytes(b"0123456789abcdef0123456789abcdef")
+    return path
+
+
+def external_bytes(file, secret):
+    file.create_dataset("a", (1, 4), "float64", external=[(str(secret), 0, h5py.h5f.UNLIMITED)])
+
+
+def external_link(file, secret):
+    with h5py.File(secret.with_suffix(".h5"), "w") as other:
+        other["a"] = np.ones((1, 4))
+    file["a"] = h5py.ExternalLink(str(secret.with_suffix(".h5")), "/a")
+
+
+def soft_link_over_an_external_one(file, secret):
+    with h5py.File(secret.with_suffix(".h5"), "w") as other:
+        other["inside/a"] = np.ones((1, 4))
+    file["z"] = h5py.ExternalLink(str(secret.with_suffix(".h5")), "/inside")
+    file["a"] = h5py.SoftLink("/z/a")
+
+
+def virtual(file, secret):
+    with h5py.File(secret.with_suffix(".h5"), "w") as other:
+        other["a"] = np.ones((1, 4))
+    layout = h5py.VirtualLayout((1, 4), "float64")
+    layout[:] = h5py.VirtualSource(str(secret.with_suffix(".h5")), "a", (1, 4))
+    file.create_virtual_dataset("a", layout)
+
+
+@pytest.mark.parametrize("kind", [external_bytes, external_link, soft_link_over_an_external_one, virtual])
+def test_hdf5_whose_numbers_lie_in_another_file_is_refused(kind, secret, tmp_path):
+    with h5py.File(tmp_path / "clips.h5", "w") as file:
+        kind(file, secret)
+    with h5py.File(tmp_path / "clips.h5") as file:
+        assert file["a"][()].shape == (1, 4)  # HDF5 would read it
+    for skip in (False, True):
+        with pytest.raises(SourceError, match="clips.h5, 'a' .*nothing from outside is read"):
+            convert(tmp_path / "clips.h5", tmp_path / "s", extractor="x", revision="1", rate=None, skip=skip)
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_soft_link_inside_the_file_is_read_and_a_broken_one_named(tmp_path):
+    settings = {"extractor": "x", "revision": "1", "rate": None}
+    with h5py.File(tmp_path / "clips.h5", "w") as file:
+        file["a"] = np.ones((1, 4))
+        file["b"] = h5py.SoftLink("/a")
+    assert list(convert(tmp_path / "clips.h5", tmp_path / "store", **settings)[0]) == ["a", "b"]
+    with h5py.File(tmp_path / "clips.h5", "a") as file:
+        file["c"] = h5py.SoftLink("/nowhere")
+    with pytest.raises(SourceError, match="'c' is no dataset"):
+        convert(tmp_path / "clips.h5", tmp_path / "other", **settings)

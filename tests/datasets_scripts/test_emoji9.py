@@ -23,9 +23,9 @@ from datasets_scripts.emoji9 import (
     columns_of,
     features_of,
     is_flag,
-    main,
     read_source,
 )
+from modeling_mmt.commands.build import build as build_corpus
 from modeling_mmt.data.clips import frames_of
 
 FOLDER = Path(__file__).parents[2] / "datasets_scripts" / "emoji9"
@@ -146,7 +146,7 @@ def write_index(folder: Path, rows: list) -> None:
 def test_the_builder_gives_exactly_the_schema_and_the_strips_unchanged(tmp_path):
     rows = make_source(tmp_path / "source")
     flags = ["--data_dir", str(tmp_path / "source"), "--output_dir", str(tmp_path / "out")]
-    assert main(flags) == dict.fromkeys(SPLITS, 1)
+    assert build_corpus("emoji9", flags) == dict.fromkeys(SPLITS, 1)
     loaded = datasets.load_dataset(str(tmp_path / "out"))
     assert list(loaded) == list(SPLITS) and loaded["train"].features == features_of(LANGUAGES)
     for row in rows:

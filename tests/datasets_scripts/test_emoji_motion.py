@@ -15,7 +15,7 @@ from PIL import Image
 
 from datasets_scripts import emoji_motion
 from datasets_scripts.emoji9 import LANGUAGES
-from modeling_mmt.training.recipe_reading import parse_recipe
+from modeling_mmt.training.recipe_reading import load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "experiments"))
@@ -208,7 +208,7 @@ def test_equal_frames_are_encoded_once_and_twins_have_equal_features(folder):
 def test_the_recipes_differ_in_their_heads_alone():
     folder, recipes = ROOT / "modeling_mmt" / "recipes" / "emoji_motion", {}
     for name in temporal_truth.RECIPES:
-        recipe, _ = parse_recipe([str(folder / f"{name}.yaml")])
+        recipe = load_recipe([str(folder / f"{name}.yaml")])
         assert recipe.data.test_split is None
         recipes[name] = yaml.safe_load((folder / f"{name}.yaml").read_text("utf-8"))
     heads = {

@@ -5,8 +5,9 @@ import official_files
 import pytest
 from conftest import build_tokenizer
 
-from datasets_scripts import language_report, own_clips
+from datasets_scripts import language_report
 from datasets_scripts.language_report import report
+from modeling_mmt.commands.build import build
 from modeling_mmt.data.sources import SourceError
 
 
@@ -39,17 +40,17 @@ def test_tokens_do_not_depend_on_how_many_captions_go_together(monkeypatch):
 def test_the_command_prints_the_table_and_puts_it_into_the_card_again_and_again(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     official_files.own(tmp_path / "source")
-    own_clips.main(["--data_dir", str(tmp_path / "source"), "--output_dir", str(tmp_path / "out")])
+    build("own_clips", ["--data_dir", str(tmp_path / "source"), "--output_dir", str(tmp_path / "out")])
     build_tokenizer().save_pretrained(tmp_path / "tiny")
     argv = ["--dataset", str(tmp_path / "out"), "--tokenizer", str(tmp_path / "tiny"), "--max_text_length"]
-    rows = language_report.main([*argv, "5"])
+    rows = build("language_report", [*argv, "5"])
     assert [(row["language"], row["captions"]) for row in rows] == [("en", 5), ("sw", 5)]
     row = "| en | tiny | 5 | 1.00 | 0 | 0.0% | 5.0 | 5 | 0.00% |"
     card = tmp_path / "out/README.md"
     assert row in capsys.readouterr().out and row in card.read_text()
     before = card.read_text()
-    language_report.main([*argv, "4"])
+    build("language_report", [*argv, "4"])
     assert card.read_text().count("| en | tiny |") == 1 and card.read_text() != before
     assert card.read_text().count(language_report.REPORT_MARK) == 2
     with pytest.raises(SourceError, match="no column name_<language>; it has video_id, caption_en"):
-        language_report.main([*argv, "4", "--text_column", "name"])
+        build("language_report", [*argv, "4", "--text_column", "name"])

@@ -10,7 +10,8 @@ import torch
 from conftest import build_tokenizer
 from transformers import MarianConfig, MarianMTModel
 
-from datasets_scripts import own_clips, translate
+from datasets_scripts import translate
+from modeling_mmt.commands.build import build
 from modeling_mmt.data.sources import SourceError
 
 
@@ -60,14 +61,14 @@ def dataset(tmp_path, monkeypatch):
     path = tmp_path / "source/captions.csv"
     lines = [line for line in path.read_text().splitlines() if ",sw," not in line]
     path.write_text("\n".join([*lines, "own2,de,roter Hund,train", "own3,de,eine Katze,train"]) + "\n")
-    own_clips.main(["--data_dir", str(tmp_path / "source"), "--output_dir", str(tmp_path / "own")])
+    build("own_clips", ["--data_dir", str(tmp_path / "source"), "--output_dir", str(tmp_path / "own")])
     return tmp_path / "own"
 
 
 def run(tmp_path, dataset, *options):
     argv = ["--dataset", str(dataset), "--output_dir", str(tmp_path / "out"), "--languages", "de", "--num_beams", "1"]
     argv += ["--model", str(tmp_path / "opus-tiny-en-{language}"), "--max_length", "8", "--batch_size", "3"]
-    counts = translate.main([*argv, *options])
+    counts = build("translate", [*argv, *options])
     record = json.loads((tmp_path / "out/build.json").read_text())
     paths = sorted((tmp_path / "out/data").glob("*.parquet"))
     return counts, record, {row["video_id"]: row for path in paths for row in pq.read_table(path).to_pylist()}

@@ -11,7 +11,8 @@ from PIL import Image
 
 from modeling_mmt.data.clips import frames_of
 from modeling_mmt.data.feature_writer import write_feature_store
-from modeling_mmt.data.sources import LANGUAGES
+from modeling_mmt.data.languages import LANGUAGES
+from modeling_mmt.search.index import Hit
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "examples"))
@@ -96,7 +97,7 @@ def test_a_top_outside_the_corpus_is_refused_with_its_size(make_model, make_proc
 def test_the_picture_has_a_row_a_query_and_shows_each_clip_in_its_place(rows):
     animated = [row for row in range(NUM_ROWS) if rows[row]["num_frames"] == 8][0]
     still = [row for row in range(NUM_ROWS) if rows[row]["num_frames"] == 1][0]
-    found = [[search.Hit(animated, 0.5), search.Hit(still, 0.25)], [search.Hit(still, 0.5), search.Hit(animated, 0.1)]]
+    found = [[Hit(animated, 0.5, "a"), Hit(still, 0.25, "s")], [Hit(still, 0.5, "s"), Hit(animated, 0.1, "a")]]
     pictures = search.draw(["con chó", "собака"], found, rows, "name_en")
     assert len(pictures) == 8
     row_height = search.TITLE + search.CELL + search.CAPTION + search.GAP
@@ -112,7 +113,7 @@ def test_the_picture_has_a_row_a_query_and_shows_each_clip_in_its_place(rows):
 
 
 def test_only_the_right_clip_is_framed(rows):
-    found = [[search.Hit(0, 0.5), search.Hit(1, 0.4), search.Hit(2, 0.3)]]
+    found = [[Hit(0, 0.5, "0"), Hit(1, 0.4, "1"), Hit(2, 0.3, "2")]]
     framed = search.draw(["dog"], found, rows, "name_en", right=[1])[0]
     plain = search.draw(["dog"], found, rows, "name_en")[0]
     changed = np.argwhere((np.asarray(framed) != np.asarray(plain)).any(axis=2))
@@ -166,7 +167,7 @@ def test_characters_that_no_font_has_are_named_in_a_note(monkeypatch, capsys):
 
 
 def test_a_title_wider_than_the_picture_is_cut(rows):
-    pictures = search.draw(["dog " * 200], [[search.Hit(0, 0.5)]], rows, "name_en")
+    pictures = search.draw(["dog " * 200], [[Hit(0, 0.5, "0")]], rows, "name_en")
     right_margin = pictures[0].crop((search.GAP + search.CELL + 2, 0, *search.picture_size(1, 1)))
     assert right_margin.getextrema() == ((255, 255),) * 3
 

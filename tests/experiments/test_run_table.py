@@ -2,7 +2,7 @@
 
 import json
 import sys
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +12,8 @@ from conftest import build_text_config
 from tiny_corpus import write_recipe
 
 from modeling_mmt import MMTConfig
-from modeling_mmt.training import run as train
-from modeling_mmt.training.recipe_reading import parse_recipe
+from modeling_mmt.commands import train
+from modeling_mmt.training.recipe_reading import load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "experiments"))
@@ -33,7 +33,7 @@ def effective(recipe, folder):
     """Every value that a recipe stands for, the defaults of `train.py` and `MMTConfig` filled in."""
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe, allow_unicode=True), encoding="utf-8")
-    _, values = parse_recipe([str(path)])
+    values = asdict(load_recipe([str(path)]))
     config = values["model"]["config"]
     text = build_text_config(num_hidden_layers=12)
     built = MMTConfig(text_config=text, text_output_layer=None, **config)  # checks names and ranges
@@ -44,7 +44,7 @@ def effective(recipe, folder):
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_parses_and_its_values_are_allowed(path, tmp_path):
     values = effective(table.read_recipe(path.stem), tmp_path)
-    assert values["finetuning"] and values["data"]["dataset"] == "datasets_scripts/emoji9"
+    assert values["finetuning"] and values["data"]["dataset"] == "emoji9"
     for stage in ("pretraining", "finetuning"):
         for source in (values[stage] or {"sources": []})["sources"]:
             assert set(source["languages"]) <= set(table.LANGUAGES)
@@ -176,7 +176,7 @@ def test_the_results_have_the_agreed_format(found):
     mmp = results["rows"][2]
     assert mmp["t2v"]["R@1"]["avg_non_en"]["mean"] == 100
     assert (mmp["n_queries"], mmp["seconds"]) == (QUERIES, [30.0, 30.0])
-    assert mmp["command"] == "python train.py modeling_mmt/recipes/emoji9/mmp_en.yaml --seed {0,1}"
+    assert mmp["command"] == "mmt train emoji9/mmp_en --seed {0,1}"
     (foreign, english) = results["comparisons"]
     assert (foreign["a"], foreign["b"], foreign["scope"]) == ("MMP/en", "none/en", "R@1, non-English")
     none = results["rows"][0]["t2v"]["R@1"]
@@ -205,7 +205,7 @@ def tiny_table(corpus, tmp_path, monkeypatch):
     def start(self, environment, label):
         if not self.is_done():
             self.write_recipe()
-            train.main(self.command[2:])
+            train.main(self.words)
             self.finish(1.0)
             trained.append(label)
 

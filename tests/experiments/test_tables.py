@@ -19,7 +19,7 @@ def direction(base):
 
     values = {lang: base - 5 * i for i, lang in enumerate(LANGUAGES)}
     values |= {"avg": base - 5, "avg_non_en": base - 7.5}
-    return {metric: {key: cell(value) for key, value in values.items()} for metric in tables.METRICS}
+    return {metric: {key: cell(value) for key, value in values.items()} for metric in tables.SHOWN_METRICS}
 
 
 def row(pretraining, finetuning, base):
@@ -31,7 +31,7 @@ def row(pretraining, finetuning, base):
         "v2t": direction(base + 1),
         "without_flags": {"t2v": direction(base + 2), "v2t": direction(base + 3)},
         "n_queries": 300,
-        "command": f"python train.py recipes/{pretraining}.yaml",
+        "command": f"mmt train emoji9/{pretraining}",
         "commit": "0123456789abcdef",
         "seconds": 61.4,
     }
@@ -80,7 +80,7 @@ def test_the_page_has_every_section_and_real_commands(results):
         "without flags",
         "![R@1 by language",
         "| MMP / en | none / en | avg_non_en | +10.0 | [+8.0, +12.0] | < 0.001 |",
-        "`python train.py recipes/MMP.yaml`",
+        "`mmt train emoji9/MMP`",
     ):
         assert text in page
 

@@ -2,7 +2,11 @@
 
 import os
 import signal
+import subprocess
+import sys
+import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -88,7 +92,45 @@ def test_leaving_early_ends_the_workers_at_once():
             time.sleep(0.05)
 
 
-def test_no_workers_call_here():
-    with WorkerPool(act, 0, timeout=1) as pool:
-        good, bad = pool.map([1, "bad"], ahead=1)
-    assert good == (1, os.getpid()) and outcome(bad) == "bad file"
+def test_no_workers_are_one_so_that_a_crash_costs_one_call():
+    with WorkerPool(act, 0, timeout=20) as pool:
+        good, crashed, other = pool.map([1, "crash", 2], ahead=1)
+    assert good[0] == 1 and good[1] != os.getpid() and other[0] == 2
+    assert str(crashed) == "its process ended by SIGSEGV"
+
+
+def send_much(what):
+    """Megabytes; a worker that is told to die is killed while it sends them."""
+    if what == "die":
+        threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGKILL)).start()
+        return bytes(2**28)
+    return bytes(what)
+
+
+def test_a_worker_that_is_killed_while_it_sends_costs_its_call_alone():
+    with WorkerPool(send_much, 2, timeout=60) as pool:
+        results = list(pool.map([10, "die", 2**22, 20], ahead=4))
+    assert str(results[1]) == "its process ended by SIGKILL"
+    assert [len(result) for result in (results[0], *results[2:])] == [10, 2**22, 20]
+
+
+def test_ctrl_c_leaves_no_process_and_no_words_of_a_worker(tmp_path):
+    """The signal goes to the whole group, as a terminal sends it, while the workers and what serves them start."""
+    program = Path(__file__).parents[1] / "tiny_extraction.py"
+    command = [sys.executable, str(program), str(tmp_path / "store"), str(tmp_path / "log"), "2", "30"]
+    run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while not (tmp_path / "store.partial" / "progress" / "plan.json").exists():
+        time.sleep(0.01)
+    time.sleep(0.3)
+    os.killpg(run.pid, signal.SIGINT)
+    _, said = run.communicate(timeout=60)
+    assert run.returncode == -signal.SIGINT
+    assert said.count("Traceback") == 1 and said.rstrip().endswith("KeyboardInterrupt"), said
+    for _ in range(100):
+        try:
+            os.killpg(run.pid, 0)
+        except ProcessLookupError:
+            break
+        time.sleep(0.05)
+    else:
+        pytest.fail("a process was left over")

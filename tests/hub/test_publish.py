@@ -485,6 +485,24 @@ def test_absolute_paths_become_relative_or_names_and_nothing_else_changes(tmp_pa
     assert recipe["cache_dir"] == "~/cache"
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "~1,600 drawn clips, see https://x.org/emoji9",
+        "~9 languages; CC BY 4.0 / MIT",
+        "https://x.org/emoji9",
+        "and/or",
+    ],
+)
+def test_a_text_of_the_card_is_not_taken_for_a_path(text):
+    assert without_local_paths({"card": {"dataset_description": text}}) == {"card": {"dataset_description": text}}
+
+
+@pytest.mark.parametrize("path", ["~", "~/clips", "~ann/clips", "~ann.lee/my clips"])
+def test_a_home_folder_is_taken_for_a_path(path):
+    assert without_local_paths(path) in ("~", "clips", "my clips")
+
+
 def test_what_is_published_names_no_folder_of_this_machine_and_what_stays_is_as_it_was(hub, folder):
     data = RECIPE["data"] | {"dataset": str(folder), "features": [str(folder / "store")]}
     paths = {"data": data, "model": {"text_model": str(folder / "encoder"), "text_revision": None}}

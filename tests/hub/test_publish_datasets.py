@@ -1,4 +1,4 @@
-"""A built dataset pushed to a Hub, pulled by its tag, and rebuilt there by the script that came with it."""
+"""A built dataset pushed to a Hub by the verb that built it, and pulled by its tag; a secret in it stops the push."""
 
 import json
 import os
@@ -27,7 +27,7 @@ print(json.dumps({
 
 
 def run(hub, tmp_path, *command, cwd=ROOT, refusal=None):
-    environment = {**os.environ, **hub.environment(home=tmp_path / "home", token=True), "PYTHONPATH": ""}
+    environment = {**os.environ, **hub.environment(home=tmp_path / "home", token=True), "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, *map(str, command)], cwd=cwd, env=environment, capture_output=True, text=True
     )
@@ -36,15 +36,15 @@ def run(hub, tmp_path, *command, cwd=ROOT, refusal=None):
     return done.stdout
 
 
-def test_a_dataset_is_pushed_with_script_card_and_tag_and_pulled_by_the_tag(hub, tmp_path):
+def test_a_dataset_is_pushed_with_scripts_card_and_tag_and_pulled_by_the_tag(hub, tmp_path):
     official_files.own(tmp_path / "source")
-    build = ["datasets_scripts/own_clips.py", "--data_dir", tmp_path / "source", "--output_dir", tmp_path / "out"]
-    pushed = run(hub, tmp_path, *build, "--push_to_hub", "org/own_clips", "--revision", "v1.0")
-    assert "published: " in pushed
+    build = ["-m", "mmt", "build", "own_clips", "--data_dir", tmp_path / "source", "--output_dir", tmp_path / "out"]
+    pushed = run(hub, tmp_path, *build, "--push_to_hub", "org/own_clips", "--tag", "v1.0")
+    assert "org/own_clips is at v1.0, commit " in pushed
     (tmp_path / "source/captions.csv").write_text("video_id,language,caption,split\nlater,en,x,train\n")
     again = [*build, "--push_to_hub", "org/own_clips"]
     api = HfApi(hub.endpoint, hub.token)
-    run(hub, tmp_path, *again, "--revision", "v1.0", refusal="a tag never moves")
+    run(hub, tmp_path, *again, "--tag", "v1.0", refusal="a tag never moves")
     assert len(api.list_repo_commits("org/own_clips", repo_type="dataset")) == 2  # nothing was sent
     run(hub, tmp_path, *again)  # main moves on, the tag stays
     pulled = json.loads(run(hub, tmp_path, "-c", PULL, "org/own_clips", "v1.0"))
@@ -64,11 +64,15 @@ print(snapshot_download("org/own_clips", repo_type="dataset", revision="v1.0"))
 """
     folder = Path(run(hub, tmp_path, "-c", files).strip().splitlines()[-1])
     there = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    assert {"README.md", "build.json", "datasets_scripts/own_clips.py", "datasets_scripts/corpus.py"} <= there
+    assert {"README.md", "build.json", "scripts/build_own_clips.py", "scripts/build_corpus.py"} <= there
     assert "own_clips.py" not in there  # at the top, datasets would take it for a loading script
-    official_files.own(tmp_path / "again")
-    rebuild = ["datasets_scripts/own_clips.py", "--data_dir", tmp_path / "again", "--output_dir", tmp_path / "rebuilt"]
-    run(hub, tmp_path, *rebuild, cwd=folder)
-    card = (folder / "README.md").read_text()
-    assert "python datasets_scripts/own_clips.py --data_dir" in card
-    assert (tmp_path / "rebuilt/README.md").read_text() == card
+    assert "`mmt build own_clips --data_dir" in (folder / "README.md").read_text()
+
+
+def test_a_caption_that_holds_an_access_token_is_not_published(hub, tmp_path):
+    official_files.own(tmp_path / "source")
+    with open(tmp_path / "source/captions.csv", "a", encoding="utf-8") as table:
+        table.write(f"leak,en,https://user:{'pass' * 4}@x.org/clip,train\n")
+    build = ["-m", "mmt", "build", "own_clips", "--data_dir", tmp_path / "source", "--output_dir", tmp_path / "out"]
+    run(hub, tmp_path, *build, "--push_to_hub", "org/own_clips", refusal="an access token; take it out")
+    assert not HfApi(hub.endpoint, hub.token).repo_exists("org/own_clips", repo_type="dataset")

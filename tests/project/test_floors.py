@@ -14,7 +14,7 @@ EXTRAS = re.search(r"floors\.py (\S+)", MAKEFILE)[1].split(",")
     ("requirement", "wanted"),
     [
         ("torch>=2.6", "torch==2.6"),
-        ("jsonargparse[signatures]>=4.49", "jsonargparse==4.49"),
+        ("qdrant-client[fastembed]>=1.13", "qdrant-client==1.13"),
         ("av >= 17.0, <19 ; python_version < '3.14'", "av==17.0"),
         ("types-tqdm", None),
     ],

@@ -169,14 +169,14 @@ def test_the_table_is_the_measured_one():
 
 def test_the_recipe_for_your_own_clips_parses_and_names_only_fields_of_the_config(tmp_path):
     from modeling_mmt import MMTConfig
-    from modeling_mmt.training.recipe_reading import parse_recipe
+    from modeling_mmt.training.recipe_reading import load_recipe
 
     pixels, text = code_blocks("yaml")
     (tmp_path / "pixels.yaml").write_text(pixels, encoding="utf-8")
-    from_pixels, _ = parse_recipe([str(tmp_path / "pixels.yaml")])
+    from_pixels = load_recipe([str(tmp_path / "pixels.yaml")])
     assert from_pixels.finetuning.learn_vision_layers == 1 and from_pixels.data.video_column == "video"
     (tmp_path / "recipe.yaml").write_text(text, encoding="utf-8")
-    recipe, _ = parse_recipe([str(tmp_path / "recipe.yaml"), "--finetuning.learning_rate", "3e-5"])
+    recipe = load_recipe([str(tmp_path / "recipe.yaml"), "--finetuning.learning_rate", "3e-5"])
     assert recipe.finetuning.learning_rate == 3e-5
     assert recipe.pretraining.sources[0].text_column == "transcript"
     assert set(recipe.model.config) <= set(MMTConfig().to_dict())

@@ -13,15 +13,16 @@ from datasets import Dataset
 from PIL import Image
 from tiny_corpus import write_recipe
 
-from modeling_mmt.evaluation.evaluate import Corpus, Evaluation, Question
+import mmt
+from modeling_mmt.commands import train
+from modeling_mmt.data.languages import LANGUAGES
+from modeling_mmt.evaluation.evaluate import Corpus, EvalSpec, Evaluation
 from modeling_mmt.evaluation.ranks import ranks_by_language
 from modeling_mmt.report import figures as report_figures
-from modeling_mmt.report import write as report
 from modeling_mmt.report.measures import hits_by_clip, measure
 from modeling_mmt.report.page import Card, Clip, Figure, Gallery, Heading, Page, Table, Text, Words
-from modeling_mmt.report.published_results import LANGUAGES, MULTI_MSRVTT
+from modeling_mmt.report.published_results import MULTI_MSRVTT
 from modeling_mmt.report.sections import Reporter
-from modeling_mmt.training import run as train
 
 NEEDED = ("R@1", "R@5", "R@10", "MedR", "MRR")
 
@@ -53,7 +54,7 @@ def written(checkpoints):
         "--output_dir",
         str(folder / "report"),
     ]
-    assert report.main([ours, *options]) == 0
+    assert mmt.main(["report", ours, *options]) == 0
     return folder / "report", json.loads((folder / "report" / "report.json").read_text("utf-8"))
 
 
@@ -69,7 +70,7 @@ def made_up(num_clips=30, languages=("en", "de", "sw"), seed=0, width=8, noise=0
         captions[language] = [f"{language} {row}" for row in owners]
     rows = Dataset.from_list([{"video_id": f"clip-{row}"} for row in range(num_clips)])
     parts = {"all": np.zeros(num_clips, dtype=bool)}
-    corpus = Corpus(Question("made/up", languages=languages), rows, captions, clip_of, [], parts)
+    corpus = Corpus(EvalSpec("made/up", languages=languages), rows, captions, clip_of, [], parts)
     videos = F.normalize(torch.tensor(rng.standard_normal((num_clips, width)), dtype=torch.float32), dim=1)
     texts = {
         language: F.normalize(videos[owners] + noise * torch.tensor(rng.standard_normal((len(owners), width))), dim=1)
@@ -100,18 +101,6 @@ def test_the_reports_figures_are_those_that_training_wrote(checkpoints, written)
                         cell = measures["checkpoints"][name]["figures"][part][way][metric][language]
                         assert cell["value"] == figures[metric], (name, part, way, language, metric)
                         assert cell["ci95"][0] <= cell["value"] <= cell["ci95"][1]
-
-
-def test_checkpoints_are_called_by_what_their_paths_do_not_share():
-    assert report.label(["runs/table/mmp_en/seed0", "runs/table/none_en/seed0"]) == {
-        "runs/table/mmp_en/seed0": "mmp_en",
-        "runs/table/none_en/seed0": "none_en",
-    }
-    assert report.label(["runs/mmp_en/"]) == {"runs/mmp_en/": "mmp_en"}
-    assert report.label(["MMP / en=a/b", "a/c"]) == {"MMP / en=a/b": "MMP / en", "a/c": "c"}
-    assert report.label(["a/seed0", "a/seed1"]) == {"a/seed0": "seed0", "a/seed1": "seed1"}
-    with pytest.raises(ValueError, match="two checkpoints are called 'x'"):
-        report.label(["x=a", "x=b"])
 
 
 # What is written
@@ -146,7 +135,7 @@ def test_the_markdown_names_every_figure_and_the_same_numbers(written):
 def test_the_same_command_writes_the_same_bytes(checkpoints, written, tmp_path):
     folder, _ = checkpoints
     for number in (1, 2):
-        assert report.main([str(folder / "ours"), "--output_dir", str(tmp_path / "again")]) == 0
+        assert mmt.main(["report", str(folder / "ours"), "--output_dir", str(tmp_path / "again")]) == 0
         found = {path.name: path.read_bytes() for path in (tmp_path / "again").iterdir()}
         if number == 1:
             first = found

@@ -70,6 +70,7 @@ def test_one_text_in_place_of_a_list_is_refused_not_read_as_letters(index, model
 def test_a_clip_finds_itself_by_its_id_and_by_its_features(index, model, processor, features):
     by_id = index.search_clips(IDS, top=1)
     by_features = index.search_videos(model, processor, [features[video_id] for video_id in IDS], top=1)
+    assert [hits[0].video_id for hits in by_id] == IDS
     assert [hits[0].row for hits in by_id] == [hits[0].row for hits in by_features] == list(range(NUM_CLIPS))
     assert all(hits[0].score == pytest.approx(1, abs=1e-6) for hits in by_id)
 

@@ -14,9 +14,10 @@ from transformers import AutoConfig, AutoModel
 
 from datasets_scripts import msrvtt, multi30k, multi_howto100m, vatex
 from modeling_mmt import MMTConfig
+from modeling_mmt.commands import train
 from modeling_mmt.data.feature_writer import write_feature_store
-from modeling_mmt.training import dry_run as check_recipe
-from modeling_mmt.training import run as train
+from modeling_mmt.training import corpora
+from modeling_mmt.training.recipe_reading import load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "modeling_mmt" / "recipes" / "paper").glob("*.yaml"))
@@ -106,9 +107,9 @@ def test_every_row_of_the_seeds_tables_has_its_recipe_and_says_which_it_is():
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_the_recipe_keeps_the_papers_values_and_says_where_all_that_it_needs_comes_from(path):
-    recipe, values = train.parse_recipe([str(path)])
+    recipe = load_recipe([str(path)])
     config = MMTConfig()
-    assert values["model"]["config"] == {}
+    assert recipe.model.config == {}
     assert (config.text_output_layer, config.freeze_text_layers, config.hidden_size) == (12, 9, 1024)
     needs = {recipe.data.dataset, *recipe.data.features}
     languages = recipe.finetuning.sources[0].languages
@@ -145,12 +146,12 @@ def test_a_dry_run_with_nothing_there_names_all_that_is_missing_and_its_source(
 ):
     monkeypatch.chdir(tmp_path)
     problems = train.main([*shortened(world, path), "--dry_run"])["problems"]
-    recipe, _ = train.parse_recipe([str(path)])
+    recipe = load_recipe([str(path)])
     for name, origin in recipe.comes_from.items():
         (problem,) = [problem for problem in problems if f" {name} " in problem]
         assert problem.endswith(f"it comes from: {origin}")
     assert len(problems) == len(recipe.comes_from)
-    assert "it comes from: python datasets_scripts/" in capsys.readouterr().out
+    assert "it comes from: mmt build " in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []  # nothing is trained or written
 
 
@@ -162,7 +163,7 @@ DRY = ROOT / "modeling_mmt/recipes/paper/xlmr_mmp_all.yaml"
     [
         (
             {"data__languages": "[en, pt]"},
-            r"data/msrvtt9 \(validation\): no column caption_pt; it has video_id, caption_en",
+            r"data/msrvtt9 \(validation\): no column caption_pt; found video_id, caption_en",
         ),
         ({"data__test_split": "final"}, "data/msrvtt9: .*final"),
         ({"data__exclude_column": "is_flag"}, "no column is_flag"),
@@ -176,7 +177,10 @@ DRY = ROOT / "modeling_mmt/recipes/paper/xlmr_mmp_all.yaml"
         ),
         ({"data__features": "[]"}, "neither feature stores in the recipe nor a column video_features"),
         ({"data__features": "['absent:x']"}, "write absent:<width>"),
-        ({"finetuning__train_batch_size": "64"}, r"finetuning.sources\[0\]: 16 clips, the batch is 64"),
+        (
+            {"finetuning__train_batch_size": "64"},
+            "finetuning.train_batch_size: batch_size is 64; the corpus has 16 rows: choose 1 to 16",
+        ),
         ({"model__text_model": "./nowhere"}, "text model ./nowhere cannot be had"),
         ({"model__config.text_output_layer": "12"}, "has 2 layers, the recipe reads 12"),
         (
@@ -223,6 +227,7 @@ def test_a_dry_run_says_how_many_rows_there_are_and_should_be(inside, capsys):
 
 def test_a_dry_run_looks_at_each_revision_of_a_dataset(monkeypatch):
     read = {name: datasets.Dataset.from_dict({"video_id": [name]}) for name in ("v1", "v2")}
-    monkeypatch.setattr(check_recipe, "load_dataset", lambda name, split, revision: read[revision])
-    check = check_recipe.RecipeCheck(SimpleNamespace(comes_from={}))
-    assert [check.split("org/clips", name, "train", [])["video_id"][0] for name in ("v1", "v2")] == ["v1", "v2"]
+    monkeypatch.setattr(corpora, "read_split", lambda name, revision, split: read[revision])
+    opened = corpora.Corpora(SimpleNamespace(comes_from={}, pretraining=None, finetuning=None))
+    sources = [SimpleNamespace(dataset="org/clips", revision=revision) for revision in read]
+    assert [opened.rows(source, "train")["video_id"][0] for source in sources] == ["v1", "v2"]

@@ -19,11 +19,13 @@ from safetensors.torch import load_file
 from tiny_corpus import write_recipe
 from train_process import FSDP2, ROOT, Group
 
+from modeling_mmt.commands import train
 from modeling_mmt.data.files import CheckpointError
-from modeling_mmt.training import run as train
 from modeling_mmt.training.checkpointing import last_checkpoint
 from modeling_mmt.training.recipe import stages
-from modeling_mmt.training.recipe_reading import parse_recipe
+from modeling_mmt.training.recipe_reading import load_recipe
+from modeling_mmt.training.run import open_run
+from modeling_mmt.training.signals import STOPPED, StopSignals
 
 STEPS = 10  # of each stage: 40 clips, batches of 8, two epochs
 EVERY_STEP = {
@@ -36,12 +38,6 @@ EVERY_STEP = {
     "model.config.video_input_dropout_prob": 0.3,
     "finetuning.lr_scheduler_type": "cosine",
 }
-
-
-@pytest.fixture(autouse=True)
-def nobody_told_to_stop():
-    yield
-    train.STOP.clear()
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +130,7 @@ def test_a_signal_writes_a_checkpoint_and_exits_with_75(corpus, uninterrupted, t
             assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "log.txt").read_text()[-3000:]
             time.sleep(0.002)
         process.send_signal(told)
-        assert process.wait(60) == train.STOPPED == 75
+        assert process.wait(60) == STOPPED == 75
     (checkpoint,) = (tmp_path / "stopped").glob("stages/*/step-*")
     assert 1 <= json.loads((checkpoint / "state.json").read_text())["step"]
     assert_same(finish([recipe]), uninterrupted(1))
@@ -145,10 +141,10 @@ def test_a_second_ctrl_c_interrupts_at_once_and_afterwards_signals_are_whose_the
         return {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
     before = handlers()
-    with pytest.raises(KeyboardInterrupt), train.stopping_by_signals():
+    with pytest.raises(KeyboardInterrupt), StopSignals() as signals:
         assert all(handlers()[number] != handler for number, handler in before.items())
         signal.raise_signal(signal.SIGINT)
-        assert train.STOP.is_set()
+        assert signals.requested
         signal.raise_signal(signal.SIGINT)
         pytest.fail("the second Ctrl-C did not interrupt")
     assert handlers() == before
@@ -158,7 +154,7 @@ def test_a_run_in_another_thread_leaves_signals_alone():
     seen = []
 
     def run():
-        with train.stopping_by_signals():  # only the main thread may set a handler: signal.signal would raise
+        with StopSignals():  # only the main thread may set a handler: signal.signal would raise
             seen.append(signal.getsignal(signal.SIGINT))
 
     thread = threading.Thread(target=run)
@@ -177,23 +173,28 @@ def test_all_processes_stop_after_the_same_step_though_one_alone_is_told(corpus,
     assert {path.name for path in checkpoint.glob("rng-*")} == {"rng-0.safetensors", "rng-1.safetensors"}
 
 
+def stop_after_a_step(recipe):
+    """What a signal during the first step does."""
+    parsed = load_recipe([recipe])
+    with open_run(parsed) as run:
+        run.signals.requested = True
+        with pytest.raises(SystemExit) as stop:
+            run.pretrain()
+    assert stop.value.code == STOPPED == 75
+
+
 @pytest.fixture
 def stopped(corpus, tmp_path):
     """A recipe whose pre-training was stopped after its first step, and the checkpoint."""
     recipe = write_recipe(corpus, tmp_path, EVERY_STEP)
-    train.STOP.set()
-    with pytest.raises(SystemExit) as stop:
-        train.main([recipe])
-    assert stop.value.code == 75 and not train.STOP.is_set()
+    stop_after_a_step(recipe)
     (folder,) = tmp_path.glob("stages/pretraining-*[0-9a-f]")
     return recipe, last_checkpoint(folder)
 
 
 def test_a_stopped_run_leaves_what_its_frozen_layers_said(corpus, tmp_path):
     recipe = write_recipe(corpus, tmp_path, EVERY_STEP | {"frozen_states_dir": str(tmp_path / "frozen")})
-    train.STOP.set()
-    with pytest.raises(SystemExit):
-        train.main([recipe])
+    stop_after_a_step(recipe)
     assert list(tmp_path.glob("frozen/*/states-*.safetensors"))
 
 
@@ -218,7 +219,7 @@ def test_another_recipe_never_takes_up_a_checkpoint(stopped, tmp_path):
 def test_a_checkpoint_put_into_another_recipes_folder_is_refused_by_what_differs(stopped, tmp_path):
     recipe, checkpoint = stopped
     other = [recipe, "--seed", "1"]
-    parsed, _ = parse_recipe(other)
+    parsed = load_recipe(other)
     read = json.loads((checkpoint / "state.json").read_text())["identity"]["contents"]
     ((_, _, folder, _), _) = stages(parsed, lambda stage: read)
     folder.mkdir()

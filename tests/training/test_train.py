@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -22,15 +23,19 @@ from train_process import FSDP2, ROOT, Group
 from transformers import AutoModel, AutoProcessor, AutoTokenizer
 
 from modeling_mmt import MMTModel, MMTProcessor, MMTVideoFeatureExtractor
+from modeling_mmt.commands import train
 from modeling_mmt.data.checks import search_problems
 from modeling_mmt.data.feature_writer import write_feature_store
-from modeling_mmt.data.features import FeatureStore, FeatureStores
+from modeling_mmt.data.features import FeatureStore
 from modeling_mmt.data.files import CheckpointError
+from modeling_mmt.data.reading import load_split
 from modeling_mmt.evaluation.embedding import embed_texts, embed_videos
 from modeling_mmt.evaluation.ranks import ranks_by_language
-from modeling_mmt.training import run as train
+from modeling_mmt.training.batches import RunData
+from modeling_mmt.training.corpora import Corpora
 from modeling_mmt.training.recipe import RecipeError, stages
-from modeling_mmt.training.recipe_reading import parse_recipe
+from modeling_mmt.training.recipe_reading import load_recipe
+from modeling_mmt.training.stage import machine
 
 FILE = str(ROOT / "setup.py")  # where a folder should be
 CHANCE = 100 / SPLITS["test"]
@@ -81,6 +86,49 @@ def trained(corpus, tmp_path_factory):
     return metrics, folder
 
 
+# What is not done
+
+
+def test_noised_copies_that_no_loss_reads_are_not_made(run):
+    """At weight 0 of the intra-modal loss a run is the run without noise, to the bit."""
+    changes = ONLY_PRETRAINING | {"model.config.intra_weight": 0.0}
+    noised = run(changes | {"pretraining.sources.0.noise_probability": 0.2})
+    plain = run(changes | {"pretraining.sources.0.noise_probability": 0.0}, "plain")
+    assert torch.equal(losses(noised), losses(plain))
+
+
+@pytest.mark.parametrize("memory", [None, 0.0])
+def test_a_micro_batch_goes_to_the_device_once_though_it_is_encoded_twice(run, monkeypatch, memory):
+    calls = Counter()
+
+    def counted(name):
+        method = getattr(RunData, name)
+
+        def call(self, chunk, source):
+            calls[name] += 1
+            return method(self, chunk, source)
+
+        return call
+
+    for name in ("to_device", "inputs"):
+        monkeypatch.setattr(RunData, name, counted(name))
+    run(ONLY_PRETRAINING | {"pretraining.activation_memory": memory, "pretraining.micro_batch_tokens": 16})
+    assert calls["to_device"] > 10
+    assert calls["inputs"] == calls["to_device"] * (1 if memory is None else 2)
+
+
+def test_a_tokenizer_without_a_mask_token_is_named_before_training(run, corpus, tmp_path):
+    encoder = shutil.copytree(corpus / "encoder", tmp_path / "encoder")
+    tokenizer = AutoTokenizer.from_pretrained(encoder)
+    tokenizer.mask_token = None
+    tokenizer.save_pretrained(encoder)
+    changes = ONLY_PRETRAINING | {"model.text_model": str(encoder)}
+    with pytest.raises(RecipeError, match=r"^pretraining.sources\[0\]: noise_probability is 0.2, .*no mask token"):
+        run(changes)
+    assert not list(tmp_path.glob("stages/*/*"))
+    assert run(changes | {"pretraining.sources.0.noise_probability": 0.0})["pretraining"]["steps"] == 10
+
+
 # What comes out
 
 
@@ -117,7 +165,7 @@ def test_the_model_on_disk_finds_what_was_found(trained, corpus):
     _, folder = trained
     model = AutoModel.from_pretrained(folder / "model").eval()
     processor = AutoProcessor.from_pretrained(folder / "model")
-    rows = train.load_split(str(corpus / "corpus"), None, "test", [])
+    rows = load_split(str(corpus / "corpus"), None, "test", [])
     stores = [FeatureStore(corpus / name) for name in ("colours", "animals")]
     clips = [torch.cat([torch.tensor(store[key]) for store in stores], dim=1) for key in rows["video_id"]]
     texts = {lang: embed_texts(model, processor, rows[f"caption_{lang}"][:]) for lang in ("en", "de")}
@@ -130,8 +178,8 @@ def test_the_card_has_the_figures_and_the_recipe_runs_again(trained):
     metrics, folder = trained
     card = (folder / "model" / "README.md").read_text()
     assert f"| R@1 | {metrics['figures']['test']['all']['t2v']['en']['R@1']:.1f} |" in card
-    recipe, _ = parse_recipe([str(folder / "model" / "recipe.json")])
-    wanted, _ = parse_recipe([str(folder / "model.yaml")])
+    recipe = load_recipe([str(folder / "model" / "recipe.json")])
+    wanted = load_recipe([str(folder / "model.yaml")])
     assert recipe == wanted
     cores = f"{os.cpu_count()} CPU cores"
     for stage in ("pretraining", "finetuning"):
@@ -205,7 +253,7 @@ def test_a_finished_stage_is_not_run_again(run, tmp_path, monkeypatch):
     assert other["pretraining"] == first["pretraining"]
     assert other["finetuning"] != first["finetuning"]
     assert len(list((tmp_path / "stages").glob("pretraining-*/result.json"))) == 1
-    monkeypatch.delattr(train, "Embedder")  # no step can be taken
+    monkeypatch.delattr("modeling_mmt.training.stage.open_learner")  # no step can be taken
     assert run(None, "again") == first
     assert all(
         torch.equal(a, b)
@@ -234,12 +282,11 @@ def change_tokenizer(folder):
 
 def folders(recipe):
     """Where `train.py` would look for each stage."""
-    parsed, _ = parse_recipe([recipe])
-    splits = {split: train.load_split(parsed.data.dataset, None, split, []) for split in SPLITS}
+    parsed = load_recipe([recipe])
     model = MMTModel.from_text_encoder(parsed.model.text_model, video_feature_dims=[6, 6], **parsed.model.config)
     processor = MMTProcessor(MMTVideoFeatureExtractor(12, 4), AutoTokenizer.from_pretrained(parsed.model.text_model))
-    run = train.Run(parsed, None, model, processor, None, splits, FeatureStores(parsed.data.features))
-    return {name: folder for name, _, folder, _ in stages(parsed, run.contents)}
+    data = RunData(Corpora(parsed), None, model, processor)
+    return {name: folder for name, _, folder, _ in stages(parsed, data.contents)}
 
 
 @pytest.fixture
@@ -423,6 +470,37 @@ def test_data_that_would_fail_after_hours_are_refused_before_training_and_by_a_d
     assert any(re.search(message, problem) for problem in train.main([recipe, "--dry_run"])["problems"])
 
 
+def test_a_dataset_without_english_is_refused_by_a_run_and_a_dry_run_where_checkpoints_are_chosen_by_it(
+    corpus, tmp_path
+):
+    for split in SPLITS:
+        rows = Dataset.from_parquet(str(next((corpus / "corpus/data").glob(f"{split}-*.parquet")))).to_list()
+        texts = [{"caption_sw": row["caption_de"]} for row in rows]
+        same = ("video_id", "is_flag")
+        swahili = [{name: row[name] for name in same} | text for row, text in zip(rows, texts, strict=True)]
+        write_split(tmp_path / "swahili", split, swahili)
+    source = {"text_column": "caption", "languages": ["sw"]}
+    recipe = write_recipe(
+        corpus,
+        tmp_path,
+        ONLY_PRETRAINING
+        | {"data.dataset": str(tmp_path / "swahili"), "data.languages": ["sw"], "data.other_text_columns": []}
+        | {"pretraining.sources": [source], "model.standardize_inputs": False},
+    )
+    message = r"swahili \(validation\): no column caption_en; found video_id, is_flag, caption_sw"
+    (problem,) = train.main([recipe, "--dry_run"])["problems"]
+    assert re.search(message, problem)
+    assert train.command([recipe, "--dry_run"]) == 1
+    with pytest.raises(RecipeError, match=message):
+        train.main([recipe])
+    assert train.command([recipe]) == 2
+    with pytest.raises(RecipeError):
+        train.command([recipe, "--traceback"])
+    without = [recipe, "--pretraining.evaluations", "0", "--pretraining.num_train_epochs", "1"]
+    assert train.main([*without, "--dry_run"])["problems"] == []
+    assert train.main(without)["figures"]["test"]["all"]["t2v"].keys() == {"sw"}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -597,7 +675,7 @@ def test_the_command_line_says_in_one_line_what_is_wrong(corpus, tmp_path):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_the_machine_is_the_gpu_where_there_is_one():
-    assert train.machine(Accelerator()).startswith(f"1 x {torch.cuda.get_device_name()}, ")
+    assert machine(Accelerator()).startswith(f"1 x {torch.cuda.get_device_name()}, ")
 
 
 def test_a_missing_column_is_refused_by_name(run):

@@ -9,8 +9,8 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from huggingface_hub import HfApi
 from tiny_corpus import write_recipe
 
+from modeling_mmt.commands import train
 from modeling_mmt.hub.publish import pinned_snapshot, publish
-from modeling_mmt.training import run as train
 from modeling_mmt.training.recipe import RecipeError
 
 SHORT = {
@@ -59,6 +59,18 @@ def test_a_run_reads_its_pinned_dataset_and_publishes_itself(hub, corpus, tmp_pa
     assert (there / ".eval_results" / "org--clips.yaml").is_file()
     holders = [p for p in tmp_path.rglob("*") if p.is_file() and hub.token.encode() in p.read_bytes()]
     assert holders == []
+
+
+def test_a_failed_upload_after_training_is_one_line_that_says_how_to_try_again(hub, corpus, tmp_path, capsys):
+    recipe, folder = write_recipe(corpus, tmp_path, SHORT, "model"), tmp_path / "model"
+    hub.faults["commit 500"] = 10
+    assert train.command([recipe, "--push_to_hub", "org/model", "--hub_tag", "v1.0"]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("train.py: org/model: ")
+    assert line.endswith(f"the model is whole in {folder}: mmt publish {folder} org/model --revision main --tag v1.0")
+    hub.faults.clear()
+    publish(folder, "org/model", tag="v1.0")
+    assert (pinned_snapshot("org/model", revision="v1.0") / "model.safetensors").is_file()
 
 
 @pytest.mark.parametrize("token", [None, "hf_wrong"])

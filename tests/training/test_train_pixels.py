@@ -23,6 +23,7 @@ from video_files import write_video
 
 from mmt import main as mmt
 from modeling_mmt import EfficientNetLiteConfig, EfficientNetLiteModel, MMTModel, MMTProcessor
+from modeling_mmt.commands import train
 from modeling_mmt.data.augmentation import VideoAugmentation
 from modeling_mmt.data.clip_cache import InOrder, KeptClips, Room
 from modeling_mmt.data.clips import ClipColumn
@@ -30,8 +31,9 @@ from modeling_mmt.data.collator import ClipDataset, MMTDataCollator
 from modeling_mmt.data.feature_writer import write_feature_store
 from modeling_mmt.evaluation.embedding import embed_videos
 from modeling_mmt.search.index import SearchIndex
-from modeling_mmt.training import run as train
-from modeling_mmt.training.recipe_reading import parse_recipe
+from modeling_mmt.training import corpora
+from modeling_mmt.training.batches import RunData
+from modeling_mmt.training.recipe_reading import load_recipe
 from modeling_mmt.video_decoding_mmt import FrameSampling, read_clip
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -107,7 +109,7 @@ def run(corpus, pixels, tmp_path):
 def stored(corpus, pixels):
     """The features of the same clips, extracted beforehand."""
     processor = MMTProcessor.from_encoders(
-        str(corpus / "encoder"), str(corpus / "lite"), sampling=train.FrameSampling(FRAMES)
+        str(corpus / "encoder"), str(corpus / "lite"), sampling=FrameSampling(FRAMES)
     )
     lite = EfficientNetLiteModel.from_pretrained(corpus / "lite").eval()
     clips = {}
@@ -222,6 +224,29 @@ def test_a_run_from_pixels_that_is_killed_goes_on_as_if_nothing_had_been(corpus,
     assert [name for name in weights if not torch.equal(weights[name], others[name])] == []
 
 
+@pytest.mark.slow  # each start of a worker imports torch
+def test_a_run_whose_workers_decode_is_the_run_that_decodes_itself_though_it_is_killed(corpus, pixels, tmp_path):
+    """No room to keep clips: every batch is decoded anew, some of it ahead of the step that is killed."""
+    changes = EVERY_STEP | PIXELS | {"pretraining": None, "clip_memory": 0.0}
+    changes = {key: value for key, value in changes.items() if not key.startswith("pretraining.")}
+    changes |= {"data.dataset": str(pixels), "model.vision_model": [str(corpus / "lite")]}
+    found = []
+    for name, num_workers, kill_at in (("own", 0, None), ("workers", 2, 5)):
+        recipe = write_recipe(corpus, tmp_path / name, changes | {"num_workers": num_workers})
+        if kill_at:
+            with Group([recipe]) as group:
+                group.wait_for("finetuning", kill_at)
+                group.kill()
+        with Group([recipe]) as group:
+            assert group.join() == [0], Path(f"{recipe}.0.log").read_text()[-3000:]
+        folder = Path(recipe).with_suffix("")
+        metrics = json.loads((folder / "metrics.json").read_text())
+        found.append((points(metrics), load_file(folder / "model.safetensors")))
+    (own, weights), (workers, others) = found
+    assert len(own) == 10 and torch.equal(own, workers)
+    assert [name for name in weights if not torch.equal(weights[name], others[name])] == []
+
+
 def test_the_draws_are_the_same_for_any_number_of_processes(corpus, pixels, tmp_path):
     no_dropout = {f"model.config.{kind}_dropout_prob": 0.0 for kind in ("hidden", "attention_probs")}
     told = EVERY_STEP | PIXELS | no_dropout | {"pretraining": None}
@@ -288,7 +313,7 @@ def test_temporal_jitter_draws_one_frame_of_each_part_in_order():
 
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(VideoAugmentation)])
 def test_an_augmentation_out_of_range_is_refused_by_name(field):
-    with pytest.raises(ValueError, match=f"augmentation.{field} is -1"):
+    with pytest.raises(ValueError, match=f"{field} is -1"):
         VideoAugmentation(**{field: -1})
 
 
@@ -311,17 +336,59 @@ def test_clips_are_made_once_while_there_is_room():
     assert list(InOrder({"a": 1, "b": 2}, ["b", "a"])) == [2, 1]
 
 
+class Numbered:
+    """Clips of two encoders, made in the process that says so; picklable."""
+
+    def __init__(self, made_by):
+        self.made_by = made_by
+
+    def __call__(self, name):
+        with open(self.made_by, "a") as file:
+            file.write(f"{name} {os.getpid()}\n")
+        if name == "bad":
+            raise ValueError(f"{name}: torn")
+        return [torch.full((int(name), 2), int(name)), torch.full((1, 3), float(name))]
+
+
+def test_workers_make_what_is_not_kept_ahead_within_the_bound_and_errors_are_this_processs_own(tmp_path):
+    made_by = tmp_path / "made"
+    clips = KeptClips([*"1234", "bad"], Numbered(made_by), Room(8 * 2 + 12))  # room for the first alone
+    clips["1"]
+    batches = [["1", "2"], ["3", "2", "3"], ["1"], ["bad", "4"]]
+    for batch, _ in zip(batches, clips.ahead(batches, num_workers=2), strict=True):
+        for name in batch:
+            if name == "bad":
+                with pytest.raises(ValueError, match=r"^bad: torn$"):
+                    clips[name]
+            else:
+                whole, other = clips[name]
+                assert torch.equal(whole, torch.full((int(name), 2), int(name)))
+                assert torch.equal(other, torch.full((1, 3), float(name)))
+    lines = [line.split() for line in made_by.read_text().splitlines()]
+    own, theirs = ([name for name, pid in lines if (pid == str(os.getpid())) == mine] for mine in (True, False))
+    assert own == ["1", "bad"]
+    assert sorted(theirs) == ["2", "2", "3", "4", "bad"]
+    assert clips._arrived == {} and list(clips._kept) == ["1"]
+
+
+def test_no_workers_are_started_where_all_clips_are_kept(tmp_path):
+    clips = KeptClips(["1"], Numbered(tmp_path / "made"), Room(100))
+    clips["1"]
+    assert [list(clips["1"][0].shape) for _ in clips.ahead([["1"], ["1"]], num_workers=2)] == [[1, 2]] * 2
+    assert len((tmp_path / "made").read_text().splitlines()) == 1
+
+
 def test_two_revisions_of_a_dataset_have_frames_of_their_own(monkeypatch):
     read = {kind: datasets.Dataset.from_dict({"video_id": ["a"], "clip": [f"{kind}.mp4"]}) for kind in ("v1", "v2")}
-    monkeypatch.setattr(train, "read_split", lambda name, revision, split: read[revision])
-    run = object.__new__(train.Run)
-    run.recipe = SimpleNamespace(data=SimpleNamespace(video_column="clip"), clip_memory=1.0)
-    run.processor = SimpleNamespace(
+    monkeypatch.setattr(corpora, "read_split", lambda name, revision, split: read[revision])
+    recipe = SimpleNamespace(data=SimpleNamespace(video_column="clip"), clip_memory=1.0, comes_from={})
+    recipe.pretraining = recipe.finetuning = None
+    processor = SimpleNamespace(
         feature_extractor=SimpleNamespace(read=lambda source, _: [torch.tensor([ord(source[-5])])])
     )
-    run.__post_init__()
+    data = RunData(corpora.Corpora(recipe), None, None, processor)
     for kind in ("v1", "v2", "v1"):
-        (frames,) = run.frames(SimpleNamespace(dataset="org/clips", revision=kind), "train")["a"]
+        (frames,) = data.frames(SimpleNamespace(dataset="org/clips", revision=kind), "train")["a"]
         assert chr(frames.item()) == kind[1]
 
 
@@ -377,7 +444,7 @@ def test_a_row_with_neither_or_both_is_refused_by_its_id(make_processor):
 
 
 def test_videos_without_a_vision_encoder_are_refused_with_the_remedy(make_model, make_processor):
-    with pytest.raises(ValueError, match="no vision encoder: extract their features .extract_features.py"):
+    with pytest.raises(ValueError, match="no vision encoder: extract their features .mmt extract"):
         embed_videos(make_model(), make_processor(), ["clip.mp4"])
 
 
@@ -423,7 +490,7 @@ def test_a_checkpoint_of_features_says_how_a_folder_is_searched(tmp_path, folder
         search.main(["dog", "--model", str(tmp_path / "model"), "--videos", str(folder)])
     assert stop.value.code == 2
     told = capsys.readouterr().err
-    assert "has no vision encoder" in told and "extract_features.py --videos" in told and "vision_model" in told
+    assert "has no vision encoder" in told and "`mmt extract " in told and "vision_model" in told
 
 
 def test_an_empty_folder_is_refused_by_name(tmp_path, run, capsys):
@@ -442,5 +509,5 @@ def test_a_dry_run_says_which_column_is_missing(run, capsys):
 
 def test_recipes_of_pixels_parse():
     for path in sorted((ROOT / "modeling_mmt" / "recipes" / "emoji9").glob("pixels_*.yaml")):
-        recipe, _ = parse_recipe([str(path)])
+        recipe = load_recipe([str(path)])
         assert recipe.data.video_column == "frames"

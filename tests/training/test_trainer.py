@@ -19,8 +19,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
+import modeling_mmt.modeling_mmt
 from modeling_mmt import MMTModel
 from modeling_mmt.data.collator import ClipDataset, MMTDataCollator
+from modeling_mmt.loss_mmt import objectives
 from modeling_mmt.training.trainer import MMTTrainer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -163,6 +165,18 @@ def test_the_plain_trainer_shuffles_rows_evaluates_and_saves_a_model(tmp_path):
     trainer.save_model(tmp_path / "model")
     reloaded = dict(MMTModel.from_pretrained(tmp_path / "model").named_parameters())
     assert all(torch.equal(reloaded[name], parameter) for name, parameter in learned(trainer).items())
+
+
+def test_a_batchs_objectives_are_computed_once(monkeypatch, tmp_path):
+    computed = []
+
+    def counted(*args):
+        computed.append(1)
+        return objectives(*args)
+
+    monkeypatch.setattr(modeling_mmt.modeling_mmt, "objectives", counted)
+    trainer = train(MMTTrainer, tmp_path, 1, {}, {})
+    assert len(losses(trainer)) == NUM_STEPS == len(computed)
 
 
 def test_accumulated_batches_are_averaged(tmp_path):

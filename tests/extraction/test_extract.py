@@ -22,11 +22,11 @@ from transformers import ResNetConfig, ResNetModel
 from video_files import number_frame, numbers_of
 from video_files import write_video as write_frames
 
-from extract_features import main
 from modeling_mmt.data.features import FeatureStore
 from modeling_mmt.extraction import encoders as feature_extraction
 from modeling_mmt.extraction.encoders import StepEncoder, StepPreparation, VideoReader, load_encoder
-from modeling_mmt.extraction.shards import encode_clips
+from modeling_mmt.extraction.extract import extract, is_dataset
+from modeling_mmt.extraction.shards import TooManyFailuresError, encode_clips
 from modeling_mmt.extraction.video_backbones import VideoBackbone
 from modeling_mmt.extraction.video_lists import Video
 from modeling_mmt.image_processing_mmt import PixelSettings
@@ -73,13 +73,13 @@ def encoder_folder(tmp_path_factory):
     return folder
 
 
-def arguments(clips_folder, encoder_folder, output_dir, *more):
-    flags = ["--dataset", clips_folder, "--encoder", encoder_folder, "--image_size", SIZE, "--output_dir", output_dir]
-    return [str(flag) for flag in [*flags, "--num_workers", 0, *more]]
+def options(source, encoder_folder, output_dir, **more):
+    sources = {"source": source, "output_dir": output_dir, "encoder": encoder_folder}
+    return sources | {"image_size": SIZE, "num_workers": 0} | more
 
 
 def test_a_frames_features_are_the_pooled_output_of_its_normalised_pixels(clips_folder, encoder_folder, tmp_path):
-    store = main(arguments(clips_folder, encoder_folder, tmp_path / "store", "--batch_size", 3))
+    store = extract(**options(clips_folder, encoder_folder, tmp_path / "store", batch_size=3))
     assert {video_id: len(store[video_id]) for video_id in store} == {
         "clip0": 1, "clip1": 8, "clip2": 3, "clip3": 1, "clip4": 1, "clip5": 5,
     }  # fmt: skip
@@ -106,14 +106,13 @@ def test_the_batch_size_changes_no_feature(clips_folder, encoder_folder):
 
 
 def test_a_finished_store_is_kept_and_another_setting_is_refused(clips_folder, encoder_folder, tmp_path, capsys):
-    command = arguments(clips_folder, encoder_folder, tmp_path / "store")
-    main(command)
+    command = options(clips_folder, encoder_folder, tmp_path / "store")
+    extract(**command)
     before = (tmp_path / "store" / "manifest.json").stat().st_mtime_ns
-    assert len(main(command)) == 6 and "already holds" in capsys.readouterr().out
+    assert len(extract(**command)) == 6 and "already holds" in capsys.readouterr().out
     assert (tmp_path / "store" / "manifest.json").stat().st_mtime_ns == before
-    with pytest.raises(SystemExit):
-        main([*command, "--image_size", "64"])
-    assert "holds other features: source" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="holds other features: source"):
+        extract(**command | {"image_size": 64})
 
 
 def test_an_interrupted_run_encodes_only_what_is_missing(clips_folder, encoder_folder, tmp_path, monkeypatch):
@@ -127,20 +126,20 @@ def test_an_interrupted_run_encodes_only_what_is_missing(clips_folder, encoder_f
         return whole(self, pixels)
 
     monkeypatch.setattr(StepEncoder, "encode", stops)
-    command = arguments(clips_folder, encoder_folder, tmp_path / "store", "--batch_size", 1, "--shard_size", 2)
+    command = options(clips_folder, encoder_folder, tmp_path / "store", batch_size=1, shard_size=2)
     with pytest.raises(KeyboardInterrupt):
-        main(command)
+        extract(**command)
     assert not (tmp_path / "store").exists()
     num_calls = len(calls)
-    store = main(command)
+    store = extract(**command)
     assert len(store) == 6 and len(calls) - num_calls == 19 - 13  # clips 0 to 3, of 13 frames, were stored
     monkeypatch.setattr(StepEncoder, "encode", whole)
-    fresh = main(arguments(clips_folder, encoder_folder, tmp_path / "fresh", "--batch_size", 1))
+    fresh = extract(**options(clips_folder, encoder_folder, tmp_path / "fresh", batch_size=1))
     assert all(np.array_equal(store[video_id], fresh[video_id]) for video_id in fresh)
 
 
 def test_limit_takes_the_first_clips_of_each_split(clips_folder, encoder_folder, tmp_path):
-    store = main(arguments(clips_folder, encoder_folder, tmp_path / "store", "--limit", 1))
+    store = extract(**options(clips_folder, encoder_folder, tmp_path / "store", limit=1))
     assert set(store) == {"clip0", "clip4"}
     assert set(FeatureStore(tmp_path / "store")) == set(store)
 
@@ -154,7 +153,7 @@ def test_a_film_strips_frames_are_resized_whole(clips_folder, encoder_folder, tm
     (tmp_path / "preprocessor_config.json").write_text(
         json.dumps(OWN_PREPARATION | cropping | {"do_center_crop": True})
     )
-    store = main(arguments(clips_folder, tmp_path, tmp_path / "store", "--image_size", size))
+    store = extract(**options(clips_folder, tmp_path, tmp_path / "store", image_size=size))
     strip = Image.open(io.BytesIO(clip_row(2, 3)["frames"]["bytes"]))
     frames = [strip.crop((step * SIZE, 0, step * SIZE + SIZE, SIZE)).resize((size, size), 3) for step in range(3)]
     mean, std = (np.array(STATISTICS[key]) for key in ("image_mean", "image_std"))
@@ -170,22 +169,41 @@ def test_an_encoder_that_does_not_say_its_statistics_is_refused(tmp_path):
         load_encoder(str(tmp_path), SIZE)
 
 
-def test_bad_flags_and_absent_columns_are_refused(clips_folder, encoder_folder, tmp_path, capsys):
-    for flags, message in [
-        (["--batch_size", 0], "--batch_size is 0"),
-        (["--limit", -1], "--limit is -1"),
-        (["--max_failures", "1.5"], "--max_failures is 1.5"),
-        (["--num_frames", 4, "--frames_per_second", 2], "choose one"),
-        (["--videos", tmp_path], "not allowed with argument"),
-    ]:
-        with pytest.raises(SystemExit):
-            main(arguments(clips_folder, encoder_folder, tmp_path / "store", *flags))
-        assert message in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"limit": -1}, "limit is -1"),
+        ({"max_failures": 1.5}, "max_failures is 1.5"),
+        ({"max_failures": float("nan")}, "max_failures is nan"),
+        ({"num_workers": -1}, "num_workers is -1"),
+        ({"num_frames": 4, "frames_per_second": 2.0}, "num_frames is 4 and frames_per_second 2.0; give one of them"),
+    ],
+)
+def test_options_out_of_range_are_refused_before_anything_is_opened(tmp_path, option, message):
+    with pytest.raises(ValueError, match=message):
+        extract(tmp_path / "nothing", tmp_path / "store", **option)
+
+
+def test_a_dataset_without_clips_is_refused(encoder_folder, tmp_path):
     (tmp_path / "other").mkdir()
     datasets.Dataset.from_dict({"video_id": ["a"]}).to_parquet(tmp_path / "other" / "train.parquet")
-    with pytest.raises(SystemExit):
-        main(arguments(tmp_path / "other", encoder_folder, tmp_path / "store"))
-    assert "has no column 'frames'" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="other: split 'train' has no column 'frames'"):
+        extract(**options(tmp_path / "other", encoder_folder, tmp_path / "store"))
+
+
+def test_a_source_is_a_dataset_by_its_files_or_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("videos", "rows/data", "card", "readme"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "rows/data/train.parquet").write_bytes(b"")
+    (tmp_path / "card/README.md").write_text("---\nlicense: mit\n---\n")
+    (tmp_path / "readme/README.md").write_text("# My videos\n")
+    (tmp_path / "videos.csv").write_text("file_name\n")
+    sources = ("rows", "card", "emoji9", "datasets_scripts/emoji9", "org/name", "org/name-v1.0")
+    assert [source for source in sources if not is_dataset(source)] == []
+    others = ("videos", "readme", "videos.csv", "nothing", "no/list.csv", "no/cat.mp4", "./no", "/no/where", "~/no")
+    assert [source for source in others if is_dataset(source)] == []
 
 
 def write_video(path, brightness, num_frames=12):
@@ -212,13 +230,13 @@ def videos_folder(tmp_path_factory):
     return folder
 
 
-def video_arguments(videos, encoder_folder, output_dir, *more):
-    flags = ["--videos", videos, "--encoder", encoder_folder, "--image_size", SIZE, "--output_dir", output_dir]
-    return [str(flag) for flag in [*flags, "--num_frames", 3, "--max_failures", 2, "--shard_size", 2, *more]]
+def video_options(videos, encoder_folder, output_dir, **more):
+    few = {"num_frames": 3, "max_failures": 2, "shard_size": 2}
+    return options(videos, encoder_folder, output_dir, **few | more)
 
 
 def test_a_folder_of_videos_becomes_a_store_and_a_list_of_failures(videos_folder, encoder_folder, tmp_path):
-    store = main(video_arguments(videos_folder, encoder_folder, tmp_path / "store", "--num_workers", 0))
+    store = extract(**video_options(videos_folder, encoder_folder, tmp_path / "store"))
     assert list(store) == [
         "part0/clip0", "part0/clip2", "part0/clip4", "part0/clip6", "part1/clip1", "part1/clip3", "part1/clip5",
     ]  # fmt: skip
@@ -240,7 +258,7 @@ def test_a_folder_of_videos_becomes_a_store_and_a_list_of_failures(videos_folder
 
 
 def test_features_are_those_of_a_model_that_takes_the_pixels(videos_folder, encoder_folder, tmp_path):
-    store = main(video_arguments(videos_folder, encoder_folder, tmp_path / "store", "--num_workers", 0))
+    store = extract(**video_options(videos_folder, encoder_folder, tmp_path / "store"))
     encoder, settings = MMTVisionEncoder.from_pretrained(encoder_folder), PixelSettings.from_pretrained(encoder_folder)
     clip = read_clip(videos_folder / "part0/clip4.mp4", FrameSampling(num_frames=3))
     with torch.no_grad():
@@ -317,29 +335,26 @@ def test_frames_per_second_is_the_rate_and_long_videos_fail(videos_folder, encod
         "file_name,video_id,start,end\n"
         f"{videos_folder}/part0/clip0.mp4,whole,,\n{videos_folder}/part0/clip0.mp4,end,0.8,\n"
     )
-    command = video_arguments(tmp_path / "list.csv", encoder_folder, tmp_path / "store", "--num_workers", 0)
-    at = command.index("--num_frames")
-    command[at : at + 2] = ["--frames_per_second", "5"]
-    store = main(command)
+    command = video_options(tmp_path / "list.csv", encoder_folder, tmp_path / "store")
+    command |= {"num_frames": None, "frames_per_second": 5}
+    store = extract(**command)
     assert store.manifest["rate"] == 5 and {key: len(store[key]) for key in store} == {"whole": 6, "end": 2}
     assert np.array_equal(store["whole"][4:], store["end"])
     assert store.manifest["source"]["held_frames"] == "repeated"  # what held them once is refused as another store
-    command[command.index("--output_dir") + 1] = str(tmp_path / "short")
-    short = main([*command, "--max_frames", "3"])
+    short = extract(**command | {"output_dir": tmp_path / "short", "max_frames": 3})
     assert list(short) == ["end"] and "--max_frames 3" in (tmp_path / "short" / "failures.jsonl").read_text()
 
 
-def test_too_many_failures_end_with_their_own_exit_code(videos_folder, encoder_folder, tmp_path, capsys):
-    command = video_arguments(videos_folder, encoder_folder, tmp_path / "store", "--num_workers", 0)
-    with pytest.raises(SystemExit) as stopped:
-        main([*command, "--max_failures", "0.2"])  # of nine: one may
-    assert stopped.value.code == 3 and "2 of 9 clips failed" in capsys.readouterr().err
-    assert len(main(command)) == 7
+def test_too_many_failures_stop_the_extraction_which_may_go_on(videos_folder, encoder_folder, tmp_path, capsys):
+    command = video_options(videos_folder, encoder_folder, tmp_path / "store")
+    with pytest.raises(TooManyFailuresError, match="2 of 9 clips failed"):
+        extract(**command | {"max_failures": 0.2})  # of nine: one may
+    assert len(extract(**command)) == 7
     for _ in range(2):
         assert (
             capsys.readouterr().out.rstrip().endswith(f"7 clips; 2 failed, listed in {tmp_path}/store/failures.jsonl")
         )
-        main(command)
+        extract(**command)
 
 
 def test_a_dataset_of_videos_is_read_by_its_bytes(videos_folder, encoder_folder, tmp_path):
@@ -351,9 +366,9 @@ def test_a_dataset_of_videos_is_read_by_its_bytes(videos_folder, encoder_folder,
     features = datasets.Features({"video_id": datasets.Value("string"), "clip": datasets.Video(decode=False)})
     (tmp_path / "videos").mkdir()
     datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "videos" / "test.parquet")
-    command = arguments(tmp_path / "videos", encoder_folder, tmp_path / "store", "--num_frames", 3)
-    store = main(command)
-    files = main(video_arguments(videos_folder, encoder_folder, tmp_path / "files", "--num_workers", 0))
+    command = options(tmp_path / "videos", encoder_folder, tmp_path / "store", num_frames=3)
+    store = extract(**command)
+    files = extract(**video_options(videos_folder, encoder_folder, tmp_path / "files"))
     assert list(store) == ["two", "zero", "four"]
     assert np.allclose(store["zero"], files["part0/clip0"], atol=1e-3)
     assert np.allclose(store["four"], files["part0/clip4"], atol=1e-3)
@@ -377,14 +392,12 @@ def test_a_replaced_video_of_a_dataset_does_not_keep_the_features_of_the_old_one
         datasets.Dataset.from_dict(rows, features=features).to_parquet(place / "test.parquet")
 
     write(2)
-    command = arguments(place, encoder_folder, tmp_path / "store", "--num_frames", 1, "--num_workers", 0)
-    old = main(command)["b"]
-    assert np.array_equal(main(command)["b"], old)
+    command = options(place, encoder_folder, tmp_path / "store", num_frames=1)
+    old = extract(**command)["b"]
+    assert np.array_equal(extract(**command)["b"], old)
     write(4)
-    with pytest.raises(SystemExit) as stopped:
-        main(command)
-    assert stopped.value.code == 2
-    assert "store holds other features: source is" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="store holds other features: source is"):
+        extract(**command)
 
 
 def test_a_published_networks_steps_are_runs_of_frames(videos_folder, tmp_path, monkeypatch):
@@ -399,18 +412,14 @@ def test_a_published_networks_steps_are_runs_of_frames(videos_folder, tmp_path, 
 
     (tmp_path / "weights.pth").write_bytes(b"here")
     monkeypatch.setattr(feature_extraction, "load_backbone", lambda name: Steps())
-    command = video_arguments(videos_folder, tmp_path / "weights.pth", tmp_path / "store", "--num_workers", 0)
-    at = command.index("--image_size")
-    del command[at : at + 2]
-    at = command.index("--num_frames")
-    command[at : at + 2] = ["--frames_per_second", "10"]
-    store = main(command)
+    command = video_options(videos_folder, tmp_path / "weights.pth", tmp_path / "store")
+    command |= {"image_size": None, "num_frames": None, "frames_per_second": 10}
+    store = extract(**command)
     assert store.manifest["rate"] == 2 and store.manifest["extractor"] == "weights.pth"
     grey = [60 + 4 * min(number, 11) for number in range(15)]  # 12 frames, the last one repeated to fill
     assert np.allclose(store["part1/clip3"], np.reshape(grey, (3, 5)), atol=3)
-    command[at : at + 2] = ["--frames_per_second", "50"]  # each frame is shown five times: a run of its own
-    command[command.index("--output_dir") + 1] = str(tmp_path / "slow")
-    store = main(command)
+    # each frame is shown five times: a run of its own
+    store = extract(**command | {"frames_per_second": 50, "output_dir": tmp_path / "slow"})
     assert store.manifest["rate"] == 10
     assert np.allclose(store["part1/clip3"], [[60 + 4 * number] * 5 for number in range(12)], atol=3)
 
@@ -425,16 +434,17 @@ def test_a_reader_can_be_sent_to_a_worker(videos_folder):
 
 @pytest.mark.slow
 def test_torchrun_killed_and_resumed_gives_the_store_of_one_process(videos_folder, encoder_folder, tmp_path):
-    command = video_arguments(videos_folder, encoder_folder, tmp_path / "store", "--num_workers", 1)
+    command = video_options(videos_folder, encoder_folder, tmp_path / "store", num_workers=1)
+    words = [str(command.pop("source")), *(f"--{key}={value}" for key, value in command.items())]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     program = Path(__file__).resolve().parents[2] / "extract_features.py"
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    run = subprocess.Popen([*torchrun, str(program), *command], env=environment, start_new_session=True)
+    run = subprocess.Popen([*torchrun, str(program), *words], env=environment, start_new_session=True)
     while run.poll() is None and not list(tmp_path.glob("store.partial/features-*")):
         time.sleep(0.05)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(run.pid, signal.SIGKILL)
     run.wait()
-    subprocess.run([*torchrun, str(program), *command], env=environment, check=True)
-    one = main(video_arguments(videos_folder, encoder_folder, tmp_path / "one", "--num_workers", 0))
+    subprocess.run([*torchrun, str(program), *words], env=environment, check=True)
+    one = extract(**video_options(videos_folder, encoder_folder, tmp_path / "one"))
     assert FeatureStore(tmp_path / "store").manifest == one.manifest

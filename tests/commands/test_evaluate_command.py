@@ -1,13 +1,8 @@
-"""`mmt` in this process on an untrained checkpoint of `tiny_corpus.py`; the last test installs the wheel."""
+"""`mmt evaluate` (and `mmt report`, which opens the same) on an untrained checkpoint of `tiny_corpus.py`."""
 
-import io
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,13 +11,9 @@ from command_line import build_checkpoint, call
 from datasets import load_dataset
 from tiny_corpus import write_split
 
-import mmt
-from modeling_mmt.commands import cli
 from modeling_mmt.data.feature_writer import write_feature_store
-from modeling_mmt.data.features import FeatureStores
-from modeling_mmt.evaluation.evaluate import Question, evaluate, open_checkpoint, open_corpus
-
-ROOT = Path(__file__).resolve().parents[2]
+from modeling_mmt.evaluation.evaluate import EvalSpec, evaluate, open_checkpoint, open_corpus
+from modeling_mmt.evaluation.metrics import SHOWN_METRICS
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +27,7 @@ def checkpoint(corpus, tmp_path_factory):
 def test_evaluate_prints_as_json_the_figures_of_an_evaluation(checkpoint, capsys):
     code, out, err = call(capsys, "evaluate", checkpoint, "--json")
     assert (code, err) == (0, "")
-    corpus = open_corpus(Question.of_checkpoint(checkpoint), FeatureStores)
+    corpus = open_corpus(EvalSpec.of_checkpoint(checkpoint))
     expected = evaluate(*open_checkpoint(str(checkpoint)), corpus).figures
     told = json.loads(out)
     assert told["figures"] == json.loads(json.dumps(expected))
@@ -49,7 +40,7 @@ def test_evaluate_prints_a_table_without_colours_into_a_pipe(checkpoint, capsys)
     figures = json.loads(call(capsys, "evaluate", checkpoint, "--json")[1])["figures"]["all"]["t2v"]["de"]
     assert code == 0 and "\033" not in out
     line = next(line for line in out.splitlines() if line.startswith("de "))
-    assert [float(word) for word in line.split()[1:]] == [round(figures[m], 1) for m in cli.METRICS]
+    assert [float(word) for word in line.split()[1:]] == [round(figures[m], 1) for m in SHOWN_METRICS]
     assert "untrained on" in out and "12 clips, 12 queries (caption) a language" in out
     assert "all but en" in out and "without is_flag" in out
 
@@ -69,38 +60,6 @@ def test_another_dataset_takes_nothing_from_the_recipe(checkpoint, corpus, capsy
     assert told["figures"]["all"]["t2v"]["en"]["MRR"] == pytest.approx(
         same["figures"]["all"]["t2v"]["en"]["MRR"], 0.05
     )
-
-
-def test_report_says_where_the_page_is_and_prints_its_numbers(checkpoint, tmp_path, capsys):
-    code, out, _ = call(capsys, "report", checkpoint, "--output_dir", tmp_path / "r")
-    assert code == 0 and Path(out.strip()).is_file()
-    told = json.loads(call(capsys, "report", checkpoint, "--output_dir", tmp_path / "r", "--json")[1])
-    assert told == json.loads((tmp_path / "r" / "report.json").read_text("utf-8"))
-
-
-@pytest.mark.parametrize("command", [[], ["evaluate"], ["search"], ["report"], ["publish"]])
-def test_help_has_examples_that_parse(command, capsys):
-    code, out, _ = call(capsys, *command, "--help")
-    examples = [line.split("   ")[0].strip() for line in out.splitlines() if line.startswith("  mmt ")]
-    assert code == 0 and examples
-    assert all(example.split()[1] in (command or ("evaluate", "search", "report", "publish")) for example in examples)
-
-
-@pytest.mark.parametrize(
-    ("words", "code"), [(["--help"], 0), (["search", "--help"], 0), (["search"], 2), (["nothing"], 2)]
-)
-def test_help_and_a_wrong_option_import_neither_torch_nor_transformers(words, code):
-    script = "import atexit, sys, mmt; atexit.register(lambda: print(*sys.modules)); mmt.main()"
-    done = subprocess.run([sys.executable, "-c", script, *words], cwd=ROOT, capture_output=True, text=True)
-    imported = set(done.stdout.splitlines()[-1].split())
-    assert done.returncode == code and "mmt" in imported
-    assert not imported & {"torch", "transformers", "datasets", "numpy", "modeling_mmt"}
-
-
-def test_the_bundled_corpus_is_called_by_its_name():
-    assert Path(cli.bundled("emoji9")).is_dir() and Path(cli.bundled("emoji9")).name == "emoji9"
-    for other in ("org/name", "../emoji9", "nothing", None):
-        assert cli.bundled(other) == other
 
 
 # What it refuses
@@ -131,7 +90,7 @@ def test_what_is_not_there_is_one_line_and_exit_code_2(
 def test_no_checkpoint_is_one_line_and_exit_code_2(tmp_path, capsys):
     for folder in (tmp_path, tmp_path / "nothing"):
         code, _, err = call(capsys, "evaluate", folder, "--dataset", "emoji9")
-        assert code == 2 and err.count("\n") == 1 and "train.py writes one" in err
+        assert code == 2 and err.count("\n") == 1 and "`mmt train` writes one" in err
 
 
 def test_a_checkpoint_without_a_recipe_asks_for_a_dataset(checkpoint, tmp_path, capsys):
@@ -273,88 +232,50 @@ def test_a_corpus_of_one_is_measured_and_reported(corpus, checkpoint, tmp_path, 
     assert call(capsys, "report", checkpoint, *given, "--output_dir", tmp_path / "r")[0] == 0
 
 
-def test_one_end_of_a_gap_is_not_enough(checkpoint, capsys):
-    code, _, err = call(capsys, "report", checkpoint, "--zero_shot", checkpoint)
-    assert code == 2 and "give both or neither" in err
+# From any folder
 
 
-@pytest.mark.parametrize(
-    ("query", "words"),
-    [("", "query 1 is empty: ''"), (" \t\x00\x1b", "query 1 is empty"), ("a" * 2**20, "at most 10,000 are taken")],
-)
-def test_a_query_with_nothing_in_it_or_too_much_is_refused(query, words):
-    with pytest.raises(ValueError, match=words):
-        cli.check_query(query, 1)
+@pytest.fixture
+def run_folder(corpus, tmp_path):
+    """A folder that a run was started in: its recipe names everything by relative paths."""
+    for name in ("corpus", "colours", "animals"):
+        shutil.copytree(corpus / name, tmp_path / "clone" / name)
+    names = {"dataset": "corpus", "features": ["colours", "animals"]}
+    folder = build_checkpoint(corpus, tmp_path / "clone" / "runs" / "mine", **names)
+    change("recipe.json", output_dir="runs/mine")(folder)
+    return tmp_path / "clone"
 
 
-def test_control_characters_reach_neither_the_model_nor_the_terminal():
-    assert cli.check_query("a\x00 \x1b[2Jdog\n", 1) == "a [2Jdog"
-    assert "\x1b" not in cli.printable("a\x1b[2J\u202edog") and "\u202e" not in cli.printable("\u202e")
+def test_a_checkpoint_is_evaluated_from_any_folder(checkpoint, run_folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(run_folder)
+    here = json.loads(call(capsys, "evaluate", "runs/mine", "--json")[1])
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    code, out, err = call(capsys, "evaluate", run_folder / "runs" / "mine", "--json")
+    assert (code, err) == (0, "") and json.loads(out)["figures"] == here["figures"]
 
 
-def test_filters_are_values_of_json_or_words():
-    assert cli.check_filter("is_flag=false") == ("is_flag", False)
-    assert cli.check_filter("emoji=🚁") == ("emoji", "🚁")
-    assert cli.check_filter("num_frames=8") == ("num_frames", 8)
-    with pytest.raises(ValueError, match="write COLUMN=VALUE"):
-        cli.check_filter("is_flag")
+def test_a_published_checkpoint_is_evaluated_as_its_own_recipe_says(hub, run_folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(run_folder)
+    expected = json.loads(call(capsys, "evaluate", "runs/mine", "--json")[1])["figures"]
+    (run_folder / "runs" / "mine" / "README.md").write_text("---\nlicense: mit\n---\n# tiny\n")
+    assert call(capsys, "publish", "runs/mine", "org/mine", "--tag", "v1.0")[0] == 0
+    change_data(run_folder / "runs" / "mine", languages=["de"])
+    assert call(capsys, "publish", "runs/mine", "org/mine")[0] == 0
+    shutil.rmtree(run_folder / "runs")
+    code, out, _ = call(capsys, "evaluate", "org/mine", "--revision", "v1.0", "--json")
+    assert code == 0 and json.loads(out)["figures"] == expected
+    assert list(json.loads(call(capsys, "evaluate", "org/mine", "--json")[1])["n_queries"]) == ["de"]
+    monkeypatch.chdir(tmp_path)  # where there is no such feature store
+    code, out, err = call(capsys, "evaluate", "org/mine", "--dataset", run_folder / "corpus", "--languages", "en")
+    assert (code, out) == (2, "") and "no column video_features" in err
 
 
-def test_interrupted_is_130_and_a_bug_keeps_its_traceback(checkpoint, capsys, monkeypatch):
-    def stop(arguments):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(cli, "evaluate_command", stop)
-    assert call(capsys, "evaluate", checkpoint)[0] == 130
-
-    def bug(arguments):
-        raise AssertionError("a bug")
-
-    monkeypatch.setattr(cli, "evaluate_command", bug)
-    with pytest.raises(AssertionError, match="a bug"):
-        mmt.main(["evaluate", str(checkpoint)])
-
-
-def test_traceback_shows_where_bad_input_was_found(checkpoint):
-    with pytest.raises(ValueError, match="no caption in language 'xx'"):
-        mmt.main(["--traceback", "evaluate", str(checkpoint), "--languages", "xx"])
-
-
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
-
-
-def test_colours_are_for_terminals_that_want_them():
-    assert cli.Paint(Terminal(), {}).bold("x") == "\033[1mx\033[0m"
-    for stream, environment in ((io.StringIO(), {}), (Terminal(), {"NO_COLOR": "1"}), (Terminal(), {"TERM": "dumb"})):
-        assert cli.Paint(stream, environment).bold("x") == "x"
-
-
-# Installed
-
-
-@pytest.mark.slow
-def test_the_installed_wheel_has_the_command_the_template_and_the_corpus(checkpoint, tmp_path):
-    source = tmp_path / "source"
-    ignored = shutil.ignore_patterns(".*", "runs", "build", "*.egg-info", "__pycache__")
-    shutil.copytree(ROOT, source, ignore=ignored)
-    pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-build-isolation", "--target"]
-    subprocess.run([*pip, tmp_path / "site", source], check=True, capture_output=True)
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site"), "OMP_NUM_THREADS": "1"}
-
-    def installed(*words, code=0):
-        command = [sys.executable, str(tmp_path / "site" / "bin" / "mmt"), *map(str, words)]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-        assert done.returncode == code, done.stderr[-2000:]
-        return done
-
-    assert "mmt evaluate runs/demo/mmp_en" in installed("--help").stdout
-    told = json.loads(installed("evaluate", checkpoint, "--json").stdout)
-    assert told["n_clips"] == 12
-    installed("report", checkpoint, "--output_dir", "r")
-    assert (tmp_path / "r" / "report.html").stat().st_size > 50_000
-    names = ["--dataset", "emoji9", "--text_column", "name", "--features", "nowhere"]
-    refused = installed("evaluate", checkpoint, *names, code=2)
-    assert "Traceback" not in refused.stderr
-    assert "nowhere" in refused.stderr  # emoji9 itself was found
+def test_a_published_checkpoint_without_a_recipe_asks_for_a_dataset(hub, run_folder, capsys, monkeypatch):
+    monkeypatch.chdir(run_folder)
+    (run_folder / "runs" / "mine" / "README.md").write_text("---\nlicense: mit\n---\n# tiny\n")
+    (run_folder / "runs" / "mine" / "recipe.json").unlink()
+    assert call(capsys, "publish", "runs/mine", "org/bare")[0] == 0
+    code, _, err = call(capsys, "evaluate", "org/bare")
+    assert code == 2 and "org/bare has no recipe.json to say which; name one with --dataset" in err
+    assert call(capsys, "evaluate", "org/absent")[0] == 2

@@ -1,0 +1,64 @@
+"""What a program says when something is wrong: what was given in one line, a fault of ours with its traceback."""
+
+import os
+import sys
+from collections.abc import Callable
+
+OURS = {"modeling_mmt", "datasets_scripts"}
+DONE, PROBLEMS, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130  # exit codes; a run that a signal stopped has its own, 75
+
+
+def exit_code_of(program: str, call: Callable[[], int | None], traceback: bool = False) -> int:
+    """Do what a program does; an error of what it was given becomes one line on the standard error stream.
+
+    Args:
+        program: its name, which the line begins with.
+        call: does it; may return an exit code.
+        traceback: raise such errors too, to show where they were found.
+
+    Returns:
+        The exit code: the call's own or 0, 2 for bad input, 130 where Ctrl-C interrupted it.
+
+    Raises:
+        Exception: every error that does not say what is wrong with what was given, as it is.
+    """
+    try:
+        code = call() or DONE
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # `mmt ... | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        if traceback or not is_about_what_was_given(error):
+            raise
+        words = " ".join(str(error).split()) or type(error).__name__
+        print(f"{program}: {printable(words)}", file=sys.stderr)
+        return BAD_INPUT
+
+
+def is_about_what_was_given(error: Exception) -> bool:
+    """Whether an error says, in one line, what is wrong with what was given.
+
+    So do ours (`InputError` and its kinds, and the `ValueError`s of the files that ship with a checkpoint, where there
+    is no data/), and an `OSError`, whoever raises it: a file, the disk or the Hub is not as it must be. A `ValueError`
+    that a library raises is a fault of the line that called it.
+    """
+    from modeling_mmt.data.errors import InputError  # now that something has gone wrong, time is no matter
+
+    if isinstance(error, InputError | OSError):
+        return True
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    module = last.tb_frame.f_globals["__name__"] if last is not None else ""
+    is_plain = isinstance(error, ValueError) or type(error) is ImportError  # which names the extra to install
+    return is_plain and module.partition(".")[0] in OURS
+
+
+def printable(text: str) -> str:
+    """Text that cannot move a terminal's cursor."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)

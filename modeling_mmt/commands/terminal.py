@@ -1,0 +1,52 @@
+"""What a command prints: JSON, and colours where somebody looks."""
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from typing import IO, Any
+
+import datasets
+import huggingface_hub.utils
+import transformers
+
+
+def print_json(value: Any):
+    """JSON on the standard output; a number that JSON has not is an error."""
+    print(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False))
+
+
+def is_watched(stream: IO[str]) -> bool:
+    """Whether a person sees the stream as it is written."""
+    return stream.isatty()
+
+
+def be_quiet_unless_watched():
+    """Progress bars of the libraries go to terminals alone."""
+    if not is_watched(sys.stderr):
+        datasets.disable_progress_bars()
+        huggingface_hub.utils.disable_progress_bars()
+        transformers.utils.logging.disable_progress_bar()
+
+
+class Paint:
+    """Colours on a terminal, plain text elsewhere and where NO_COLOR is set (https://no-color.org)."""
+
+    def __init__(self, stream: IO[str], environment: Mapping[str, str] = os.environ):
+        dumb = environment.get("TERM") == "dumb"
+        self.is_on = is_watched(stream) and not environment.get("NO_COLOR") and not dumb
+
+    def bold(self, text: str) -> str:
+        """For headings."""
+        return self._paint("1", text)
+
+    def blue(self, text: str) -> str:
+        """For averages."""
+        return self._paint("34", text)
+
+    def grey(self, text: str) -> str:
+        """For what matters less."""
+        return self._paint("90", text)
+
+    def _paint(self, code: str, text: str) -> str:
+        return f"\033[{code}m{text}\033[0m" if self.is_on else text

@@ -1,0 +1,38 @@
+"""What was given is wrong: the base of the errors that a program tells in one line."""
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class InputError(ValueError):
+    """A file, a value or an option cannot be used; the message is one line that names it, and the remedy."""
+
+
+@contextmanager
+def naming_input(name: str, error_type: type[InputError] = InputError) -> Iterator[None]:
+    """Make whatever a library raises while it reads somebody else's files an error that names these.
+
+    Only where such files are opened: what somebody else wrote may be wrong in any way, so every exception is caught.
+
+    Args:
+        name: of what is opened; put before words that do not have it.
+        error_type: of the error.
+
+    Raises:
+        InputError: the library's words in one line, and where it said them. An `InputError` that has the name stays.
+    """
+    try:
+        yield
+    except Exception as error:
+        *_, last = traceback.extract_tb(error.__traceback__)
+        is_clear = isinstance(error, (ValueError, OSError, ImportError))
+        words = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, InputError):
+            if isinstance(error, error_type) or name in words:
+                raise
+            raise error_type(f"{name}: {words}") from error
+        words = words if is_clear else f"{type(error).__name__}: {words}; is it whole, and what it is taken for?"
+        words = words if name in words else f"{name}: {words}"
+        raise error_type(f"{words} ({Path(last.filename).name}, line {last.lineno})") from error

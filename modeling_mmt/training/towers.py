@@ -1,0 +1,69 @@
+"""The model that a recipe starts from, with the towers that it names, and its processor."""
+
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer
+
+from modeling_mmt import MMTModel, MMTProcessor, MMTVideoFeatureExtractor
+from modeling_mmt.data.features import FeatureStores
+from modeling_mmt.data.files import check_finite, naming_torn_weights
+from modeling_mmt.extraction.packaged_encoders import resolve_encoder
+from modeling_mmt.training.recipe import ModelArguments, Recipe, RecipeError
+from modeling_mmt.video_decoding_mmt import FrameSampling
+
+
+def build_towers(recipe: Recipe, features: FeatureStores | None) -> tuple[MMTModel, MMTProcessor]:
+    """The model that a recipe starts from, and its processor."""
+    names = recipe.model
+    if names.dual_encoder is not None:
+        return build_on_dual_encoder(names, names.dual_encoder)
+    text_model = resolve_encoder(names.text_model, recipe.cache_dir)
+    hub: dict[str, Any] = {"revision": names.text_revision}
+    texts: dict[str, Any] = {"text_prefix": names.text_prefix, "max_text_length": names.max_text_length}
+    if not names.vision_model:
+        dims: dict[str, Any] = {"video_feature_dims": features.dims} if features else {}
+        with naming_torn_weights(text_model, "download or save the text encoder again"):
+            model = MMTModel.from_text_encoder(text_model, **hub, **dims, **names.config)
+        check_finite(model.text_model.encoder.state_dict(), text_model, "choose another text_model, or mend this one")
+        extractor = MMTVideoFeatureExtractor(model.config.video_feature_dim, model.config.max_video_length)
+        tokenizer = AutoTokenizer.from_pretrained(text_model, **hub)
+        if len(tokenizer) <= len(tokenizer.all_special_ids):  # what is built where its files are not there
+            raise RecipeError(f"model.text_model is {names.text_model}: its tokenizer knows no word; add its files")
+        return model, MMTProcessor(extractor, tokenizer, **texts)
+    vision_models = [resolve_encoder(name, recipe.cache_dir) for name in names.vision_model]
+    vision: dict[str, Any] = {"vision_revision": names.vision_revision}
+    with naming_torn_weights(text_model, "download or save the encoders again"):
+        with torch.random.fork_rng():
+            model = MMTModel.from_encoders(text_model, vision_models, **hub, **vision, **names.config)
+        # The heads start as those of a model of features do: building a vision encoder draws random numbers too.
+        heads = MMTModel.from_text_encoder(
+            text_model, **hub, video_feature_dims=model.config.video_feature_dims, **names.config
+        )
+    model.load_state_dict({**model.state_dict(), **heads.state_dict()})
+    check_finite(model.state_dict(), ", ".join([text_model, *vision_models]), "choose other encoders, or mend these")
+    processor = MMTProcessor.from_encoders(
+        text_model,
+        vision_models,
+        **hub,
+        **vision,
+        image_size=names.image_size,
+        max_video_length=model.config.max_video_length,
+        sampling=FrameSampling(names.num_frames) if names.num_frames else None,
+        **texts,
+    )
+    return model, processor
+
+
+def build_on_dual_encoder(names: ModelArguments, name: str) -> tuple[MMTModel, MMTProcessor]:
+    """A model that starts as a pretrained dual encoder, and its processor."""
+    with naming_torn_weights(name, "download or save the dual encoder again"):
+        model = MMTModel.from_dual_encoder(name, revision=names.text_revision, **names.config)
+    check_finite(model.state_dict(), name, "choose another dual_encoder, or mend this one")
+    processor = MMTProcessor.from_dual_encoder(
+        name,
+        revision=names.text_revision,
+        max_video_length=model.config.max_video_length,
+        sampling=FrameSampling(names.num_frames) if names.num_frames else None,
+    )
+    return model, processor

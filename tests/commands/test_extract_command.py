@@ -1,0 +1,71 @@
+"""`mmt extract`: its options are those of `extract`, and its exit codes say how it ended."""
+
+import inspect
+
+import pytest
+from command_line import call
+from transformers import ResNetConfig, ResNetModel
+from video_files import write_video
+
+import mmt
+from modeling_mmt.data.features import FeatureStore
+from modeling_mmt.extraction.extract import extract
+
+PREPARATION = """{"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5], "do_normalize": true,
+ "size": {"height": 32, "width": 32}, "resample": 3}"""
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("resnet")
+    ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1])).save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(PREPARATION)
+    return folder
+
+
+@pytest.fixture
+def videos(tmp_path):
+    (tmp_path / "videos").mkdir()
+    for name in "ab":
+        write_video(tmp_path / "videos" / f"{name}.mp4", 4, rate=10)
+    return tmp_path / "videos"
+
+
+def test_every_option_is_one_of_the_function_with_its_default():
+    options = vars(mmt.build_parser().parse_args(["extract", "x", "--output_dir", "y"]))
+    assert (options.pop("verb"), options.pop("source"), options.pop("output_dir")) == ("extract", "x", "y")
+    parameters = inspect.signature(extract).parameters.values()
+    assert options == {each.name: each.default for each in parameters if each.default is not each.empty}
+
+
+def test_videos_become_a_store_and_one_that_cannot_be_decoded_ends_in_exit_code_3(videos, encoder, tmp_path, capsys):
+    words = ["extract", videos, "--encoder", encoder, "--num_frames", 2, "--num_workers", 0, "--output_dir"]
+    code, out, err = call(capsys, *words, tmp_path / "store")
+    assert code == 0 and "2 clips" in out.splitlines()[-1]
+    store = FeatureStore(tmp_path / "store")
+    assert {name: len(store[name]) for name in store} == {"a": 2, "b": 2}
+    (videos / "cut.mp4").write_bytes((videos / "a.mp4").read_bytes()[:300])
+    code, out, err = call(capsys, *words, tmp_path / "more")
+    assert code == 3 and "mmt: 1 of 3 clips failed" in err and "Traceback" not in err
+    assert call(capsys, *words, tmp_path / "more", "--max_failures", 1)[0] == 0
+    assert "1 failed" in call(capsys, *words, tmp_path / "more", "--max_failures", "0.5")[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["no_folder"], "no_folder is not there; give a folder of videos or a list"),
+        (["videos", "--batch_size", "0"], "batch_size is 0; give 1 or more"),
+        (["videos", "--max_failures", "1.5"], "max_failures is 1.5"),
+        (["emoji9", "--encoder", "no/where/at/all"], "no/where/at/all"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path, capsys, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = call(capsys, "extract", *words, "--output_dir", "store")
+    assert (code, out) == (2, "") and message in err.splitlines()[-1] and "Traceback" not in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_number_of_failures_that_is_none_is_refused(capsys):
+    assert call(capsys, "extract", "x", "--output_dir", "y", "--max_failures", "few")[0] == 2
