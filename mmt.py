@@ -5,6 +5,7 @@ Examples:
   mmt build own_clips --data_dir my_clips --output_dir data/mine    a corpus from files, with a card
   mmt convert old_features --output_dir features/old                other people's features
   mmt recipes                                                       the recipes that come with the package
+  mmt import openai/clip-vit-base-patch32 --output_dir runs/clip    a dual encoder as a checkpoint
   mmt train emoji9/mmp_en --output_dir runs/mmp_en                  a recipe's stages, one after the other
   mmt evaluate runs/mmp_en                                          figures in every language, as its recipe says
   mmt evaluate runs/mmp_en --languages sw vi --json                 of two languages, as JSON
@@ -32,6 +33,9 @@ PASSED_ON = {
 }
 
 
+MODULES = {"import": "import_dual_encoder"}  # of verbs that are words of Python
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code.
 
@@ -54,9 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     terminal.be_quiet_unless_watched()
     if verb == "train":
         return import_module("modeling_mmt.commands.train").command(words, "mmt")
-    return errors.exit_code_of(
-        "mmt", lambda: import_module(f"modeling_mmt.commands.{verb}").main(**options), traceback
-    )
+    module = f"modeling_mmt.commands.{MODULES.get(verb, verb)}"
+    return errors.exit_code_of("mmt", lambda: import_module(module).main(**options), traceback)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -78,6 +81,7 @@ def build_parser() -> argparse.ArgumentParser:
     for name, about in PASSED_ON.items():
         verb(name, about)
     add_extract(verb("extract", "extract features from videos, or from a dataset's clips, by a frozen encoder"))
+    add_import(verb("import", "write a pretrained dual encoder (CLIP, SigLIP, ...) as a checkpoint"))
     add_recipes(verb("recipes", "list the recipes that come with the package, or show one"))
     add_evaluate(verb("evaluate", "measure R@1, R@5, R@10, MedR and MRR in every language"))
     add_search(verb("search", "find clips for queries in any language"))
@@ -150,6 +154,16 @@ def add_report(parser: argparse.ArgumentParser):
     parser.add_argument("--translate_train", metavar=other, help=ceiling)
     parser.add_argument("--output_dir", default="report", metavar="FOLDER", help="to write to (%(default)s)")
     add_json(parser)
+
+
+def add_import(parser: argparse.ArgumentParser):
+    """`mmt import`."""
+    parser.add_argument("name", metavar="NAME", help="of a dual encoder: on the Hub, or a folder")
+    parser.add_argument("--output_dir", required=True, metavar="FOLDER", help="new folder to write to")
+    parser.add_argument("--revision", help="tag or commit of it on the Hub")
+    vision = "NAME is a sentence-transformers text model; the dual encoder whose space it shares"
+    parser.add_argument("--vision_model", metavar="NAME", help=vision)
+    parser.add_argument("--vision_revision", help="tag or commit of that on the Hub")
 
 
 def add_export(parser: argparse.ArgumentParser):

@@ -10,13 +10,34 @@ import difflib
 import json
 import math
 import os
+from collections.abc import Mapping
 from copy import deepcopy
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers import CONFIG_MAPPING, AutoConfig, GenerationConfig, PreTrainedConfig
+from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
 from transformers.activations import ACT2FN
+from transformers.utils import logging
+
+from .dual_encoder_mmt import DualEncoder, text_width
+from .efficientnet_lite_mmt import EfficientNetLiteConfig
+from .sentence_encoder_mmt import load_pretrained  # noqa: F401  older loaders copy direct imports alone
+from .vision_configuration_mmt import (
+    MAX_LAYERS,
+    MAX_SIZE,
+    PROVENANCE,
+    numbered,
+    vision_encoder_config,
+    vision_parameters,
+    vision_width,
+)
+
+# A checkpoint with this encoder loads in a process that has these files and no package.
+AutoConfig.register("efficientnet_lite", EfficientNetLiteConfig, exist_ok=True)
+
+logger = logging.get_logger(__name__)
 
 XLM_ROBERTA_LARGE = {
     "model_type": "xlm-roberta",
@@ -33,12 +54,22 @@ XLM_ROBERTA_LARGE = {
     "eos_token_id": 2,
 }
 
-# A config.json may come from anywhere: what it asks for is bounded before a model is built from it.
-MAX_LAYERS, MAX_SIZE, MAX_PARAMETERS = 1024, 2**20, 2**34  # 2**34 float32 parameters are 64 GiB
+MAX_PARAMETERS = 2**34  # float32, they are 64 GiB: what a config.json asks for is bounded before a model is built
 MAX_LOGIT_SCALE = 80  # exp(80) is finite in float32
-# Keys of a config.json that are transformers' own; any other that is no field here is a mistake, or a newer version's.
+# Keys of a config.json that are transformers' own. Another that is no field here is a mistake where it looks like one
+# (difflib's ratio), and else some other tool's.
+MISSPELT = 0.75
 TRANSFORMERS_KEYS = (
-    {"auto_map", "model_type", "name_or_path", "num_labels", "torch_dtype", "transformers_weights"}
+    {
+        "auto_map",
+        "custom_pipelines",
+        "quantization_config",
+        "model_type",
+        "name_or_path",
+        "num_labels",
+        "torch_dtype",
+        "transformers_weights",
+    }
     | {"output_attentions", "attn_implementation", "experts_implementation", "per_layer_config", "tie_word_embeddings"}
     | set(GenerationConfig().to_dict())
     | set(PreTrainedConfig().to_dict())
@@ -81,6 +112,15 @@ SENTENCE_TRANSFORMERS_FILES = {
 }
 
 
+class _SubConfigs:
+    """The encoders' configurations by name, where transformers looks for whom to tell `dtype` and attention."""
+
+    def __get__(self, config, owner=None) -> dict[str, type]:
+        names = {} if config is None else vars(config)
+        vision = [name for name in names if name.startswith("vision_config_")]
+        return dict.fromkeys(["text_config", "vision_config", *vision], AutoConfig)
+
+
 @strict
 class MMTConfig(PreTrainedConfig):
     """Architecture and objectives of an `MMTModel`.
@@ -90,9 +130,13 @@ class MMTConfig(PreTrainedConfig):
         video_feature_dims: width of each feature stream ("expert"); a step is their concatenation, `D_v` wide. With
             `vision_config` it follows from the encoders.
         vision_config: `None` where features were extracted beforehand; else the vision encoder that makes them from
-            pixels, any that `AutoModel` builds, or a list of several. A list of dicts, ever after.
+            pixels, any that `AutoModel` builds, or a list of several: `vision_config` is the first's ever after,
+            `vision_config_1` the second's, and so on, all of them `vision_configs`. `config.json` has the list.
         vision_pooling: `"pooler"`: a vision encoder's own pooled vector, without one the mean over its positions;
-            `"mean"`: always the mean.
+            `"mean"`: always the mean; `"features"`: `get_image_features` of a whole dual encoder.
+        dual_encoder: `None`, or how the encoders' vectors become points of the joint space that they were pretrained
+            in (`DualEncoder`, or its fields; a dict, ever after). The text head then reads one vector a caption, both
+            heads work in the joint space, and nothing follows them; see `MMTModel.from_dual_encoder`.
         learn_vision_layers: how many of each vision encoder's last layers learn, with all that follows them; 0 freezes
             the encoders, which then stay in eval mode; `None` trains all of them.
         vision_batch_size: steps that go through a vision encoder at a time; bounds memory, and changes no result.
@@ -135,12 +179,13 @@ class MMTConfig(PreTrainedConfig):
     """
 
     model_type = "mmt"
-    sub_configs = {"text_config": AutoConfig}
+    sub_configs = _SubConfigs()
 
     text_config: Any = None  # a dict or a PreTrainedConfig when given, a PreTrainedConfig ever after
     video_feature_dims: list[int] | tuple[int, ...] = (512, 512)
-    vision_config: Any = None  # a dict, a PreTrainedConfig or a list when given, a list of dicts ever after
-    vision_pooling: Literal["pooler", "mean"] = "pooler"
+    vision_config: Any = None  # a dict, a PreTrainedConfig or a list when given, a PreTrainedConfig ever after
+    vision_pooling: Literal["pooler", "mean", "features"] = "pooler"
+    dual_encoder: Any = None  # a `DualEncoder` or a dict when given, a dict ever after
     learn_vision_layers: int | None = 0
     vision_batch_size: int = 64
     text_output_layer: int | None = 12
@@ -184,10 +229,12 @@ class MMTConfig(PreTrainedConfig):
         if not isinstance(text, PreTrainedConfig):
             raise ValueError(f"text_config is {type(text).__name__}; give the encoder's own config.json as a dict")
         self.text_config = text = deepcopy(text)  # cut below; the caller's own stays whole
+        if self.dual_encoder is not None:
+            self.dual_encoder = asdict(DualEncoder.from_fields(self.dual_encoder))
         self._take_vision()
         self._check()
         if self.text_output_layer is not None:
-            text.num_hidden_layers = self.text_output_layer
+            text.get_text_config().num_hidden_layers = self.text_output_layer
         self.video_feature_dims = list(self.video_feature_dims)
         super().__post_init__(**kwargs)
 
@@ -198,11 +245,16 @@ class MMTConfig(PreTrainedConfig):
         encoders = list(given) if isinstance(given, list | tuple) else [given]
         if not 0 < len(encoders) <= MAX_LAYERS:
             raise ValueError("vision_config is an empty list; None is for features that were extracted beforehand")
-        self.vision_config = [vision_fields(encoder) for encoder in encoders]
-        widths = [vision_width(encoder) for encoder in self.vision_config]
+        for number, encoder in enumerate(encoders):
+            setattr(
+                self,
+                numbered("vision_config", number),
+                vision_encoder_config(encoder, self.vision_pooling == "features"),
+            )
+        widths = [vision_width(encoder) for encoder in self.vision_configs]
         is_default = tuple(self.video_feature_dims) == MMTConfig.__dataclass_fields__["video_feature_dims"].default
         if None in widths:
-            unknown = self.vision_config[widths.index(None)]["model_type"]
+            unknown = self.vision_configs[widths.index(None)].model_type
             if is_default:
                 raise ValueError(f"vision_config: {unknown} does not say its width; give video_feature_dims")
         elif is_default:
@@ -214,27 +266,60 @@ class MMTConfig(PreTrainedConfig):
             )
 
     @property
+    def vision_configs(self) -> list[PreTrainedConfig]:
+        """Of every vision encoder, in order; empty where features come from elsewhere."""
+        given = [getattr(self, name) for name in self.sub_configs if name.startswith("vision_config")]
+        return [config for config in given if config is not None]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `PreTrainedConfig.to_dict`, with `vision_config` the list of all encoders' without their provenance."""
+        fields = super().to_dict()
+        vision = [fields.pop(name) for name in self.sub_configs if name.startswith("vision_config")]
+        encoders = [{k: v for k, v in encoder.items() if k not in PROVENANCE} for encoder in vision if encoder]
+        return fields | {"vision_config": encoders or None}
+
+    @property
     def custom_pipelines(self) -> dict[str, Any]:
-        """Read by `pipeline`; a copy each time, because `pipeline` writes into it."""
-        return deepcopy(CUSTOM_PIPELINES)
+        """Ours, and those that others registered; a copy each time, because `pipeline` writes into what it reads."""
+        return deepcopy(vars(self).get("custom_pipelines", {}) | CUSTOM_PIPELINES)
+
+    @custom_pipelines.setter
+    def custom_pipelines(self, given: Mapping[str, Any]):
+        others = {task: deepcopy(info) for task, info in given.items() if task not in CUSTOM_PIPELINES}
+        vars(self).update({"custom_pipelines": others} if others else {})
 
     @property
     def video_feature_dim(self) -> int:
         """`D_v`: the width of one step, all streams together."""
         return sum(self.video_feature_dims)
 
+    @property
+    def text_feature_dim(self) -> int:
+        """The width of what the text head reads: of a token's state, or of a dual encoder's sentence vector."""
+        pooling = "tokens" if self.dual_encoder is None else self.dual_encoder["text_pooling"]
+        return self.projection_dim if pooling == "features" else text_width(self.text_config, pooling)
+
+    @property
+    def num_text_layers(self) -> int:
+        """Layers of the text encoder."""
+        return self.text_config.get_text_config().num_hidden_layers
+
     @staticmethod
     def _check_keys(keys):
         for key in keys:
-            if key not in TRANSFORMERS_KEYS and not key.startswith("_"):
-                near = difflib.get_close_matches(key, MMTConfig.__dataclass_fields__, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else "a newer version of this package may know it"
-                raise ValueError(f"MMTConfig has no field {key!r}; {hint}")
+            if key in TRANSFORMERS_KEYS or key.startswith("_"):
+                continue
+            near = difflib.get_close_matches(key, MMTConfig.__dataclass_fields__, n=1, cutoff=MISSPELT)
+            if near:
+                raise ValueError(f"MMTConfig has no field {key!r}; did you mean {near[0]!r}?")
+            logger.warning(
+                f"MMTConfig has no field {key!r}; it is kept unused, as another tool's or a newer version's"
+            )
 
     def _check_text_sizes(self) -> dict[str, int]:
         sizes = {}
         for name in ("num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size", "max_position_embeddings"):
-            sizes[name] = size = getattr(self.text_config, name, None) or 0
+            sizes[name] = size = getattr(self.text_config.get_text_config(), name, None) or 0
             longest = MAX_LAYERS if name == "num_hidden_layers" else 16 * MAX_SIZE
             if not isinstance(size, int) or not 0 <= size <= longest:
                 raise ValueError(f"text_config.{name} is {size!r}; allowed: a whole number up to {longest}")
@@ -247,7 +332,7 @@ class MMTConfig(PreTrainedConfig):
             text["num_hidden_layers"] * text_width * (4 * text_width + 2 * text["intermediate_size"])
             + (text["vocab_size"] + text["max_position_embeddings"]) * text_width
             + 2 * self.num_hidden_layers * width * (4 * width + 2 * self.intermediate_size)
-            + sum(_vision_parameters(encoder) for encoder in self.vision_config or [])
+            + sum(vision_parameters(encoder) for encoder in self.vision_configs)
             + (self.video_feature_dim + text_width + self.max_video_length + 2 * projection) * width
         )
         if parameters > MAX_PARAMETERS:
@@ -271,7 +356,7 @@ class MMTConfig(PreTrainedConfig):
 
     def _check(self):
         text_sizes = self._check_text_sizes()
-        num_text_layers = self.text_config.num_hidden_layers
+        num_text_layers = self.num_text_layers
         if self.text_output_layer is not None:
             self._require(
                 "text_output_layer", 1 <= self.text_output_layer <= num_text_layers, f"1 to {num_text_layers}"
@@ -318,63 +403,18 @@ class MMTConfig(PreTrainedConfig):
             self._require(
                 name, abs(getattr(self, name)) <= MAX_LOGIT_SCALE, f"-{MAX_LOGIT_SCALE} to {MAX_LOGIT_SCALE}"
             )
+        if self.dual_encoder is not None:
+            self._check_dual_encoder()
         self._require("layer_norm_eps", 0 < self.layer_norm_eps < math.inf, "above 0, and finite")
         self._require("initializer_range", 0 <= self.initializer_range < math.inf, "0 or more, and finite")
         self._check_parameters(text_sizes)
 
+    def _check_dual_encoder(self):
+        self._require("hidden_size", self.hidden_size == self.projection_dim, "projection_dim, with dual_encoder")
+        wanted = {"norm_placement": "pre", "pooling": "mean", "projection_hidden_dim": None, "projection_skip": False}
+        for name, value in wanted.items():
+            self._require(name, getattr(self, name) == value, f"{value!r}, with dual_encoder")
+
     def _require(self, name: str, holds: bool, allowed: str):
         if not holds:
             raise ValueError(f"MMTConfig.{name} is {getattr(self, name)!r}; allowed: {allowed}")
-
-
-# Where configurations say how wide an encoder's vector is; timm's and the convolutional families have other names.
-VISION_WIDTHS = ("hidden_size", "hidden_sizes", "num_features", "hidden_dim")
-# Keys of a saved encoder that say where it came from, and nothing about it.
-PROVENANCE = ("_name_or_path", "_commit_hash", "architectures", "auto_map", "transformers_version")
-
-
-def vision_fields(given: Any) -> dict[str, Any]:
-    """A vision encoder's whole configuration as a dict, with the defaults of the installed transformers written out.
-
-    Args:
-        given: its `config.json` as a dict or a `PreTrainedConfig`; of a model of pictures and text, the vision half.
-
-    Raises:
-        ValueError: it is neither, has no `model_type`, or a size that no encoder has.
-    """
-    fields = given.to_dict() if isinstance(given, PreTrainedConfig) else given
-    if isinstance(fields, dict) and isinstance(fields.get("vision_config"), dict):
-        fields = fields["vision_config"]
-    if not isinstance(fields, dict) or "model_type" not in fields:
-        raise ValueError(
-            f"vision_config: no `model_type` in {fields!r:.100}; give the encoder's config.json as a dict"
-        )
-    _check_vision_sizes(fields)
-    if fields["model_type"] in CONFIG_MAPPING:  # our own encoder's is registered later; it is saved whole
-        fields = AutoConfig.for_model(**fields).to_dict()
-    return {key: value for key, value in fields.items() if key not in PROVENANCE}
-
-
-def vision_width(fields: dict[str, Any]) -> int | None:
-    """The width of the vector that a vision encoder makes, from its configuration; `None` if that does not say it."""
-    for name in VISION_WIDTHS:
-        value = fields.get(name)
-        value = value[-1] if isinstance(value, list | tuple) and value else value
-        if isinstance(value, int):
-            return value
-    return None
-
-
-def _check_vision_sizes(fields: dict[str, Any]):
-    for name, value in fields.items():
-        sizes = value if isinstance(value, list | tuple) else [value]
-        longest = MAX_LAYERS if "layers" in name or "depth" in name else MAX_SIZE
-        if any(isinstance(size, int) and abs(size) > longest for size in sizes) or len(sizes) > MAX_SIZE:
-            raise ValueError(f"vision_config.{name} is {value!r:.60}; allowed: up to {longest}")
-
-
-def _vision_parameters(fields: dict[str, Any]) -> int:
-    """About the parameters of a transformer of these sizes; a convolutional network's are few."""
-    names = ("num_hidden_layers", "hidden_size", "intermediate_size")
-    depth, width, inner = (size if isinstance(size := fields.get(name), int) else 0 for name in names)
-    return depth * width * (4 * width + 2 * (inner or 4 * width))

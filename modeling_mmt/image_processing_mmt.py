@@ -9,11 +9,16 @@ until 12: the result is within two levels of 255 of the encoder's own processor,
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+
+try:
+    from PIL import Image
+except ImportError:  # torch resizes in its place
+    Image = None  # type: ignore[assignment]
 from torch.nn.functional import interpolate, pad
 from transformers.utils import cached_file
 
@@ -36,6 +41,11 @@ class PixelSettings:
         mean: of each channel, taken away after that.
         std: of each channel, then divided by.
         frames_per_step: frames that a video encoder turns into one step; `None` for a picture encoder.
+        resize_by: `"torch"`, or `"pillow"` for the very pixels of transformers' processors (where Pillow is missing,
+            torch's).
+        max_patches: of an encoder that takes pictures of any shape (SigLIP 2's NaFlex): a picture keeps its own, and
+            is resized to at most so many patches; `height` and `width` are then a square one's. `None` for others.
+        patch_size: side of such a patch in pixels.
 
     Raises:
         ValueError: a value is outside its range; names the field.
@@ -49,6 +59,9 @@ class PixelSettings:
     resample: str = "bicubic"
     scale: float = 1 / 255
     frames_per_step: int | None = None
+    resize_by: str = "torch"
+    max_patches: int | None = None
+    patch_size: int = 16
 
     def __post_init__(self):
         """Lists, as JSON has them, to tuples; ranges."""
@@ -71,6 +84,9 @@ class PixelSettings:
                 self.frames_per_step is None or _is_side(self.frames_per_step, MAX_FRAMES_PER_STEP),
                 f"None or 1 to {MAX_FRAMES_PER_STEP}",
             ),
+            "resize_by": (self.resize_by in ("torch", "pillow"), "'torch' or 'pillow'"),
+            "max_patches": (self.max_patches is None or _is_side(self.max_patches), f"None or 1 to {MAX_SIDE}"),
+            "patch_size": (_is_side(self.patch_size), f"1 to {MAX_SIDE}"),
         }
         for name, (holds, allowed) in rules.items():
             if not holds:
@@ -113,7 +129,7 @@ class PixelSettings:
             settings = {} if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
             if file == "processor_config.json":
                 settings = settings.get("video_processor") or settings.get("image_processor") or {}
-            if "image_mean" in settings or "pretrained_cfg" in settings:
+            if {"image_mean", "pretrained_cfg", "max_num_patches"} & set(settings):
                 try:
                     return cls.from_processor(settings, frames_per_step)
                 except ValueError as error:
@@ -130,27 +146,39 @@ class PixelSettings:
             resize = round(resize * side / min(self.height, self.width))
         elif resize is not None:
             resize = (round(resize[0] * side / self.height), round(resize[1] * side / self.width))
-        return PixelSettings(**(asdict(self) | {"height": side, "width": side, "resize": resize}))
+        patches = None if self.max_patches is None else (side // self.patch_size) ** 2
+        return replace(self, height=side, width=side, resize=resize, max_patches=patches)
 
     def resized(self, frames: torch.Tensor) -> torch.Tensor:
-        """`(F, 3, H, W)` uint8 frames of any size to `(F, 3, height, width)` uint8.
+        """Frames `(F, 3, H, W)` uint8 to `(F, 3, height, width)` uint8; with `max_patches` they keep their shape.
 
         Raises:
             ValueError: `frames` is no such tensor.
         """
         if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[1] != 3 or 0 in frames.shape:
             raise ValueError(f"frames are {frames.dtype} {tuple(frames.shape)}; expected uint8 (F, 3, H, W)")
+        height, width = frames.shape[-2:]
+        if self.max_patches is not None:
+            return self._resize(frames, naflex_size(height, width, self.patch_size, self.max_patches))
         if self.resize is not None:
-            height, width = frames.shape[-2:]
             if isinstance(self.resize, tuple):
                 size = self.resize
             elif height <= width:
                 size = (self.resize, self.resize * width // height)
             else:
                 size = (self.resize * height // width, self.resize)
-            if size != (height, width):
-                frames = interpolate(frames, size, mode=self.resample, antialias=self.resample != "nearest-exact")
+            frames = self._resize(frames, size)
         return center_crop(frames, self.height, self.width)
+
+    def _resize(self, frames: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        if size == tuple(frames.shape[-2:]):
+            return frames
+        if self.resize_by == "torch" or Image is None:
+            return interpolate(frames, size, mode=self.resample, antialias=self.resample != "nearest-exact")
+        number = next(number for number, name in RESAMPLING.items() if name == self.resample)
+        pictures = [Image.fromarray(frame) for frame in frames.permute(0, 2, 3, 1).contiguous().numpy()]
+        resized = b"".join(picture.resize(size[::-1], number).tobytes() for picture in pictures)
+        return torch.frombuffer(bytearray(resized), dtype=torch.uint8).view(-1, *size, 3).permute(0, 3, 1, 2)
 
     def normalized(self, frames: torch.Tensor) -> torch.Tensor:
         """`(..., 3, height, width)` uint8 to float32: times `scale`, less `mean`, over `std`."""
@@ -214,9 +242,9 @@ def _height_width(size: Any, name: str) -> tuple[int, int]:
 
 def _processor_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The fields from what an image processor of transformers saves."""
+    if "max_num_patches" in settings:
+        return _naflex_settings(settings)
     size, crop = settings.get("size"), settings.get("crop_size")
-    if size is None and "max_num_patches" in settings:  # SigLIP 2's NaFlex: at most so many patches of any aspect
-        size = _naflex_side(settings["max_num_patches"], settings.get("patch_size"))
     crops = settings.get("do_center_crop") and crop is not None
     shortest = size.get("shortest_edge") if isinstance(size, Mapping) else size if crops else None
     resize: int | tuple[int, int] | None = None
@@ -249,11 +277,31 @@ def _processor_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     )  # fmt: skip
 
 
-def _naflex_side(num_patches: Any, patch_size: Any) -> int:
-    """Of the largest square: clips of a batch have one shape, so a frame becomes it, as of the fixed SigLIP 2."""
-    if not _is_side(num_patches, MAX_SIDE**2) or not _is_side(patch_size):
-        raise ValueError(f"max_num_patches is {num_patches!r} and patch_size {patch_size!r}; expected whole numbers")
-    return math.isqrt(num_patches) * patch_size
+def _naflex_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields from what SigLIP 2's NaFlex processor saves: its patches are cut from pictures of any shape."""
+    patch, patches = settings.get("patch_size", 16), settings["max_num_patches"]
+    side = patch * math.isqrt(patches)
+    rest = {name: value for name, value in settings.items() if name not in ("max_num_patches", "crop_size")}
+    square = _processor_settings(rest | {"size": {"height": side, "width": side}, "do_center_crop": False})
+    return square | {"max_patches": patches, "patch_size": patch}
+
+
+def naflex_size(height: int, width: int, patch: int, most: int) -> tuple[int, int]:
+    """The `(height, width)` that SigLIP 2's NaFlex processor resizes a picture to.
+
+    The largest scale, to 1e-5, at which the picture's sides, rounded up to whole patches, have `most` patches.
+    """
+
+    def at(scale: float) -> tuple[int, int]:
+        rows, columns = (max(1, math.ceil(side * scale / patch)) for side in (height, width))
+        return rows * patch, columns * patch
+
+    low, high = 1e-6, 100.0
+    while high - low >= 1e-5:
+        middle = (low + high) / 2
+        rows, columns = (side // patch for side in at(middle))
+        low, high = (middle, high) if rows * columns <= most else (low, middle)
+    return at(low)
 
 
 def _channels(values: Any) -> tuple[float, ...]:

@@ -12,15 +12,17 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils import ModelOutput, can_return_tuple, logging
+from transformers.utils import ModelOutput, can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_mmt import MMTConfig
+from .dual_encoder_mmt import features_of, leave_half_out, load_dual_encoder
 from .efficientnet_lite_mmt import EfficientNetLiteModel  # noqa: F401  older loaders copy direct imports alone
+from .freezing_mmt import keep_in_eval, learns
 from .loss_mmt import LOSSES, objectives, positive_mask
 from .pipeline_mmt import MMTSearchPipeline  # noqa: F401  its code must travel with this module's
 from .pooling_mmt import (
@@ -29,9 +31,12 @@ from .pooling_mmt import (
     MMTLayer,
     MMTProjection,
     MMTTransformerPooling,
+    masked_mean,
     never_empty,
 )
-from .vision_encoders_mmt import MMTVisionEncoder, MMTVisionModel, pixels_name
+from .sentence_encoder_mmt import load_pretrained
+from .vision_configuration_mmt import numbered  # noqa: F401  as above
+from .vision_encoders_mmt import MMTVisionEncoder, MMTVisionModel, build_encoder, pixels_name
 
 NAMED_PIXELS = 8  # vision encoders of a model that sentence-transformers loads
 RESUMABLE_ENCODERS = ("bert", "roberta", "xlm-roberta", "camembert")
@@ -109,7 +114,7 @@ def encoder_layers(encoder: PreTrainedModel) -> nn.ModuleList:
     Raises:
         ValueError: no module list is as long as the encoder's configuration says.
     """
-    depth = encoder.config.num_hidden_layers
+    depth = encoder.config.get_text_config().num_hidden_layers
     for module in encoder.modules():
         if isinstance(module, nn.ModuleList) and len(module) == depth:
             return module
@@ -172,6 +177,8 @@ class MMTPreTrainedModel(PreTrainedModel):
             init.ones_(module.input_std)
             if module.cls_embedding is not None:
                 init.normal_(module.cls_embedding, std=self.config.initializer_range)
+            if module.position_embeddings is not None and self.config.dual_encoder is not None:
+                init.zeros_(module.position_embeddings.weight)
         elif isinstance(module, MMTBranchOutput) and self.config.residual_init == "zero":
             init.zeros_(module.weight)
         elif isinstance(module, MMTModel):
@@ -207,7 +214,10 @@ class MMTTower(MMTPreTrainedModel):
 
 
 class MMTTextModel(MMTTower):
-    """Text tower: a multilingual encoder, frozen below a layer, and its TP head (paper section 3.1)."""
+    """Text tower: a multilingual encoder, frozen below a layer, and its TP head (paper section 3.1).
+
+    With `dual_encoder` the head reads one state a caption: the vector that the encoder pools itself.
+    """
 
     base_model_prefix = "text_model"
     main_input_name = "input_ids"
@@ -215,10 +225,13 @@ class MMTTextModel(MMTTower):
 
     def __init__(self, config: MMTConfig):
         super().__init__(config)
-        self.encoder = AutoModel.from_config(config.text_config)
-        if getattr(self.encoder, "pooler", None) is not None:
+        self.encoder = build_encoder(config.text_config)
+        self.encoder_pooling = "tokens" if config.dual_encoder is None else config.dual_encoder["text_pooling"]
+        if self.encoder_pooling == "features":
+            leave_half_out(self.encoder, "text")
+        elif self.encoder_pooling != "pooler" and getattr(self.encoder, "pooler", None) is not None:
             self.encoder.pooler = None  # the TP head pools
-        self.pooling = MMTTransformerPooling(config, config.text_config.hidden_size, config.text_input_dropout_prob)
+        self.pooling = MMTTransformerPooling(config, "text")
         self.post_init()
         self.freeze()
 
@@ -243,14 +256,14 @@ class MMTTextModel(MMTTower):
     @property
     def is_encoder_frozen(self) -> bool:
         """Whether the whole encoder is frozen, what follows its last layer included."""
-        depth = self.config.text_config.num_hidden_layers
+        depth = self.config.num_text_layers
         return self.config.freeze_text_embeddings and self.config.freeze_text_layers == depth
 
     def train(self, mode: bool = True):
         """As `nn.Module.train`, but frozen modules stay in eval mode."""
         super().train(mode)
         for module in self.frozen_modules():
-            module.eval()
+            keep_in_eval(module, mode)
         return self
 
     def frozen_states(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
@@ -265,7 +278,8 @@ class MMTTextModel(MMTTower):
         with torch.no_grad():
             mask = never_empty(attention_mask).long()
             if self.is_encoder_frozen:
-                return self.encoder(input_ids=input_ids, attention_mask=mask).last_hidden_state
+                states = self.encoder_states(input_ids, mask)
+                return states if self.encoder_pooling == "tokens" else states.expand(-1, mask.shape[1], -1)
             # Not the whole encoder: the learning layers would cost time and, in train mode, draw dropout's randomness.
             states = self.encoder.embeddings(input_ids=input_ids)
             return self._run_layers(states, mask, slice(self.config.freeze_text_layers))
@@ -278,22 +292,45 @@ class MMTTextModel(MMTTower):
             )
         if self.config.freeze_text_layers == 0:
             raise ValueError("freeze_text_layers is 0: no layer is frozen, there is nothing to cache")
+        if any(learns(module) for module in self.frozen_modules()):
+            raise ValueError("an adapter learns inside the frozen layers: their states change; do not cache")
         model_type = self.config.text_config.model_type
-        if not self.is_encoder_frozen and model_type not in RESUMABLE_ENCODERS:
+        is_resumable = self.encoder_pooling == "tokens" and model_type in RESUMABLE_ENCODERS
+        if not self.is_encoder_frozen and not is_resumable:
             raise ValueError(
                 f"text_config.model_type {model_type!r} cannot be entered at layer {self.config.freeze_text_layers}; "
                 f"freeze every layer, or use one of {', '.join(RESUMABLE_ENCODERS)}"
             )
 
+    def encoder_states(self, input_ids: torch.Tensor, mask: torch.Tensor, **kwargs) -> torch.Tensor:
+        """Tokens `(B, L)` to the encoder's output: their states `(B, L, H_text)`, or one pooled vector `(B, 1, D)`."""
+        inputs = {"input_ids": input_ids, "attention_mask": mask, **kwargs}
+        if self.encoder_pooling == "features":
+            return features_of(self.encoder.get_text_features(**inputs)).unsqueeze(1)
+        output = self.encoder(**inputs)
+        if self.encoder_pooling == "pooler":
+            return output.pooler_output.unsqueeze(1)
+        states = output.last_hidden_state
+        if self.encoder_pooling == "mean":
+            return masked_mean(states, mask).unsqueeze(1)
+        return states[:, :1] if self.encoder_pooling == "first" else states
+
+    def read(self, input_ids=None, attention_mask=None, text_states=None, **kwargs):
+        """Captions to the TP head's input `(B, L, H_text)` and its mask `(B, L)`; of a dual encoder, L is 1."""
+        mask = _default_mask(attention_mask, input_ids if text_states is None else text_states)
+        states = self.encode(input_ids, mask, text_states, **kwargs)
+        return states, mask if self.encoder_pooling == "tokens" else mask.new_ones(states.shape[:2])
+
     def encode(self, input_ids=None, attention_mask=None, text_states=None, **kwargs) -> torch.Tensor:
         """Tokens `(B, L)`, or `text_states` kept from `frozen_states`, to the TP head's input `(B, L, H_text)`."""
         if text_states is None:
-            mask = never_empty(attention_mask).long()
-            states = self.encoder(input_ids=input_ids, attention_mask=mask, **kwargs).last_hidden_state
+            states = self.encoder_states(input_ids, never_empty(attention_mask).long(), **kwargs)
         else:
             self.check_frozen_states()
             states = text_states.to(self.dtype)
-            if not self.is_encoder_frozen:
+            if self.encoder_pooling != "tokens":
+                states = states[:, :1]
+            elif not self.is_encoder_frozen:
                 learning = slice(self.config.freeze_text_layers, None)
                 states = self._run_layers(states, never_empty(attention_mask), learning)
         return self.pooling.standardize(states)
@@ -319,9 +356,8 @@ class MMTTextModel(MMTTower):
         Returns:
             `last_hidden_state` `(B, L, H)` and `pooler_output` `(B, H)`.
         """
-        attention_mask = _default_mask(attention_mask, input_ids if text_states is None else text_states)
-        states = self.encode(input_ids, attention_mask, text_states, **kwargs)
-        return self.pool(states, attention_mask, return_dict=True, **kwargs)
+        states, mask = self.read(input_ids, attention_mask, text_states, **kwargs)
+        return self.pool(states, mask, return_dict=True, **kwargs)
 
 
 class MMTVideoModel(MMTTower):
@@ -339,11 +375,9 @@ class MMTVideoModel(MMTTower):
         self.vision_model = None
         if config.vision_config is not None:
             self.vision_model = MMTVisionModel(
-                config.vision_config, config.vision_pooling, config.learn_vision_layers, config.vision_batch_size
+                config.vision_configs, config.vision_pooling, config.learn_vision_layers, config.vision_batch_size
             )
-        self.pooling = MMTTransformerPooling(
-            config, config.video_feature_dim, config.video_input_dropout_prob, config.max_video_length
-        )
+        self.pooling = MMTTransformerPooling(config, "video")
         self.post_init()
         self.freeze()
 
@@ -391,7 +425,7 @@ class MMTVideoModel(MMTTower):
                 "video_features of the extractor that its card names, or build it with MMTModel.from_encoders"
             )
         pixels = [pixel_values]
-        for number in range(1, len(self.config.vision_config)):
+        for number in range(1, len(self.config.vision_configs)):
             given = (more_pixels or {}).get(pixels_name(number))
             if given is None:
                 raise ValueError(
@@ -480,7 +514,7 @@ class MMTModel(MMTPreTrainedModel):
         super().__init__(config)
         self.text_model = MMTTextModel(config)
         self.video_model = MMTVideoModel(config)
-        self.text_projection = MMTProjection(config, config.text_config.hidden_size)
+        self.text_projection = MMTProjection(config, config.text_feature_dim)
         self.video_projection = MMTProjection(config, config.video_feature_dim)
         self.logit_scale = nn.Parameter(torch.tensor(0.0))
         self.logit_bias = nn.Parameter(torch.tensor(0.0)) if config.loss_type == "sigmoid" else None
@@ -506,15 +540,8 @@ class MMTModel(MMTPreTrainedModel):
         text_config = AutoConfig.from_pretrained(text_model, **hub).to_dict()
         text_config.pop("_name_or_path", None)  # a folder of this machine says nothing on another
         model = cls(MMTConfig(text_config=text_config, **config))
-        verbosity = logging.get_verbosity()
-        logging.set_verbosity_error()  # its report names the pooler, which is not used; what matters is checked below
-        try:
-            encoder, info = AutoModel.from_pretrained(
-                text_model, config=model.config.text_config, output_loading_info=True, dtype=torch.float32, **hub
-            )
-        finally:
-            logging.set_verbosity(verbosity)
-        missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
+        encoder, info = load_pretrained(text_model, config=model.config.text_config, **hub)
+        missing = [key for key in info["missing_keys"] if not key.startswith("pooler.")]
         if missing:
             raise ValueError(f"{text_model}: the checkpoint lacks {missing[:5]}, which the encoder needs")
         weights = {key: value for key, value in encoder.state_dict().items() if not key.startswith("pooler.")}
@@ -565,6 +592,45 @@ class MMTModel(MMTPreTrainedModel):
             own.load_state_dict(pretrained.state_dict())
         return model
 
+    @classmethod
+    def from_dual_encoder(
+        cls,
+        name: str,
+        vision_model: str | None = None,
+        *,
+        revision: str | None = None,
+        vision_revision: str | None = None,
+        cache_dir=None,
+        unit_steps: bool = True,
+        **config,
+    ) -> "MMTModel":
+        """A model that starts as an aligned encoder of text and pictures, in eval mode.
+
+        Before it learns anything, the embedding of a caption is the original's, and that of a clip the mean of its
+        frames' ("meanP" of CLIP4Clip, arXiv 2104.08860, section 3.3). The encoders are frozen and the heads learn,
+        unless `freeze_text_layers`, `freeze_text_embeddings` and `learn_vision_layers` say otherwise.
+
+        Args:
+            name: name on the Hub, or a folder, of a dual encoder: CLIP, SigLIP, ... (`dual_encoder_mmt.FAMILIES`), or
+                any that `AutoModel` loads with `get_text_features` and `get_image_features`. With `vision_model`, a
+                sentence-transformers text model that shares its space.
+            vision_model: the dual encoder whose vision half is then taken.
+            revision: tag, branch or commit of `name`.
+            vision_revision: of `vision_model`.
+            cache_dir: where downloads are kept.
+            unit_steps: whether frames' embeddings are normalised before their mean is taken.
+            config: fields of `MMTConfig`.
+
+        Raises:
+            ValueError: it is no dual encoder, cannot be taken apart or lacks a weight; says which.
+        """
+        source = load_dual_encoder(name, vision_model, revision, vision_revision, cache_dir)
+        model = cls(MMTConfig(**(source.config_fields(unit_steps) | config)))
+        (expert,) = model.video_model.vision_experts
+        source.text.copy_to(model.text_model.encoder, model.text_model.pooling.input_projection)
+        source.vision.copy_to(expert.encoder, model.video_model.pooling.input_projection)
+        return model.eval()
+
     def get_input_embeddings(self) -> nn.Module:
         """The text encoder's word embeddings."""
         return self.text_model.get_input_embeddings()
@@ -583,21 +649,24 @@ class MMTModel(MMTPreTrainedModel):
             text_states: `(B, L, H_text)` from `text_model.frozen_states`, in place of `input_ids`.
             kwargs: passed on to the tower.
         """
-        mask = _default_mask(attention_mask, input_ids if text_states is None else text_states)
-        states = self.text_model.encode(input_ids, mask, text_states, **kwargs)
+        states, mask = self.text_model.read(input_ids, attention_mask, text_states, **kwargs)
         return self.text_model.pool_and_project(self.text_projection, states, mask, **kwargs)
 
     @_names_pixels
     @can_return_tuple
-    def get_video_features(self, video_features=None, video_mask=None, pixel_values=None, **kwargs):
+    def get_video_features(
+        self, video_features=None, video_mask=None, pixel_values=None, input_features=None, **kwargs
+    ):
         """Clips in; the projected, un-normalised embedding `(B, P)` in `pooler_output`.
 
         Args:
             video_features: `(B, F, D_v)` float.
             video_mask: `(B, F)`, 1 = real step.
             pixel_values: `(B, F, 3, H, W)` float in place of features, or `(B, F, T, 3, H, W)` of a video encoder.
+            input_features: another name of `video_features`, by which sentence-transformers' trainer knows an input.
             kwargs: `pixel_values_1`, ... of more vision encoders; others are passed on to the tower.
         """
+        video_features = input_features if video_features is None else video_features
         states, mask = self.video_model.read(video_features, video_mask, pixel_values, _take_pixels(kwargs))
         return self.video_model.pool_and_project(self.video_projection, states, mask, **kwargs)
 
@@ -629,8 +698,7 @@ class MMTModel(MMTPreTrainedModel):
             if ids is None and kept is None:
                 continue
             given = batch.get("paired_attention_mask" if "paired" in prefix else "attention_mask")
-            mask = _default_mask(given, ids if kept is None else kept)
-            states = self.text_model.encode(ids, mask, kept, **kwargs)
+            states, mask = self.text_model.read(ids, given, kept, **kwargs)
             projected = self.text_model.pool_and_project(self.text_projection, states, mask, **kwargs)
             embeds[f"{prefix}text_embeds"] = unit_norm(projected.pooler_output)
             if is_paired and video and "noised" not in prefix and self.config.cross_weight:
@@ -700,6 +768,7 @@ class MMTModel(MMTPreTrainedModel):
         paired_text_states: torch.Tensor | None = None,
         noised_paired_text_states: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
+        input_features: torch.Tensor | None = None,
         return_loss: bool | None = None,
         **kwargs,
     ) -> MMTOutput:
@@ -723,6 +792,7 @@ class MMTModel(MMTPreTrainedModel):
             noised_paired_text_states: the same for y^m.
             pixel_values: `(B_video, F, 3, H, W)` float in place of `video_features`, or `(B_video, F, T, 3, H, W)` of
                 a video encoder.
+            input_features: another name of `video_features`.
             return_loss: whether to evaluate the objectives over this (local) batch.
             kwargs: `pixel_values_1`, ... of more vision encoders; others are passed to the attention functions.
 
@@ -740,7 +810,7 @@ class MMTModel(MMTPreTrainedModel):
             "paired_text_states": paired_text_states,
             "noised_paired_input_ids": noised_paired_input_ids,
             "noised_paired_text_states": noised_paired_text_states,
-            "video_features": video_features,
+            "video_features": input_features if video_features is None else video_features,
             "video_mask": video_mask,
             "noised_video_features": noised_video_features,
             "pixel_values": pixel_values,
@@ -774,7 +844,7 @@ class MMTTextModelWithProjection(MMTPreTrainedModel):
     def __init__(self, config: MMTConfig):
         super().__init__(config)
         self.text_model = MMTTextModel(config)
-        self.text_projection = MMTProjection(config, config.text_config.hidden_size)
+        self.text_projection = MMTProjection(config, config.text_feature_dim)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -788,8 +858,7 @@ class MMTTextModelWithProjection(MMTPreTrainedModel):
     @can_return_tuple
     def forward(self, input_ids=None, attention_mask=None, **kwargs) -> MMTTextModelOutput:
         """`(B, L)` tokens to `text_embeds` `(B, P)`, not normalised."""
-        mask = _default_mask(attention_mask, input_ids)
-        states = self.text_model.encode(input_ids, mask, **kwargs)
+        states, mask = self.text_model.read(input_ids, attention_mask, **kwargs)
         outputs = self.text_model.pool_and_project(self.text_projection, states, mask, **kwargs)
         return MMTTextModelOutput(
             text_embeds=outputs.pooler_output,
@@ -814,8 +883,11 @@ class MMTVideoModelWithProjection(MMTPreTrainedModel):
         self.post_init()
 
     @can_return_tuple
-    def forward(self, video_features=None, video_mask=None, pixel_values=None, **kwargs) -> MMTVideoModelOutput:
+    def forward(
+        self, video_features=None, video_mask=None, pixel_values=None, input_features=None, **kwargs
+    ) -> MMTVideoModelOutput:
         """`(B, F, D_v)` features, or pixels as `MMTModel` takes them, to `video_embeds` `(B, P)`, not normalised."""
+        video_features = input_features if video_features is None else video_features
         states, mask = self.video_model.read(video_features, video_mask, pixel_values, _take_pixels(kwargs))
         outputs = self.video_model.pool_and_project(self.video_projection, states, mask, **kwargs)
         return MMTVideoModelOutput(

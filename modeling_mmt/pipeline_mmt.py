@@ -3,6 +3,7 @@
 Its code travels with a checkpoint; `MMTConfig.custom_pipelines` names it.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -74,6 +75,11 @@ class MMTSearchPipeline(Pipeline):
             cosine.
         """
         return super().__call__(queries, index=index, top_k=top_k, **kwargs)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any):
+        """As `Pipeline.save_pretrained`, which leaves the processor out, and with it the captions' prefix."""
+        super().save_pretrained(save_directory, **kwargs)
+        self.processor.save_pretrained(save_directory, **kwargs)
 
     def _sanitize_parameters(self, index: ClipIndex | None = None, top_k: int | None = None, **_):
         given = {"index": index, "top_k": top_k}

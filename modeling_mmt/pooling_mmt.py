@@ -99,23 +99,45 @@ class MMTTransformerPooling(nn.Module):
 
     Differs: the paper does not say how states of another width enter; a linear map does it here. A video's states
     carry no position, so they get learned ones; a text encoder's states already carry theirs.
+
+    Over a dual encoder, the linear map is the encoder's own projection, the positions start at zero, and no norm
+    follows the layers: with `residual_init` `"zero"` the head starts as the mean of the encoder's embeddings.
+
+    Args:
+        config: of the model.
+        tower: `"text"` or `"video"`.
     """
 
-    def __init__(self, config: MMTConfig, input_dim: int, input_dropout: float, num_positions: int = 0):
+    def __init__(self, config: MMTConfig, tower: str):
         super().__init__()
         self.config = config
+        is_text = tower == "text"
+        input_dim = config.text_feature_dim if is_text else config.video_feature_dim
+        num_positions = 0 if is_text else config.max_video_length
+        input_dropout = config.text_input_dropout_prob if is_text else config.video_input_dropout_prob
+        projection = "affine" if input_dim != config.hidden_size else None
+        if config.dual_encoder is not None:
+            projection = config.dual_encoder["text_projection" if is_text else "vision_projection"]
+            if projection is None and input_dim != config.hidden_size:
+                raise ValueError(
+                    f"MMTConfig.hidden_size is {config.hidden_size}; allowed: {input_dim}, the width of the {tower} "
+                    "encoder, which dual_encoder gives no projection"
+                )
         self.input_mean: torch.Tensor
         self.input_std: torch.Tensor
         self.register_buffer("input_mean", torch.zeros(input_dim))
         self.register_buffer("input_std", torch.ones(input_dim))
-        self.input_projection = nn.Linear(input_dim, config.hidden_size) if input_dim != config.hidden_size else None
+        self.input_projection = (
+            None if projection is None else nn.Linear(input_dim, config.hidden_size, bias=projection == "affine")
+        )
+        self.is_unit_step = config.dual_encoder is not None and config.dual_encoder["unit_steps"]
         self.position_embeddings = nn.Embedding(num_positions, config.hidden_size) if num_positions else None
         self.cls_embedding = nn.Parameter(torch.zeros(config.hidden_size)) if config.pooling == "cls" else None
         self.input_dropout = nn.Dropout(input_dropout)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.layers = nn.ModuleList(MMTLayer(config) for _ in range(config.num_hidden_layers))
-        pre_norm = config.norm_placement == "pre"
-        self.final_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if pre_norm else None
+        has_norm = config.norm_placement == "pre" and config.dual_encoder is None
+        self.final_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if has_norm else None
 
     def standardize(self, states: torch.Tensor) -> torch.Tensor:
         """States `(B, N, input_dim)` by the mean and standard deviation that training measured (0 and 1 untrained).
@@ -129,6 +151,8 @@ class MMTTransformerPooling(nn.Module):
     def embed(self, states: torch.Tensor) -> torch.Tensor:
         """Standardized states `(B, N, input_dim)` to the sequence `e` that the layers see, `(B, N, H)`."""
         hidden = states if self.input_projection is None else self.input_projection(states)
+        if self.is_unit_step:
+            hidden = nn.functional.normalize(hidden, dim=-1)
         if self.position_embeddings is not None:
             positions = torch.arange(hidden.shape[1], device=hidden.device)
             hidden = hidden + self.position_embeddings(positions)
@@ -187,7 +211,7 @@ def never_empty(mask: torch.Tensor) -> torch.Tensor:
 
 
 class MMTProjection(nn.Module):
-    """From a tower's pooled vector to the joint space: a linear map, or two around a GELU.
+    """From a tower's pooled vector to the joint space: a linear map, two around a GELU, or with `dual_encoder` none.
 
     Differs from the paper with `projection_skip`: a linear map of the mean input state is added, so that a head starts
     as a linear probe of its encoder and the TP branch learns what such a probe cannot.
@@ -201,7 +225,9 @@ class MMTProjection(nn.Module):
             hidden = nn.Linear(config.hidden_size, config.projection_hidden_dim)
             self.hidden = nn.Sequential(dropout, hidden, nn.GELU(), dropout)
         linear = MMTBranchOutput if config.projection_skip else nn.Linear
-        self.output = linear(config.projection_hidden_dim or config.hidden_size, config.projection_dim, bias=False)
+        self.output: nn.Module = nn.Identity()
+        if config.dual_encoder is None:
+            self.output = linear(config.projection_hidden_dim or config.hidden_size, config.projection_dim, bias=False)
         self.skip = nn.Linear(input_dim, config.projection_dim) if config.projection_skip else None
 
     def forward(self, pooled: torch.Tensor, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -1,25 +1,31 @@
 """Captions, and clips as videos, pictures or ragged feature sequences, to padded batches."""
 
+import math
 import os
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoTokenizer, BatchFeature, FeatureExtractionMixin, ProcessorMixin
 
-from .configuration_mmt import vision_fields, vision_width
+from .configuration_mmt import MMTConfig  # noqa: F401  as below
+from .dual_encoder_mmt import FAMILIES, caption_rule
 from .efficientnet_lite_mmt import EfficientNetLiteModel  # noqa: F401  older loaders copy direct imports alone
 from .frames_mmt import FrameSampling
+from .freezing_mmt import keep_in_eval  # noqa: F401  as above
 from .image_processing_mmt import PixelSettings, in_steps
 from .pictures_mmt import picture_frames  # noqa: F401  as above
+from .sentence_encoder_mmt import load_pretrained  # noqa: F401  as above
 from .video_decoding_mmt import clip_frames
 from .video_packets_mmt import LostError  # noqa: F401  as above
 from .video_streams_mmt import video_frames  # noqa: F401  as above
+from .vision_configuration_mmt import vision_encoder_config, vision_width
 from .vision_encoders_mmt import pixels_name, set_frames_per_step, vision_half
 
 TEXT_OPTIONS = ("padding", "truncation", "max_length")
+MODEL_OPTIONS = ("dtype", "torch_dtype", "attn_implementation", "device_map", "quantization_config")
 
 
 class MMTVideoFeatureExtractor(FeatureExtractionMixin):
@@ -134,10 +140,12 @@ class MMTVideoFeatureExtractor(FeatureExtractionMixin):
             steps = [self._steps(clip[number])[:, each // 2 :: each] for clip in clips]  # the middle of each part
             if number == 0:
                 mask = torch.zeros(len(clips), max(map(len, steps)), dtype=torch.long)
-            pixels = torch.zeros(*mask.shape, taken, 3, settings.height, settings.width)
+            height, width = (max(clip.shape[axis] for clip in steps) for axis in (-2, -1))
+            empty = 0.0 if settings.max_patches is None else math.nan  # the encoder tells smaller pictures by it
+            pixels = torch.full((*mask.shape, taken, 3, height, width), empty)
             for row, clip in enumerate(steps):
                 mask[row, : len(clip)] = 1
-                pixels[row, : len(clip)] = settings.normalized(clip)
+                pixels[row, : len(clip), ..., : clip.shape[-2], : clip.shape[-1]] = settings.normalized(clip)
             batch[pixels_name(number)] = pixels if settings.frames_per_step else pixels.squeeze(2)
         return BatchFeature({**batch, "video_mask": mask})
 
@@ -181,6 +189,8 @@ class MMTVideoFeatureExtractor(FeatureExtractionMixin):
 
     def _check(self, index: int, given: Any) -> torch.Tensor:
         try:
+            if isinstance(given, list | tuple) and hasattr(next(iter(given), None), "__array__"):
+                given = torch.stack([torch.as_tensor(step) for step in given])
             clip = torch.as_tensor(given, dtype=torch.float32)
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(
@@ -188,6 +198,8 @@ class MMTVideoFeatureExtractor(FeatureExtractionMixin):
                 "pictures and videos go first through the feature extractor that the card names, or to a model that "
                 "has vision encoders (MMTModel.from_encoders)"
             ) from error
+        if isinstance(given, list) and clip.dim() == 1 and len(clip) % self.feature_dim == 0:
+            clip = clip.view(-1, self.feature_dim)  # sentence-transformers flattens a dataset's list of lists
         if clip.dim() != 2 or clip.shape[1] != self.feature_dim:
             raise ValueError(f"clip {index} has shape {tuple(clip.shape)}; expected (steps, {self.feature_dim})")
         if len(clip) == 0:
@@ -205,12 +217,49 @@ class MMTProcessor(ProcessorMixin):
         tokenizer: of the text encoder.
         text_prefix: put before every caption; what the encoder was trained with (`"query: "` for the e5 family).
         max_text_length: longest caption in tokens, special ones included; longer ones are cut.
+        text_padding: `"longest"` of a batch, or `"max_length"` for encoders that read their padding (SigLIP).
+        clean_text: whether white space is normalised (a tab is an unknown token to some tokenizers) and padding stands
+            on the right; else captions go to the tokenizer as they are, and it pads by its own rule.
     """
 
-    def __init__(self, feature_extractor=None, tokenizer=None, text_prefix: str = "", max_text_length: int = 64):
+    def __init__(
+        self,
+        feature_extractor=None,
+        tokenizer=None,
+        text_prefix: str = "",
+        max_text_length: int = 64,
+        text_padding: str = "longest",
+        clean_text: bool = True,
+    ):
         self.text_prefix = text_prefix
-        self.max_text_length = max_text_length
+        self.text_padding = text_padding
+        self.clean_text = clean_text
         super().__init__(feature_extractor, tokenizer)
+        self.max_text_length = max_text_length
+
+    @property
+    def max_text_length(self) -> int:
+        """The tokenizer's `model_max_length`, so that whoever reads or sets it there means the limit that counts."""
+        return self.tokenizer.model_max_length
+
+    @max_text_length.setter
+    def max_text_length(self, value: int):
+        self.tokenizer.model_max_length = value
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """As `ProcessorMixin.from_pretrained`; `model_max_length`, a tokenizer's name of it, is `max_text_length`.
+
+        The model's options, which `pipeline` hands every part, are left out: a tokenizer would keep and save them.
+        """
+        kwargs = {name: value for name, value in kwargs.items() if name not in MODEL_OPTIONS}
+        if "model_max_length" in kwargs:
+            kwargs["max_text_length"] = kwargs.pop("model_max_length")
+        return super().from_pretrained(*args, **kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `processor_config.json` holds."""
+        return super().to_dict() | {"max_text_length": self.max_text_length}
 
     @classmethod
     def from_encoders(
@@ -248,9 +297,47 @@ class MMTProcessor(ProcessorMixin):
             own = set_frames_per_step(config, frames_per_step)
             settings = PixelSettings.from_pretrained(name, frames_per_step=own, **hub)
             pixels.append(settings if image_size is None else settings.at(image_size))
-            width += vision_width(vision_fields(config)) or 0
+            width += vision_width(vision_encoder_config(config)) or 0
         tokenizer = AutoTokenizer.from_pretrained(text_model, revision=revision, cache_dir=cache_dir)
         return cls(MMTVideoFeatureExtractor(width, max_video_length, pixels, sampling), tokenizer, **options)
+
+    @classmethod
+    def from_dual_encoder(
+        cls,
+        name: str,
+        vision_model: str | None = None,
+        *,
+        revision: str | None = None,
+        vision_revision: str | None = None,
+        cache_dir=None,
+        max_video_length: int = 512,
+        sampling: FrameSampling | None = None,
+        **options,
+    ) -> "MMTProcessor":
+        """The processor of `MMTModel.from_dual_encoder`, with the same arguments: the original's tokens and pixels.
+
+        Args:
+            name: of the dual encoder, or of the text model that shares `vision_model`'s space.
+            vision_model: the dual encoder whose vision half is taken.
+            revision: of `name`.
+            vision_revision: of `vision_model`.
+            cache_dir: where downloads are kept.
+            max_video_length: the model's.
+            sampling: which frames of a video are decoded.
+            options: of the processor, where they shall not be the original's.
+        """
+        text_hub = {"revision": revision, "cache_dir": cache_dir}
+        vision_hub = text_hub if vision_model is None else {"revision": vision_revision, "cache_dir": cache_dir}
+        pictures = name if vision_model is None else vision_model
+        config = AutoConfig.from_pretrained(pictures, **vision_hub)
+        told = vision_width(vision_encoder_config(config)) if config.model_type in FAMILIES else None
+        width = told or config.projection_dim
+        pixels = replace(PixelSettings.from_pretrained(pictures, **vision_hub), resize_by="pillow")
+        tokenizer, padding, longest = caption_rule(name, **text_hub)
+        rule: dict[str, Any] = {"max_text_length": longest, "text_padding": padding, "clean_text": False}
+        return cls(
+            MMTVideoFeatureExtractor(width, max_video_length, [pixels], sampling), tokenizer, **(rule | options)
+        )
 
     def __call__(
         self,
@@ -264,7 +351,7 @@ class MMTProcessor(ProcessorMixin):
         """Tokenize captions, read or pad clips, or both.
 
         Args:
-            text: one caption or a list; white space is normalised (a tab is an unknown token to some tokenizers).
+            text: one caption or a list.
             video_features: one `(F_i, D_v)` array a clip.
             videos: of a model with vision encoders, one path, `bytes`, `(F, H, W, 3)` uint8 array or list of pictures
                 a clip (see `read_clip`); without them, the name that sentence-transformers has for `video_features`.
@@ -275,9 +362,9 @@ class MMTProcessor(ProcessorMixin):
                 pass their own.
 
         Returns:
-            `input_ids`, `attention_mask` `(B, L)` long for text; `video_features` `(B, F, D_v)`, or `pixel_values`
-            `(B, F, 3, height, width)` (with T frames a step, `(B, F, T, 3, height, width)`), and `video_mask` `(B, F)`
-            for clips.
+            `input_ids`, `attention_mask` `(B, L)` long for text; `video_features` `(B, F, D_v)`, named
+            `input_features` where they came as `videos` or `images`, or `pixel_values` `(B, F, 3, height, width)`
+            (with T frames a step, `(B, F, T, 3, height, width)`), and `video_mask` `(B, F)` for clips.
 
         Raises:
             ValueError: neither is given, or clips under two names, or an option twice; a caption is not a string or is
@@ -307,19 +394,26 @@ class MMTProcessor(ProcessorMixin):
             clips = [[image[None] if getattr(image, "ndim", 2) == 1 else image for image in images]]
         for given in clips:
             batch.update(self.feature_extractor(given, return_tensors=return_tensors))
+        if sources is not None:  # sentence-transformers' trainer drops what has none of the names that it knows
+            batch["input_features"] = batch.pop("video_features")
         return BatchFeature(batch)
 
     def tokenize(self, captions: Sequence[str], **options) -> Mapping[str, torch.Tensor]:
         """Captions to padded `input_ids` and `attention_mask`, `(B, L)` long; `options` go to the tokenizer."""
         if len(captions) == 0:
             raise ValueError("text is an empty list; give at least one caption")
-        options = {"padding": True, "truncation": True, "max_length": self.max_text_length, **options}
-        return self.tokenizer(
-            [self.text_prefix + clean_caption(caption, index) for index, caption in enumerate(captions)],
-            padding_side="right",  # the model's "first" output token is a real one
-            return_tensors="pt",
-            **options,
-        )
+        rule = {"padding": self.text_padding, "max_length": self.max_text_length}
+        options = {"truncation": True, **rule, **options}
+        if self.text_padding == "max_length":
+            options |= rule  # what the encoder reads is not the caller's choice
+        if self.clean_text:
+            options["padding_side"] = "right"  # the model's "first" output token is a real one
+        cleaned = [clean_caption(caption, index) for index, caption in enumerate(captions)]
+        texts = [self.text_prefix + text for text in (cleaned if self.clean_text else captions)]
+        tokens = self.tokenizer(texts, return_tensors="pt", **options)
+        if "attention_mask" not in tokens:  # the encoder reads its padding
+            tokens["attention_mask"] = torch.ones_like(tokens["input_ids"])
+        return tokens
 
     @property
     def model_input_names(self) -> list[str]:

@@ -8,12 +8,19 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
+from .dual_encoder_mmt import features_of, leave_half_out
 from .efficientnet_lite_mmt import EfficientNetLiteConfig, EfficientNetLiteModel
+from .freezing_mmt import keep_in_eval, learns
+from .sentence_encoder_mmt import load_pretrained
+from .vision_configuration_mmt import numbered
+
+logger = logging.get_logger(__name__)
 
 # model_type of each video encoder, and the field that says how many frames it takes at once
 VIDEO_ENCODERS = {
@@ -26,8 +33,7 @@ VIDEO_ENCODERS = {
 UNUSED_PARTS = ("predictor",)
 LAYER_STACKS = ("layers", "layer", "blocks", "stages")
 
-# A checkpoint with this encoder loads in a process that has this file and no package.
-AutoConfig.register("efficientnet_lite", EfficientNetLiteConfig, exist_ok=True)
+# A checkpoint with this encoder loads in a process that has these files and no package.
 AutoModel.register(EfficientNetLiteConfig, EfficientNetLiteModel, exist_ok=True)
 
 
@@ -37,14 +43,17 @@ class MMTVisionEncoder(nn.Module):
     Args:
         config: of the encoder, any that `AutoModel` builds.
         pooling: `"pooler"` takes the encoder's own pooled vector, and without one the mean over its positions;
-            `"mean"` always takes the mean, and the encoder's pooler is left out.
+            `"mean"` always takes the mean, and the encoder's pooler is left out; `"features"` takes a whole dual
+            encoder's `get_image_features`, and its text half is left out.
         encoder: a model of this configuration; `None` builds one with random weights.
     """
 
     def __init__(self, config: PreTrainedConfig, pooling: str = "pooler", encoder: PreTrainedModel | None = None):
         super().__init__()
         self.pooling = pooling
-        self.encoder = AutoModel.from_config(config) if encoder is None else encoder
+        self.encoder: Any = build_encoder(config) if encoder is None else encoder
+        if pooling == "features":
+            leave_half_out(self.encoder, "vision")
         for name in (*UNUSED_PARTS, *(("pooler",) if pooling == "mean" else ())):
             if getattr(self.encoder, name, None) is not None:
                 setattr(self.encoder, name, None)
@@ -74,14 +83,7 @@ class MMTVisionEncoder(nn.Module):
         hub = {"revision": revision, "cache_dir": cache_dir}
         config = vision_half(AutoConfig.from_pretrained(name, **hub))
         set_frames_per_step(config, frames_per_step)
-        verbosity = logging.get_verbosity()
-        logging.set_verbosity_error()  # its report names parts that are not used; what matters is checked below
-        try:
-            encoder, info = AutoModel.from_pretrained(
-                name, config=config, output_loading_info=True, dtype=torch.float32, **hub
-            )
-        finally:
-            logging.set_verbosity(verbosity)
+        encoder, info = load_pretrained(name, config=config, **hub)
         vision = cls(config, pooling, encoder)
         missing = sorted(set(info["missing_keys"]) & set(encoder.state_dict()))
         if missing:
@@ -123,6 +125,8 @@ class MMTVisionEncoder(nn.Module):
             inputs["skip_predictor"] = True
         elif self.config.model_type == "siglip2_vision_model":
             inputs = naflex_inputs(pixel_values, self.config.patch_size)
+        elif self.pooling == "features":
+            return features_of(self.encoder.get_image_features(pixel_values=pixel_values))
         output = self.encoder(**inputs)
         pooled = getattr(output, "pooler_output", None) if self.pooling == "pooler" else None
         if pooled is None:
@@ -180,16 +184,18 @@ class MMTVisionModel(nn.Module):
     """The experts side by side: `pixel_values` of clips to the features that the TP head pools.
 
     Args:
-        configs: of the experts, as `MMTConfig.vision_config` has them.
+        configs: of the experts, as `MMTConfig.vision_configs` has them.
         pooling: of `MMTVisionEncoder`.
         learning_layers: last layers of each expert that learn; 0 none, `None` all.
         batch_size: steps that go through an expert at a time.
     """
 
-    def __init__(self, configs: Sequence[dict[str, Any]], pooling: str, learning_layers: int | None, batch_size: int):
+    def __init__(
+        self, configs: Sequence[PreTrainedConfig], pooling: str, learning_layers: int | None, batch_size: int
+    ):
         super().__init__()
         self.learning_layers, self.batch_size = learning_layers, batch_size
-        self.experts = nn.ModuleList(MMTVisionEncoder(config_of(config), pooling) for config in configs)
+        self.experts = nn.ModuleList(MMTVisionEncoder(config, pooling) for config in configs)
 
     def encoders(self) -> list[MMTVisionEncoder]:
         """The experts, in order."""
@@ -211,7 +217,7 @@ class MMTVisionModel(nn.Module):
         super().train(mode)
         for expert in self.encoders():
             for module in expert.frozen_parts(self.learning_layers)[0]:
-                module.eval()
+                keep_in_eval(module, mode)
             for module in expert.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
@@ -241,6 +247,12 @@ class MMTVisionModel(nn.Module):
                     f"{pixels_name(number)} has shape {tuple(pixels.shape)}; expected {tuple(mask.shape)} before the "
                     "pixels, as video_mask"
                 )
+            if (
+                torch.compiler.is_compiling()
+            ):  # every shape is known: padding is encoded with the rest, and then dropped
+                features = self._encode(expert, pixels.flatten(0, 1)).unflatten(0, mask.shape)
+                streams.append(features * mask.unsqueeze(-1).to(features.dtype))
+                continue
             features = self._encode(expert, pixels[mask])
             stream = features.new_zeros(*mask.shape, features.shape[-1])
             stream[mask] = features
@@ -250,8 +262,8 @@ class MMTVisionModel(nn.Module):
     def _encode(self, expert: MMTVisionEncoder, steps: torch.Tensor) -> torch.Tensor:
         """Steps in micro-batches; where layers learn, a micro-batch's inner states are computed again backwards."""
         steps = steps.to(expert.encoder.device, expert.encoder.dtype)
-        parts = steps.split(self.batch_size)
-        if self.learning_layers == 0:
+        parts = [steps] if torch.compiler.is_compiling() else steps.split(self.batch_size)
+        if not learns(expert):
             with torch.no_grad():
                 return torch.cat([expert(part) for part in parts])
         if len(parts) > 1 and torch.is_grad_enabled():
@@ -259,19 +271,39 @@ class MMTVisionModel(nn.Module):
         return torch.cat([expert(part) for part in parts])
 
 
+def build_encoder(config: PreTrainedConfig) -> Any:
+    """An encoder with random weights, in the precision that the model around it is built in, not `config`'s old one.
+
+    The halves of several dual encoders are no `AutoModel`s; their classes are named as their configurations are. Where
+    the attention that the whole model is asked for is not one of its kinds, it keeps its own and says so.
+    """
+    # ours by name: a checkpoint's code may have been loaded several times, and so the class of its configuration
+    is_ours = config.model_type == EfficientNetLiteConfig.model_type
+    half = getattr(transformers, type(config).__name__.removesuffix("Config") + "Model", None)
+    if is_ours:
+        build = EfficientNetLiteModel._from_config
+    elif type(config) in MODEL_MAPPING or half is None:
+        build = AutoModel.from_config
+    else:
+        build = half._from_config
+    try:
+        return build(config, dtype=torch.get_default_dtype())
+    except ValueError:
+        if config._attn_implementation in (None, "eager"):
+            raise
+        logger.warning(f"encoder {config.model_type} has no {config._attn_implementation!r} attention; it uses eager")
+        config._attn_implementation = "eager"
+        return build(config, dtype=torch.get_default_dtype())
+
+
 def pixels_name(expert: int) -> str:
     """The name of an expert's pixels among the model's inputs: `pixel_values`, `pixel_values_1`, ..."""
-    return f"pixel_values_{expert}" if expert else "pixel_values"
+    return numbered("pixel_values", expert)
 
 
 def vision_half(config: PreTrainedConfig) -> PreTrainedConfig:
     """The configuration of the vision encoder inside one of pictures and text; another one as it is."""
     return getattr(config, "vision_config", config)
-
-
-def config_of(fields: dict[str, Any]) -> PreTrainedConfig:
-    """A vision encoder's own configuration from its `config.json` as a dict."""
-    return AutoConfig.for_model(**fields)
 
 
 def frames_per_step(config: PreTrainedConfig) -> int | None:
@@ -288,14 +320,22 @@ def set_frames_per_step(config: PreTrainedConfig, number: int | None) -> int | N
 
 
 def naflex_inputs(pixel_values: torch.Tensor, patch_size: int) -> dict[str, torch.Tensor]:
-    """Pictures `(N, 3, H, W)` of one size as SigLIP 2's NaFlex encoder takes them: patches, all of them real."""
+    """Pictures as SigLIP 2's NaFlex encoder takes them: patches, those of a picture's own shape first.
+
+    Args:
+        pixel_values: `(N, 3, H, W)` float; where a picture is smaller than the others, NaN below it and to its right.
+        patch_size: side of a patch in pixels; what is left over at the right and below is cut off.
+    """
     num, _, height, width = pixel_values.shape
     rows, columns = height // patch_size, width // patch_size
     patches = pixel_values[..., : rows * patch_size, : columns * patch_size]
     patches = patches.unflatten(3, (columns, patch_size)).unflatten(2, (rows, patch_size))  # (N, 3, R, p, C, p)
-    device = pixel_values.device
+    patches = patches.permute(0, 2, 4, 3, 5, 1).reshape(num, rows, columns, -1)
+    is_real = ~patches[..., 0].isnan()  # (N, R, C)
+    order = is_real.flatten(1).int().argsort(dim=1, descending=True, stable=True)
+    patches = patches.flatten(1, 2).gather(1, order[..., None].expand(-1, -1, patches.shape[-1]))
     return {
-        "pixel_values": patches.permute(0, 2, 4, 3, 5, 1).reshape(num, rows * columns, -1),
-        "pixel_attention_mask": torch.ones(num, rows * columns, dtype=torch.long, device=device),
-        "spatial_shapes": torch.tensor([[rows, columns]], device=device).expand(num, -1),
+        "pixel_values": patches.nan_to_num(0),
+        "pixel_attention_mask": is_real.flatten(1).gather(1, order).long(),
+        "spatial_shapes": torch.stack([is_real.any(2).sum(1), is_real.any(1).sum(1)], dim=1),
     }

@@ -1,11 +1,20 @@
 """Tiny vision encoders, the models on them and their pixels."""
 
 import dataclasses
+import json
 
 import numpy as np
-from conftest import build_config, build_tokenizer, randomize
+import torch
+from conftest import build_config, build_text_config, build_tokenizer, randomize
+from transformers import AutoModel, BertConfig, CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
-from modeling_mmt import MMTModel, MMTProcessor, MMTVideoFeatureExtractor
+from modeling_mmt import (
+    EfficientNetLiteConfig,
+    EfficientNetLiteModel,
+    MMTModel,
+    MMTProcessor,
+    MMTVideoFeatureExtractor,
+)
 from modeling_mmt.image_processing_mmt import PixelSettings
 
 SIDE, STEP = 16, 4
@@ -52,3 +61,31 @@ def vision_processor(model, pixels=(PIXELS,), **overrides):
 def clip(num_frames=5, height=20, width=30, seed=0):
     """`(F, H, W, 3)` uint8, whose frames differ."""
     return np.random.default_rng(seed).integers(0, 256, (num_frames, height, width, 3), dtype=np.uint8)
+
+
+def save_encoders(path):
+    """A text encoder and two vision encoders as their makers would publish them, in folders of `path`."""
+    torch.manual_seed(0)
+    AutoModel.from_config(BertConfig(**build_text_config())).save_pretrained(path / "text")
+    build_tokenizer().save_pretrained(path / "text")
+    text = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    clip_config = CLIPConfig(text_config=text | {"vocab_size": 9}, vision_config=VIT)
+    CLIPModel(clip_config).save_pretrained(path / "clip")
+    CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}).save_pretrained(
+        path / "clip"
+    )
+    EfficientNetLiteModel(EfficientNetLiteConfig(**LITE)).save_pretrained(path / "lite")
+    (path / "lite" / "preprocessor_config.json").write_text(
+        json.dumps({"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": {"height": SIDE, "width": SIDE}})
+    )
+    return path
+
+
+def save_checkpoint(encoders, path):
+    """A model from pixels, on the two pretrained vision encoders of `save_encoders`, with its processor."""
+    names = str(encoders / "text"), [str(encoders / "clip"), str(encoders / "lite")]
+    heads = {key: value for key, value in build_config().to_dict().items() if key in ("hidden_size", "projection_dim")}
+    model = MMTModel.from_encoders(*names, text_output_layer=None, freeze_text_layers=2, intermediate_size=20, **heads)
+    model.save_pretrained(path)
+    MMTProcessor.from_encoders(*names).save_pretrained(path)
+    return path

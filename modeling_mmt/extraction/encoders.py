@@ -73,7 +73,7 @@ def load_encoder(
     model: torch.nn.Module
     if name.endswith(".pth"):
         model = load_backbone(name)
-        own = {"height": model.image_size, "width": model.image_size, "resize": model.image_size}
+        own: Any = {"height": model.image_size, "width": model.image_size, "resize": model.image_size}
         settings = PixelSettings(
             **own, mean=model.mean, std=model.std, resample="bilinear", frames_per_step=model.frames_per_step
         )

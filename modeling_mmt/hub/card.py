@@ -52,8 +52,8 @@ def write_card(folder: str | os.PathLike, *, model_id: str | None = None, revisi
         language=languages,
         license=told.get("weights_license"),
         library_name="transformers",
-        pipeline_tag="feature-extraction",
-        tags=["text-to-video-retrieval", "multilingual", "mmt"],
+        pipeline_tag="sentence-similarity",  # by sentence-transformers; the Hub has no tag of video search
+        tags=["sentence-transformers", "text-to-video-retrieval", "multilingual", "mmt"],
         base_model=told.get("base_model"),
         model_name=model_id,
         eval_results=[
@@ -77,10 +77,10 @@ def write_card(folder: str | os.PathLike, *, model_id: str | None = None, revisi
         revision=revision,
         languages=languages,
         text_encoder={
-            "name": told_recipe["model"]["text_model"],
+            "name": told_recipe["model"].get("dual_encoder") or told_recipe["model"]["text_model"],
             "revision": told_recipe["model"]["text_revision"],
             "license": told.get("text_license", NOT_STATED),
-            "output_layer": config.text_config.num_hidden_layers,
+            "output_layer": config.num_text_layers,
             "frozen_layers": config.freeze_text_layers,
         },
         video={

@@ -55,6 +55,9 @@ class RunData:
         if (vision := self.model.video_model.vision_model) is not None:
             found["vision"] = [weights_fingerprint(vision), *(architecture(e.config) for e in vision.encoders())]
             found["pixels"] = self.processor.feature_extractor.pixels
+        if self.recipe.model.dual_encoder is not None:  # the heads start from its weights too
+            heads = (self.model.text_model.pooling, self.model.video_model.pooling)
+            found["heads"] = [weights_fingerprint(head) for head in heads]
         for number, source in enumerate(stage.sources):
             found[f"sources[{number}]"] = self.content(
                 self.corpora.home(source), "train", columns_of(source), source.with_video

@@ -46,7 +46,8 @@ def _up_to_what_is_missing(problems: Iterator[str]) -> Iterator[str]:
 def encoder_problems(corpora: Corpora) -> Iterator[str]:
     """Encoders whose configuration cannot be had, or that are not deep enough; packaged ones are fetched by pip."""
     model = corpora.recipe.model
-    named = [("text model", model.text_model, model.text_revision)]
+    kind = "text model" if model.dual_encoder is None else "dual encoder"
+    named = [(kind, model.dual_encoder or model.text_model, model.text_revision)]
     named += [("vision model", name, model.vision_revision) for name in model.vision_model]
     for kind, name, revision in named:
         if name in PACKAGED_ENCODERS:

@@ -55,7 +55,7 @@ class FrozenTextCache:
         self.batch_tokens = batch_tokens
         self.fingerprint = frozen_fingerprint(text_model)
         text_config = text_model.config.text_config
-        self.width = text_config.hidden_size
+        self.width = text_model.config.text_feature_dim
         self.padding = getattr(text_config, "pad_token_id", None) or 0
         self.max_length = getattr(text_config, "max_position_embeddings", None) or LENGTH_STEP
         self.max_rows = max_bytes // (4 * self.width)

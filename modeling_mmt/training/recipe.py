@@ -101,10 +101,12 @@ class ModelArguments:
     """What is trained.
 
     Args:
+        dual_encoder: Hub name or folder of an aligned encoder of text and pictures (CLIP, SigLIP, ...), from whose own
+            embeddings training starts (`MMTModel.from_dual_encoder`); it takes the place of text and vision model.
         text_model: Hub name or folder of a text encoder, or the name of a packaged one (`packaged_encoders.py`).
-        text_revision: tag, branch or commit of it.
+        text_revision: tag, branch or commit of it, or of `dual_encoder`.
         text_prefix: put before every caption.
-        max_text_length: in tokens.
+        max_text_length: in tokens; a dual encoder has its own rule.
         vision_model: the same of a vision encoder, or of several side by side, for training from pixels. Empty: clips
             come as features.
         vision_revision: tag, branch or commit of it.
@@ -114,6 +116,7 @@ class ModelArguments:
         config: fields of `MMTConfig`; what is not named keeps the paper's value.
     """
 
+    dual_encoder: Text | None = None
     text_model: Text = "FacebookAI/xlm-roberta-large"
     text_revision: str | None = None
     text_prefix: str = ""
@@ -131,6 +134,12 @@ class ModelArguments:
         for name in self.config:
             if name not in known:
                 raise RecipeError(f"config.{name} is no field of MMTConfig; {near(name, known)}")
+        if self.dual_encoder is None:
+            return
+        own = ("text_model", "text_prefix", "max_text_length", "vision_model", "vision_revision", "image_size")
+        for name in (*own, "standardize_inputs"):
+            if getattr(self, name) != getattr(ModelArguments(), name):
+                raise RecipeError(f"{name} is {getattr(self, name)!r}, which dual_encoder tells; leave one out")
 
 
 @dataclass(config=STRICT)
@@ -323,14 +332,14 @@ def misfits(recipe: Recipe) -> Iterator[str]:
     pixels = f"data.video_column is {data.video_column!r}"
     if data.video_column and data.features:
         yield f"{pixels} and data.features {data.features}: clips come as pixels or as features; leave one out"
-    if bool(data.video_column) != bool(model.vision_model):
+    if model.dual_encoder is None and bool(data.video_column) != bool(model.vision_model):
         yield (
             f"{pixels} and model.vision_model {model.vision_model}: training from pixels needs both, training from "
             "features neither"
         )
     for name in STAGES:
         stage = getattr(recipe, name)
-        if stage and stage.learn_vision_layers != 0 and not model.vision_model:
+        if stage and stage.learn_vision_layers != 0 and not (model.vision_model or model.dual_encoder):
             yield f"{name}.learn_vision_layers is {stage.learn_vision_layers}, but model.vision_model is empty"
         for number, source in enumerate(stage.sources if stage else ()):
             where = f"{name}.sources[{number}]"

@@ -192,7 +192,10 @@ def open_data(recipe: Recipe, accelerator: Accelerator) -> RunData:
     corpora = Corpora(recipe)
     for problem in recipe_problems(corpora, accelerator.num_processes):
         raise RecipeError(problem)
-    with naming_input(f"model {', '.join([recipe.model.text_model, *recipe.model.vision_model])}", RecipeError):
+    with naming_input(
+        f"model {', '.join([recipe.model.dual_encoder or recipe.model.text_model, *recipe.model.vision_model])}",
+        RecipeError,
+    ):
         model, processor = build_towers(recipe, corpora.features(recipe.data))
         model = model.to(accelerator.device)
         cache = FrozenTextCache(model.text_model, recipe.frozen_states_dir) if recipe.cache_frozen_layers else None
@@ -254,7 +257,8 @@ def video_extractors(data: RunData) -> list[dict[str, Any]]:
     model, features = data.recipe.model, data.corpora.features(data.recipe.data)
     manifests = [store.manifest for store in features.stores] if features else []
     extractors = [{key: manifest[key] for key in ("extractor", "revision", "rate", "dim")} for manifest in manifests]
-    own = zip(model.vision_model, data.model.config.video_feature_dims, strict=False)
+    encoders = [model.dual_encoder] if model.dual_encoder else model.vision_model
+    own = zip(encoders, data.model.config.video_feature_dims, strict=False)
     return extractors + [
         {"extractor": encoder, "revision": model.vision_revision, "rate": None, "dim": dim} for encoder, dim in own
     ]

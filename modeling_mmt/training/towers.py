@@ -10,12 +10,14 @@ from modeling_mmt.data.features import FeatureStores
 from modeling_mmt.data.files import check_finite, naming_torn_weights
 from modeling_mmt.extraction.packaged_encoders import resolve_encoder
 from modeling_mmt.frames_mmt import FrameSampling
-from modeling_mmt.training.recipe import Recipe, RecipeError
+from modeling_mmt.training.recipe import ModelArguments, Recipe, RecipeError
 
 
 def build_towers(recipe: Recipe, features: FeatureStores | None) -> tuple[MMTModel, MMTProcessor]:
     """The model that a recipe starts from, and its processor."""
     names = recipe.model
+    if names.dual_encoder is not None:
+        return build_on_dual_encoder(names, names.dual_encoder)
     text_model = resolve_encoder(names.text_model, recipe.cache_dir)
     hub: dict[str, Any] = {"revision": names.text_revision}
     texts: dict[str, Any] = {"text_prefix": names.text_prefix, "max_text_length": names.max_text_length}
@@ -49,5 +51,19 @@ def build_towers(recipe: Recipe, features: FeatureStores | None) -> tuple[MMTMod
         max_video_length=model.config.max_video_length,
         sampling=FrameSampling(names.num_frames) if names.num_frames else None,
         **texts,
+    )
+    return model, processor
+
+
+def build_on_dual_encoder(names: ModelArguments, name: str) -> tuple[MMTModel, MMTProcessor]:
+    """A model that starts as a pretrained dual encoder, and its processor."""
+    with naming_torn_weights(name, "download or save the dual encoder again"):
+        model = MMTModel.from_dual_encoder(name, revision=names.text_revision, **names.config)
+    check_finite(model.state_dict(), name, "choose another dual_encoder, or mend this one")
+    processor = MMTProcessor.from_dual_encoder(
+        name,
+        revision=names.text_revision,
+        max_video_length=model.config.max_video_length,
+        sampling=FrameSampling(names.num_frames) if names.num_frames else None,
     )
     return model, processor

@@ -22,6 +22,7 @@ from transformers import ResNetConfig, ResNetModel, Siglip2VisionConfig, Siglip2
 from video_files import number_frame, numbers_of
 from video_files import write_video as write_frames
 
+import mmt
 from modeling_mmt.data.features import FeatureStore
 from modeling_mmt.extraction import encoders as feature_extraction
 from modeling_mmt.extraction.encoders import StepEncoder, StepPreparation, VideoReader, load_encoder
@@ -451,23 +452,22 @@ def test_torchrun_killed_and_resumed_gives_the_store_of_one_process(videos_folde
     assert FeatureStore(tmp_path / "store").manifest == one.manifest
 
 
-@pytest.mark.parametrize(("own", "code"), [({"max_num_patches": 4, "patch_size": 8}, None), ({}, 2)])
-def test_a_naflex_encoder_extracts_and_one_without_a_size_is_refused_in_one_line(
-    clips_folder, tmp_path, capsys, own, code
-):
-    folder = tmp_path / "siglip2"
-    config = Siglip2VisionConfig(
-        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, patch_size=8, num_patches=4
-    )
-    Siglip2VisionModel(config).save_pretrained(folder)
+def naflex_folder(folder, **own):
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    Siglip2VisionModel(Siglip2VisionConfig(**sizes, patch_size=8, num_patches=4)).save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(json.dumps(STATISTICS | own))
-    flags = ["--dataset", clips_folder, "--encoder", folder, "--output_dir", tmp_path / "store", "--num_workers", 0]
-    if code is None:
-        store = main([str(flag) for flag in [*flags, "--image_size", 16]])
-        assert store.dim == 16 and len(store) == 6
-        return
-    with pytest.raises(SystemExit) as caught:
-        main([str(flag) for flag in flags])
-    assert caught.value.code == code
-    lines = [line for line in capsys.readouterr().err.splitlines() if line]
-    assert "size is None; expected {'height': ..., 'width': ...}" in lines[-1] and "Traceback" not in str(lines)
+    return folder
+
+
+def test_a_naflex_encoder_extracts(clips_folder, tmp_path):
+    folder = naflex_folder(tmp_path / "siglip2", max_num_patches=4, patch_size=8)
+    store = extract(**options(clips_folder, folder, tmp_path / "store", image_size=16))
+    assert store.dim == 16 and len(store) == 6
+
+
+def test_an_encoder_without_a_size_is_refused_in_one_line(clips_folder, tmp_path, capsys):
+    folder = naflex_folder(tmp_path / "siglip2")
+    words = ["extract", clips_folder, "--encoder", folder, "--output_dir", tmp_path / "store"]
+    assert mmt.main([str(word) for word in words]) == 2
+    *bars, line = filter(None, capsys.readouterr().err.splitlines())
+    assert "size is None; expected {'height': ..., 'width': ...}" in line and "Traceback" not in "".join(bars)

@@ -87,6 +87,7 @@ def test_the_card_has_the_repository_s_name_the_pin_the_numbers_the_licences_and
     for words in ("12.3", "made up", "## Limits and biases", "2.0 steps a second", "Apache-2.0", "CC0", "recipe.json"):
         assert words in card.text, words
     assert card.data.license == "mit" and card.data.language == ["en", "sw"]
+    assert card.data.pipeline_tag == "sentence-similarity" and "sentence-transformers" in card.data.tags
     assert {result.metric_value for result in card.data.eval_results} == {12.35}
     entries = yaml.safe_load((folder / ".eval_results" / "org--clips.yaml").read_text())
     assert [entry["dataset"]["task_id"] for entry in entries] == ["text_to_video_en", "text_to_video_sw"]

@@ -119,3 +119,47 @@ def test_a_nested_configuration_without_a_model_type_is_refused(make_config):
 def test_frozen_layers_are_counted_within_the_cut_encoder(make_config):
     with pytest.raises(ValueError, match="freeze_text_layers is 3; allowed: 0 to 2"):
         make_config(text_output_layer=2, freeze_text_layers=3)
+
+
+FOREIGN = {
+    "quantization_config": {"quant_method": "torchao", "quant_type": {"default": {"_type": "Int8WeightOnlyConfig"}}},
+    "unsloth_version": "2026.11.1",
+    "unsloth_fixed": True,
+    "transformers.js_config": {"dtype": "q8", "use_external_data_format": False},
+    "custom_pipelines": {"clip-scoring": {"impl": "scoring.ScoringPipeline", "pt": ["AutoModel"], "type": "text"}},
+    "adapter_config": {"r": 8},
+}
+
+
+@pytest.mark.parametrize("key", FOREIGN)
+def test_what_other_tools_write_loads_and_is_kept(make_config, tmp_path, key):
+    config = make_config()
+    config.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: FOREIGN[key]}))
+    loaded = MMTConfig.from_pretrained(tmp_path)
+    loaded.save_pretrained(tmp_path / "again")
+    assert json.loads((tmp_path / "again" / "config.json").read_text())[key] == FOREIGN[key]
+    again = MMTConfig.from_pretrained(tmp_path / "again").to_dict()
+    assert again.pop(key) == FOREIGN[key] and again == config.to_dict()
+
+
+def test_a_key_of_no_known_tool_is_named(make_config, caplog):
+    make_config(unsloth_version="2026.11.1")
+    assert "MMTConfig has no field 'unsloth_version'; it is kept unused" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [("los_type", "loss_type"), ("freeze_layers", "freeze_text_layers"), ("vison_config", "vision_config")],
+)
+def test_a_misspelt_field_is_still_an_error(make_config, given, meant):
+    with pytest.raises(ValueError, match=f"no field '{given}'; did you mean '{meant}'"):
+        make_config(**{given: 1})
+
+
+def test_a_pipeline_that_others_registered_stands_beside_ours(make_config):
+    config = make_config(custom_pipelines=FOREIGN["custom_pipelines"])
+    assert set(config.custom_pipelines) == {"clip-scoring", "text-to-video-retrieval"}
+    config.custom_pipelines["clip-scoring"].clear()  # `pipeline` writes into what it reads
+    assert config.custom_pipelines["clip-scoring"] == FOREIGN["custom_pipelines"]["clip-scoring"]

@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from transformers import pipeline
 
 from modeling_mmt import MMTModel, MMTSearchPipeline
@@ -92,3 +93,13 @@ def test_without_trust_the_folders_code_is_not_run(folder):
     for _ in range(2):  # `pipeline` writes into what it reads from the configuration
         with pytest.raises(ValueError, match="trust_remote_code=True"):
             pipeline("text-to-video-retrieval", model=str(folder))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_saved_pipeline_finds_the_same_clips_when_it_is_loaded_again(folder, clips, tmp_path, dtype):
+    kind = {"task": "text-to-video-retrieval", "pipeline_class": MMTSearchPipeline, "device": "cpu"}
+    search = pipeline(model=str(folder), dtype=dtype, **kind)
+    search.save_pretrained(tmp_path)
+    again = pipeline(model=str(tmp_path), **kind)
+    assert (again.processor.text_prefix, again.model.dtype) == ("query: ", dtype)
+    assert search(QUERIES, index=search.index(clips)) == again(QUERIES, index=again.index(clips))

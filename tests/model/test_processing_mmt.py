@@ -1,5 +1,7 @@
 """The processor: padding and its mask, cutting, cleaning, and errors that say where."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -172,6 +174,7 @@ def test_the_names_of_sentence_transformers_mean_the_same_clips(make_processor, 
     wanted = processor(video_features=clips)
     for given in ({"videos": clips}, {"images": clips}, {"images": [clip[0] for clip in clips]}):
         found = processor(**given)
+        found["video_features"] = found.pop("input_features")  # a name that its trainer knows
         assert found.keys() == wanted.keys()
         assert all(torch.equal(found[name], value) for name, value in wanted.items())
     with pytest.raises(ValueError, match="under two names"):
@@ -195,3 +198,14 @@ def test_a_saved_processor_loads_equal(make_processor, make_clips, tmp_path, loa
     wanted, found = processor(*inputs), loaded(*inputs)
     assert list(found) == list(wanted)
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_what_other_tools_write_into_the_processors_file_does_not_stop_it(make_processor, make_clips, tmp_path):
+    make_processor(text_prefix="query: ").save_pretrained(tmp_path)
+    path = tmp_path / "processor_config.json"
+    saved = json.loads(path.read_text())
+    saved["unsloth_version"] = saved["feature_extractor"]["transformers.js_config"] = "1"
+    path.write_text(json.dumps(saved))
+    loaded = MMTProcessor.from_pretrained(tmp_path)
+    assert loaded.text_prefix == "query: "
+    assert loaded(["red dog"], make_clips([3])).keys() == make_processor()(["red dog"], make_clips([3])).keys()

@@ -5,16 +5,18 @@ import os
 import subprocess
 import sys
 
+import datasets
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from modeling_mmt import MMTModel, MMTTextModelWithProjection
+from modeling_mmt import MMTModel, MMTProcessor, MMTTextModelWithProjection
 from modeling_mmt.configuration_mmt import SENTENCE_TRANSFORMERS_FILES
 from modeling_mmt.evaluation.embedding import embed_texts, embed_videos
 
 sentence_transformers = pytest.importorskip("sentence_transformers", reason="an optional peer: extra `plugins`")
+from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss  # noqa: E402
 
 TEXTS = ["red dog", "dog runs fast home", "heim"]
 STRANGER = """
@@ -130,3 +132,56 @@ def test_half_a_model_does_not_pretend_to_be_a_whole_one(folder, tmp_path):
 def test_what_is_no_feature_array_is_refused_by_name(model, given, words):
     with pytest.raises(ValueError, match=words):
         model.encode([given])
+
+
+@pytest.fixture
+def fresh(folder):
+    """A model that a test may change."""
+    return sentence_transformers.SentenceTransformer(str(folder))
+
+
+def test_its_max_seq_length_is_where_captions_are_cut(fresh, folder, tmp_path):
+    text = "red dog runs fast home red dog runs fast home"
+    assert fresh.max_seq_length == fresh[0].processor.max_text_length == 64
+    whole = fresh.encode([text])
+    fresh.max_seq_length = 7  # <s> query : red dog runs </s>
+    cut = fresh.encode([text])
+    np.testing.assert_allclose(cut, fresh.encode(["red dog runs"]), atol=1e-6)
+    assert np.abs(cut - whole).max() > 0.01
+    fresh.save(str(tmp_path))
+    again = sentence_transformers.SentenceTransformer(str(tmp_path))
+    assert again.max_seq_length == MMTProcessor.from_pretrained(tmp_path).max_text_length == 7
+    np.testing.assert_allclose(again.encode([text]), cut, atol=1e-6)
+    options = {"processor_kwargs": {"model_max_length": 7}}
+    short = sentence_transformers.SentenceTransformer(str(folder), **options)
+    np.testing.assert_allclose(short.encode([text]), cut, atol=1e-6)
+
+
+def test_captions_and_features_are_trained_there(fresh, make_clips, tmp_path):
+    texts, clips = ["red dog", "dog runs fast home", "home", "fast red dog runs"], make_clips()
+    rows = datasets.Dataset.from_dict({"caption": texts, "clip": [{"video": clip.tolist()} for clip in clips]})
+    text = torch.from_numpy(fresh.encode(texts))
+    video = torch.from_numpy(fresh.encode([{"video": clip} for clip in clips]))
+    wanted = torch.nn.functional.cross_entropy(20 * text @ video.T, torch.arange(4))  # the loss by its definition
+    arguments = sentence_transformers.SentenceTransformerTrainingArguments(
+        str(tmp_path),
+        max_steps=8,
+        per_device_train_batch_size=4,
+        learning_rate=3e-3,
+        lr_scheduler_type="constant",
+        logging_steps=1,
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    loss = MultipleNegativesRankingLoss(fresh)
+    trainer = sentence_transformers.SentenceTransformerTrainer(fresh, arguments, rows, loss=loss)
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses[0] == pytest.approx(wanted.item(), rel=1e-3)
+    assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize("given", [list, lambda clip: clip.tolist(), lambda clip: list(torch.from_numpy(clip))])
+def test_a_clip_may_be_a_list_of_steps(model, wanted, make_clips, given):
+    close(model.encode([{"video": given(clip)} for clip in make_clips()]), wanted["video"])

@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import build_config, build_model, build_processor, build_text_config, build_tokenizer, randomize
+from conftest import build_config, build_model, build_processor, randomize
 from PIL import Image
 from safetensors.torch import save_file
 from tiny_vision import (
     ENCODERS,
-    LITE,
     PIXELS,
     SIDE,
     STEP,
@@ -24,13 +23,13 @@ from tiny_vision import (
     VIT,
     clip,
     fields,
+    save_checkpoint,
+    save_encoders,
     vision_model,
     vision_processor,
 )
-from transformers import AutoModel
 
 from modeling_mmt import (
-    EfficientNetLiteConfig,
     EfficientNetLiteModel,
     MMTConfig,
     MMTModel,
@@ -40,7 +39,8 @@ from modeling_mmt import (
 )
 from modeling_mmt.frames_mmt import FrameSampling
 from modeling_mmt.image_processing_mmt import PixelSettings, center_crop
-from modeling_mmt.vision_encoders_mmt import MMTVisionEncoder, config_of, naflex_inputs
+from modeling_mmt.vision_configuration_mmt import vision_encoder_config
+from modeling_mmt.vision_encoders_mmt import MMTVisionEncoder, naflex_inputs
 
 
 @pytest.mark.parametrize("name", ENCODERS)
@@ -62,17 +62,19 @@ def test_every_encoder_gives_the_vector_that_its_config_says_from_mmt(name):
 
 @pytest.mark.parametrize("name", ["clip_vision_model", "siglip_vision_model", "vit", "dinov2", "efficientnet_lite"])
 def test_the_pooled_vector_is_the_encoders_own(name):
-    expert = MMTVisionEncoder(config_of(fields(name))).eval()
+    expert = MMTVisionEncoder(vision_encoder_config(fields(name))).eval()
     pixels = torch.randn(2, 3, SIDE, SIDE)
     torch.testing.assert_close(expert(pixels), expert.encoder(pixels).pooler_output.flatten(1))
 
 
 def test_a_mean_takes_the_place_of_a_pooler_which_is_then_left_out():
-    expert = MMTVisionEncoder(config_of(fields("vit")), "mean").eval()
+    expert = MMTVisionEncoder(vision_encoder_config(fields("vit")), "mean").eval()
     assert not [name for name in expert.state_dict() if "pooler" in name]
     pixels = torch.randn(2, 3, SIDE, SIDE)
     torch.testing.assert_close(expert(pixels), expert.encoder(pixels).last_hidden_state.mean(1))
-    assert not [name for name in MMTVisionEncoder(config_of(fields("vjepa2"))).state_dict() if "predictor" in name]
+    assert not [
+        name for name in MMTVisionEncoder(vision_encoder_config(fields("vjepa2"))).state_dict() if "predictor" in name
+    ]
 
 
 def test_naflex_patches_are_those_of_siglip_2s_own_processor():
@@ -316,35 +318,12 @@ def test_more_learning_layers_than_there_are_is_an_error():
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """A text encoder and vision encoders as their makers would publish them."""
-    path = tmp_path_factory.mktemp("encoders")
-    torch.manual_seed(0)
-    AutoModel.from_config(transformers.BertConfig(**build_text_config())).save_pretrained(path / "text")
-    build_tokenizer().save_pretrained(path / "text")
-    text = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
-    clip_config = transformers.CLIPConfig(text_config=text | {"vocab_size": 9}, vision_config=VIT)
-    transformers.CLIPModel(clip_config).save_pretrained(path / "clip")
-    transformers.CLIPImageProcessorPil(
-        size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE}
-    ).save_pretrained(path / "clip")
-    EfficientNetLiteModel(EfficientNetLiteConfig(**LITE)).save_pretrained(path / "lite")
-    (path / "lite" / "preprocessor_config.json").write_text(
-        json.dumps({"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": {"height": SIDE, "width": SIDE}})
-    )
-    return path
+    return save_encoders(tmp_path_factory.mktemp("encoders"))
 
 
 @pytest.fixture(scope="module")
 def checkpoint(folders, tmp_path_factory):
-    """A saved model from pixels, on two pretrained experts, with its processor."""
-    names = str(folders / "text"), [str(folders / "clip"), str(folders / "lite")]
-    heads = {key: value for key, value in build_config().to_dict().items() if key in ("hidden_size", "projection_dim")}
-    model = MMTModel.from_encoders(*names, text_output_layer=None, freeze_text_layers=2, intermediate_size=20, **heads)
-    processor = MMTProcessor.from_encoders(*names)
-    path = tmp_path_factory.mktemp("published") / "mmt-pixels"
-    model.save_pretrained(path)
-    processor.save_pretrained(path)
-    return path
+    return save_checkpoint(folders, tmp_path_factory.mktemp("published") / "mmt-pixels")
 
 
 def test_pretrained_encoders_come_with_their_weights_and_their_pixels(folders, checkpoint):
@@ -362,7 +341,7 @@ def test_pretrained_encoders_come_with_their_weights_and_their_pixels(folders, c
     lite = EfficientNetLiteModel.from_pretrained(folders / "lite").eval()
     torch.testing.assert_close(features[0, :, first:], lite(batch["pixel_values_1"][0]).pooler_output)
     text = json.dumps(model.config.to_dict())
-    assert str(folders) not in text and "auto_map" not in json.dumps(model.config.vision_config)
+    assert str(folders) not in text and "auto_map" not in json.dumps(model.config.to_dict()["vision_config"])
 
 
 @pytest.mark.parametrize("name", ["test_vit", "test_efficientnet", "test_convnext"])

@@ -6,13 +6,17 @@ import torch
 pytest.importorskip("onnxscript", reason="an optional peer: extra `plugins`")
 onnxruntime = pytest.importorskip("onnxruntime", reason="an optional peer: extra `plugins`")
 
+from tiny_dual_encoders import CAPTIONS, build, pictures  # noqa: E402
 from transformers import AutoProcessor  # noqa: E402
 
+from modeling_mmt import MMTModel, MMTProcessor  # noqa: E402
+from modeling_mmt.dual_encoder_mmt import FAMILIES  # noqa: E402
 from modeling_mmt.evaluation.embedding import embed_texts, embed_videos  # noqa: E402
 from modeling_mmt.plugins import onnx_export  # noqa: E402
 from modeling_mmt.plugins.onnx_export import INT8, OnnxModel, export  # noqa: E402
 
-CAPTIONS = ["red dog", "dog runs fast home", "home", "roter Hund rennt schnell heim"]
+OTHER_FAMILIES = [name for name in FAMILIES if name != "siglip"]
+TEXTS = ["red dog", "dog runs fast home", "home", "roter Hund rennt schnell heim"]
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +37,7 @@ def test_both_towers_give_our_embeddings_at_any_batch_and_length(exported, make_
     assert processor.text_prefix == "query: "
     clips = make_clips([4, 7, 1, 12, 5])
     for batch_size in (1, 3, 64):
-        text, wanted_text = (embed_texts(m, processor, CAPTIONS, batch_size) for m in (towers, model))
+        text, wanted_text = (embed_texts(m, processor, TEXTS, batch_size) for m in (towers, model))
         video, wanted_video = (embed_videos(m, processor, clips, batch_size) for m in (towers, model))
         torch.testing.assert_close(text, wanted_text, rtol=0, atol=1e-5)
         torch.testing.assert_close(video, wanted_video, rtol=0, atol=1e-5)
@@ -43,7 +47,7 @@ def test_both_towers_give_our_embeddings_at_any_batch_and_length(exported, make_
 def test_an_embedding_leaves_its_file_with_unit_norm(exported, make_clips):
     folder, _ = exported
     processor, towers = AutoProcessor.from_pretrained(folder), OnnxModel(folder)
-    text = towers.get_text_features(**processor(CAPTIONS)).pooler_output
+    text = towers.get_text_features(**processor(TEXTS)).pooler_output
     video = towers.get_video_features(**processor(video_features=make_clips())).pooler_output
     torch.testing.assert_close(text.norm(dim=-1), torch.ones(4))
     torch.testing.assert_close(video.norm(dim=-1), torch.ones(4))
@@ -66,8 +70,8 @@ def test_the_int8_tower_is_smaller_and_near(exported):
     folder, model = exported
     processor = AutoProcessor.from_pretrained(folder)
     assert (folder / INT8).stat().st_size < 0.9 * (folder / "text_model.onnx").stat().st_size
-    found = embed_texts(OnnxModel(folder, int8=True), processor, CAPTIONS)
-    wanted = embed_texts(model, processor, CAPTIONS)
+    found = embed_texts(OnnxModel(folder, int8=True), processor, TEXTS)
+    wanted = embed_texts(model, processor, TEXTS)
     assert not torch.equal(found, wanted)
     assert torch.nn.functional.cosine_similarity(found, wanted).min() > 0.95
 
@@ -77,3 +81,25 @@ def test_an_export_that_is_not_equal_is_refused(exported):
     tower = onnx_export.MMTVideoModelWithProjection(model.config).eval()  # of other weights
     with pytest.raises(ValueError, match="video_model.onnx: an embedding is .* off the checkpoint's at 1 x 2"):
         onnx_export._compare("video", tower, folder / "video_model.onnx")
+
+
+@pytest.mark.parametrize(
+    "family", ["siglip", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHER_FAMILIES)]
+)
+def test_the_towers_of_a_dual_encoder_give_the_originals_embeddings(family, tmp_path):
+    """Captions from their tokens, clips from the vectors that the vision encoder pools."""
+    source, own, options = build(family, tmp_path / "original")
+    model, processor = (cls.from_dual_encoder(str(tmp_path / "original")) for cls in (MMTModel, MMTProcessor))
+    model.save_pretrained(tmp_path / "saved")
+    processor.save_pretrained(tmp_path / "saved")
+    towers = OnnxModel(export(tmp_path / "saved", tmp_path / "onnx"))
+    pixels = processor(videos=[[picture.convert("RGB").resize((40, 56)) for picture in pictures()[:8]]])
+    with torch.inference_mode():
+        tokens = own(text=CAPTIONS, return_tensors="pt", **options)
+        wanted = torch.nn.functional.normalize(source.get_text_features(**tokens).pooler_output, dim=-1)
+        features = model.video_model.features(pixels["pixel_values"], pixels["video_mask"])
+        clip = torch.nn.functional.normalize(model.get_video_features(**pixels).pooler_output, dim=-1)
+    found = towers.get_text_features(**processor(text=CAPTIONS)).pooler_output
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
+    found = towers.get_video_features(video_features=features, video_mask=pixels["video_mask"]).pooler_output
+    torch.testing.assert_close(found, clip, rtol=0, atol=1e-5)
