@@ -246,7 +246,9 @@ class MMTVisionModel(nn.Module):
                     f"{pixels_name(number)} has shape {tuple(pixels.shape)}; expected {tuple(mask.shape)} before the "
                     "pixels, as video_mask"
                 )
-            if torch.compiler.is_compiling():  # every shape is known: padding is encoded with the rest, and then dropped
+            if (
+                torch.compiler.is_compiling()
+            ):  # every shape is known: padding is encoded with the rest, and then dropped
                 features = self._encode(expert, pixels.flatten(0, 1)).unflatten(0, mask.shape)
                 streams.append(features.masked_fill(~mask.unsqueeze(-1), 0))
                 continue

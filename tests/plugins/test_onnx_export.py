@@ -123,8 +123,6 @@ def test_a_vision_encoder_without_an_onnx_form_is_named_and_not_left_out(tmp_pat
     vision_processor(model).save_pretrained(tmp_path)
     with pytest.raises(SystemExit) as end:
         onnx_export.main([str(tmp_path), str(tmp_path / "onnx")])
-    error = capsys.readouterr().err
-    assert (
-        end.value.code == 2 and "pixel_model.onnx: the vision encoder (siglip2_vision_model) has no ONNX form" in error
-    )
-    assert error.count("\n") == 1
+    line = capsys.readouterr().err.splitlines()[-1]  # warnings of the exporter stand before it
+    assert end.value.code == 2
+    assert "pixel_model.onnx: the vision encoder (siglip2_vision_model) has no ONNX form: " in line
