@@ -84,7 +84,7 @@ EMOJI9 = text_to_video_metadata(
     license="not specified",  # two: MIT for the pictures, Unicode-3.0 for the names
     dialect=[],
     reference="https://github.com/microsoft/fluentui-emoji",
-    date=("2015-01-01", "2025-12-31"),  # of the emoji's names; the pictures are of 2022 and later
+    date=("2026-05-12", "2026-08-19"),  # when the packages of its names and of its pictures were published
 )
 
 

@@ -5,7 +5,7 @@
 writes `text_model.onnx`, `video_model.onnx` (features in) and `text_model_int8.onnx`, and of a model with vision
 encoders `pixel_model.onnx` (pixels in), beside `config.json` and the processor's files. Each takes any batch size and
 length and gives unit-norm embeddings; the float ones are compared with the checkpoint's before the command ends.
-`docs/without_torch.md` shows how to use them. Needs the extra `plugins`.
+Needs the extra `plugins`.
 """
 
 import argparse
