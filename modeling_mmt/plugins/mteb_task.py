@@ -146,7 +146,24 @@ class TextToVideoRetrieval(AbsTaskRetrieval):
             return rows.select_columns(["video_id", "video"]).rename_column("video_id", "id")
         ids = rows["video_id"][:]
         clips = partial(_read_clips, self.features, rows, {video_id: row for row, video_id in enumerate(ids)})
-        return Dataset.from_dict({"id": ids, "video": ids}).with_transform(clips)
+        return Dataset.from_dict({"id": ids}).with_transform(clips)
+
+    def _calculate_descriptive_statistics_from_split(self, split: str, **kwargs: Any) -> Any:
+        """As MTEB's, which wants a column of clips; encoders that find one want a video decoder's, torchaudio too."""
+        self.load_data()
+        parts = [subset[split] for subset in self.dataset.values()]
+        corpora = [part["corpus"] for part in parts]
+        for part, corpus in zip(parts, corpora, strict=True):
+            if "video" not in corpus.column_names:
+                clips = corpus.format["format_kwargs"]["transform"]
+                part["corpus"] = Dataset.from_dict({"id": corpus["id"][:], "video": corpus["id"][:]}).with_transform(
+                    clips
+                )
+        try:
+            return super()._calculate_descriptive_statistics_from_split(split, **kwargs)
+        finally:
+            for part, corpus in zip(parts, corpora, strict=True):
+                part["corpus"] = corpus
 
 
 class Clip(torch.Tensor):
@@ -154,11 +171,13 @@ class Clip(torch.Tensor):
 
     @property
     def metadata(self) -> SimpleNamespace:
-        """Steps, and of frames `(F, 3, H, W)` the size; features have none."""
+        """Steps, and of frames `(F, 3, H, W)` the size; features have none.
+
+        MTEB hashes all steps but the last, so a still of one step counts as two.
+        """
         height, width = self.shape[2:] if self.ndim == 4 else (None, None)
-        return SimpleNamespace(
-            num_frames=len(self), height=height, width=width, average_fps=None, duration_seconds=None
-        )
+        unknown = dict.fromkeys(("average_fps", "duration_seconds", "rotation", "pixel_aspect_ratio"))
+        return SimpleNamespace(num_frames=max(2, len(self)), height=height, width=width, **unknown)
 
     def get_frames_at(self, indices: Sequence[int]) -> SimpleNamespace:
         """The steps at these places, in `data`."""
@@ -166,16 +185,14 @@ class Clip(torch.Tensor):
 
 
 def _read_clips(features: Any, rows: Dataset, places: Mapping[str, int], batch: dict[str, list[Any]]) -> dict:
-    """Ids in a corpus's column `video` to tensors, which other encoders take: features, or frames `(F, 3, H, W)`."""
-    ids = batch.get("video")
-    if ids is None:
-        return batch
+    """A corpus's ids to tensors, which other encoders take: features, or frames `(F, 3, H, W)`."""
+    ids = batch.get("id", batch.get("video"))
     if features is not None:
-        return batch | {
-            "video": [torch.as_tensor(np.asarray(features[video_id])).as_subclass(Clip) for video_id in ids]
-        }
-    clips = [np.stack([np.asarray(frame) for frame in frames_of(rows[places[video_id]])]) for video_id in ids]
-    return batch | {"video": [torch.from_numpy(clip.transpose(0, 3, 1, 2)).as_subclass(Clip) for clip in clips]}
+        clips = [torch.as_tensor(np.asarray(features[video_id])) for video_id in ids or []]
+    else:
+        frames = [np.stack([np.asarray(frame) for frame in frames_of(rows[places[each]])]) for each in ids or []]
+        clips = [torch.from_numpy(clip.transpose(0, 3, 1, 2)) for clip in frames]
+    return batch | {"video": [clip.as_subclass(Clip) for clip in clips]}
 
 
 def _queries(video_ids: Sequence[str], captions: Sequence[Any]) -> tuple[Dataset, dict[str, dict[str, int]]]:
