@@ -140,7 +140,9 @@ def test_encoders_that_are_not_ours_run(name, few):
 
 def test_the_tasks_statistics_are_counted(few):
     statistics = few.calculate_descriptive_statistics(overwrite_results=True)["test"]
-    assert statistics["num_documents"] == 12 and statistics["num_queries"] == 24
+    assert statistics["num_documents"] == statistics["num_queries"] == 24  # MTEB counts each language's clips
+    assert all(part["num_documents"] == 12 for part in statistics["hf_subset_descriptive_stats"].values())
+    assert statistics["documents_video_statistics"]["max_width"] == 128
 
 
 @pytest.fixture
