@@ -79,7 +79,8 @@ class MMTSearchPipeline(Pipeline):
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any):
         """As `Pipeline.save_pretrained`, which leaves the processor out, and with it the captions' prefix."""
         super().save_pretrained(save_directory, **kwargs)
-        self.processor.save_pretrained(save_directory, **kwargs)
+        if self.processor is not None:
+            self.processor.save_pretrained(save_directory, **kwargs)
 
     def _sanitize_parameters(self, index: ClipIndex | None = None, top_k: int | None = None, **_):
         given = {"index": index, "top_k": top_k}

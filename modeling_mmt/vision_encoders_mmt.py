@@ -251,7 +251,7 @@ class MMTVisionModel(nn.Module):
                 torch.compiler.is_compiling()
             ):  # every shape is known: padding is encoded with the rest, and then dropped
                 features = self._encode(expert, pixels.flatten(0, 1)).unflatten(0, mask.shape)
-                streams.append(features * mask.unsqueeze(-1).to(features.dtype))
+                streams.append(features.masked_fill(~mask.unsqueeze(-1), 0))
                 continue
             features = self._encode(expert, pixels[mask])
             stream = features.new_zeros(*mask.shape, features.shape[-1])

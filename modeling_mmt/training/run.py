@@ -62,7 +62,7 @@ def open_run(recipe: Recipe) -> Iterator["Run"]:
 
 
 def check_machine(recipe: Recipe):
-    """Refuse what would be noticed when all is trained: a folder that cannot be made, or no such tracker.
+    """Refuse what would be noticed when all is trained: a folder that cannot be made, no such tracker, other orders.
 
     Raises:
         RecipeError: names the field.
@@ -71,6 +71,17 @@ def check_machine(recipe: Recipe):
     if recipe.report_to not in (None, *trackers):
         raise RecipeError(
             f"report_to is {recipe.report_to!r}; installed are: {', '.join(trackers) or 'none'}; null for no tracker"
+        )
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")  # "no" too where nobody asked
+    if launched not in ("no", recipe.mixed_precision):
+        raise RecipeError(
+            f"mixed_precision is {recipe.mixed_precision}, and accelerate launch was told {launched}: the recipe "
+            f"decides; give train.py --mixed_precision {launched}, or launch without it"
+        )
+    if (steps := os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")) != "1":
+        raise RecipeError(
+            f"accelerate launch was told gradient_accumulation_steps {steps}, which would make fewer negatives of a "
+            "batch; leave it out, and let micro_batch_tokens fit the batch into memory"
         )
     for name in ("output_dir", "work_dir", "frozen_states_dir"):
         folder = Path(getattr(recipe, name) or ".").absolute()

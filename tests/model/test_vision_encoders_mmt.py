@@ -521,3 +521,20 @@ def test_a_saved_pixel_processor_loads_equal(tmp_path):
     assert loaded.feature_extractor.max_side == 64
     wanted, found = (each(videos=[clip(9)])["pixel_values"] for each in (processor, loaded))
     assert torch.equal(found, wanted) and wanted.shape[1] == 3
+
+
+@pytest.mark.parametrize(
+    "name", [each if each == "clip_vision_model" else pytest.param(each, marks=pytest.mark.slow) for each in ENCODERS]
+)
+def test_a_model_from_pixels_compiles_whole_and_padding_changes_nothing(name):
+    """The `eager` backend runs dynamo alone: graph breaks show, and no C++ compiler is needed."""
+    model = vision_model(name)
+    (expert,) = model.video_model.vision_experts
+    side = 64 if name in ("convnext", "resnet") else SIDE
+    pixels = torch.randn(2, 3, *([STEP] if expert.frames_per_step else []), 3, side, side)
+    given = {"pixel_values": pixels, "video_mask": torch.tensor([[1, 0, 0], [1, 1, 1]])}
+    torch.compiler.reset()
+    compiled = torch.compile(model.get_video_features, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        found, wanted = compiled(**given).pooler_output, model.get_video_features(**given).pooler_output
+    torch.testing.assert_close(found, wanted)

@@ -2,10 +2,14 @@
 
 import numpy as np
 import pytest
+import torch
 from datasets import Dataset, load_dataset
 from tokenizers.pre_tokenizers import Split
 
 mteb = pytest.importorskip("mteb", reason="an optional peer: extra `plugins`")
+
+from mteb.models.abs_encoder import AbsEncoder  # noqa: E402
+from mteb.models.model_meta import ModelMeta  # noqa: E402
 
 from modeling_mmt.data.clips import frames_of  # noqa: E402
 from modeling_mmt.evaluation.embedding import embed_texts, embed_videos  # noqa: E402
@@ -93,8 +97,8 @@ def test_without_features_the_corpus_holds_the_frames(emoji9):
     assert list(part["corpus"]["id"]) == list(emoji9["video_id"])
     video = part["corpus"][7]["video"]
     wanted = frames_of(emoji9[7])
-    assert video.shape == (len(wanted), 3, 128, 128) and video.dtype == np.uint8
-    assert np.array_equal(video[-1].transpose(1, 2, 0), np.asarray(wanted[-1]))
+    assert video.shape == (len(wanted), 3, 128, 128) and video.dtype == torch.uint8
+    assert np.array_equal(video[-1].permute(1, 2, 0), np.asarray(wanted[-1]))
 
 
 def test_an_unknown_language_or_column_is_named(tmp_path):
@@ -102,3 +106,52 @@ def test_an_unknown_language_or_column_is_named(tmp_path):
         text_to_video_metadata("Tiny", "folder", revision="1", description="Tiny.", languages=["en", "xx"])
     with pytest.raises(ValueError, match="no column caption_en"):
         TextToVideoRetrieval(text_column="caption").load_data()
+
+
+def test_the_task_says_all_that_mteb_asks_of_one():
+    assert EMOJI9.is_filled()
+
+
+class Brightness(AbsEncoder):
+    """Somebody else's encoder: it knows tensors of frames, and nothing of this package."""
+
+    def __init__(self, width=4):
+        meta = {"name": "somebody/brightness", "revision": "1", "modalities": ["text", "video"]}
+        self.width, self.mteb_model_meta = width, ModelMeta.create_empty(meta)
+
+    def encode(self, inputs, **kwargs):
+        rows = [item for batch in inputs for item in batch.get("video", batch.get("text"))]
+        means = [float(len(row)) if isinstance(row, str) else row.float().mean().item() for row in rows]
+        return torch.tensor(means)[:, None] ** torch.arange(self.width)
+
+
+OTHERS = {
+    "random": lambda: mteb.get_model("mteb/baseline-random-encoder"),
+    "brightness": Brightness,
+    "brightness of another width": lambda: Brightness(9),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_encoders_that_are_not_ours_run(name, few):
+    found = evaluated(OTHERS[name](), few)
+    assert list(found) == ["en", "sw"] and all(0 <= scores["recall_at_1"] <= 1 for scores in found.values())
+
+
+def test_the_tasks_statistics_are_counted(few):
+    statistics = few.calculate_descriptive_statistics(overwrite_results=True)["test"]
+    assert statistics["num_documents"] == statistics["num_queries"] == 24  # MTEB counts each language's clips
+    assert all(part["num_documents"] == 12 for part in statistics["hf_subset_descriptive_stats"].values())
+    assert statistics["documents_video_statistics"]["max_width"] == 128
+
+
+@pytest.fixture
+def few(emoji9, tmp_path, monkeypatch):
+    """The task on twelve of emoji9's clips, as frames, in two languages."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "corpus").mkdir()
+    emoji9.select(range(12)).to_parquet(str(tmp_path / "corpus" / "test.parquet"))
+    metadata = text_to_video_metadata(
+        "Few", str(tmp_path / "corpus"), revision="1", description="Few.", languages=["en", "sw"]
+    )
+    return TextToVideoRetrieval(metadata)

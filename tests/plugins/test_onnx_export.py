@@ -1,5 +1,7 @@
 """The exported towers in onnxruntime: equal for any shape, int8 near, and nothing written that is wrong."""
 
+import json
+
 import pytest
 import torch
 
@@ -7,6 +9,7 @@ pytest.importorskip("onnxscript", reason="an optional peer: extra `plugins`")
 onnxruntime = pytest.importorskip("onnxruntime", reason="an optional peer: extra `plugins`")
 
 from tiny_dual_encoders import CAPTIONS, build, pictures  # noqa: E402
+from tiny_vision import PIXELS, VIDEO_PIXELS, clip, vision_model, vision_processor  # noqa: E402
 from transformers import AutoProcessor  # noqa: E402
 
 from modeling_mmt import MMTModel, MMTProcessor  # noqa: E402
@@ -103,3 +106,49 @@ def test_the_towers_of_a_dual_encoder_give_the_originals_embeddings(family, tmp_
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
     found = towers.get_video_features(video_features=features, video_mask=pixels["video_mask"]).pooler_output
     torch.testing.assert_close(found, clip, rtol=0, atol=1e-5)
+
+
+def test_a_caption_has_one_int8_embedding_whatever_stands_beside_it(exported):
+    folder, _ = exported
+    processor, towers = AutoProcessor.from_pretrained(folder), OnnxModel(folder, int8=True)
+    together = embed_texts(towers, processor, TEXTS, batch_size=len(TEXTS))
+    alone = torch.cat([embed_texts(towers, processor, [caption]) for caption in TEXTS])
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
+
+
+def test_the_folder_says_what_the_model_is(exported):
+    folder, model = exported
+    config = json.loads((folder / "config.json").read_text())
+    assert config["model_type"] == "mmt" and config["projection_dim"] == model.config.projection_dim
+    assert not (folder / "modules.json").exists()  # which would promise sentence-transformers a model
+
+
+@pytest.fixture(scope="module")
+def from_pixels(tmp_path_factory):
+    """The exported folder of a model with two vision encoders, one of them of video, the model and its processor."""
+    model = vision_model("clip_vision_model", "videomae")
+    processor, path = vision_processor(model, (PIXELS, VIDEO_PIXELS)), tmp_path_factory.mktemp("pixels")
+    model.save_pretrained(path)
+    processor.save_pretrained(path)
+    return export(path, tmp_path_factory.mktemp("onnx-pixels")), model, processor
+
+
+def test_the_pixel_tower_gives_our_embeddings_of_videos(from_pixels):
+    folder, model, processor = from_pixels
+    towers = OnnxModel(folder)
+    for lengths in ((5, 9, 2), (4,)):
+        batch = processor(videos=[clip(length, seed=length) for length in lengths])
+        with torch.no_grad():
+            wanted = torch.nn.functional.normalize(model.get_video_features(**batch).pooler_output, dim=-1)
+        torch.testing.assert_close(towers.get_video_features(**batch).pooler_output, wanted, rtol=0, atol=1e-5)
+
+
+def test_a_vision_encoder_without_an_onnx_form_is_named_and_not_left_out(tmp_path, capsys):
+    model = vision_model("siglip2_vision_model")
+    model.save_pretrained(tmp_path)
+    vision_processor(model).save_pretrained(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        onnx_export.main([str(tmp_path), str(tmp_path / "onnx")])
+    line = capsys.readouterr().err.splitlines()[-1]  # warnings of the exporter stand before it
+    assert end.value.code == 2
+    assert "pixel_model.onnx: the vision encoder (siglip2_vision_model) has no ONNX form: " in line

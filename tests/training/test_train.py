@@ -749,3 +749,29 @@ def test_several_processes_have_the_losses_of_one(run, corpus, tmp_path, launch,
     found, wanted = weights(tmp_path / "two" / "recipe"), weights(tmp_path / "model")
     far = [name for name in wanted if not torch.allclose(found[name], wanted[name], rtol=1e-2, atol=1e-3)]
     assert [name for name in far if "key" not in name and "k_proj" not in name] == []
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        (
+            "ACCELERATE_MIXED_PRECISION",
+            "bf16",
+            "mixed_precision is no, and accelerate launch was told bf16: the recipe",
+        ),
+        ("ACCELERATE_MIXED_PRECISION", "fp8", "accelerate launch was told fp8"),
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "accelerate launch was told gradient_accumulation_steps 4"),
+    ],
+)
+def test_what_accelerate_launch_is_told_is_never_passed_over(corpus, tmp_path, monkeypatch, variable, value, message):
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(RecipeError, match=message):
+        train.main([write_recipe(corpus, tmp_path, {})])
+
+
+def test_what_accelerate_launch_says_without_being_told_is_no_order(corpus, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    path = write_recipe(corpus, tmp_path, {"mixed_precision": "bf16", "output_dir": FILE})
+    with pytest.raises(RecipeError, match="output_dir is"):  # the next thing that is wrong
+        train.main([path])
