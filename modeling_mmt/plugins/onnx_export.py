@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, RuntimeException
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 from transformers import AutoConfig, AutoProcessor
@@ -73,7 +74,11 @@ def export(folder: str | os.PathLike, output: str | os.PathLike, revision: str |
         path = output / f"{kind}_model.onnx"
         pixels = processor.feature_extractor.pixels or ()
         _export_tower(kind, tower, path, pixels)
-        _compare(kind, tower, path, pixels)
+        try:
+            _compare(kind, tower, path, pixels)
+        except ValueError:
+            path.unlink()
+            raise
     _quantize(output / "text_model.onnx", output / INT8)
     config.to_json_file(output / "config.json")
     processor.save_pretrained(output)
@@ -151,7 +156,11 @@ def _compare(kind: str, tower: Any, path: Path, pixels: Pixels = ()):
         with torch.inference_mode():
             wanted = UnitNormTower(tower, list(inputs))(*inputs.values()).numpy()
         feed = {name: value.numpy() for name, value in inputs.items()}
-        apart = float(np.abs(session.run(None, feed)[0] - wanted).max())
+        try:
+            found = session.run(None, feed)[0]
+        except (Fail, InvalidArgument, RuntimeException) as error:
+            raise ValueError(f"{path} does not run at {batch_size} x {length}: {error}") from error
+        apart = float(np.abs(found - wanted).max())
         if not apart <= TOLERANCE:
             raise ValueError(f"{path}: an embedding is {apart:.2g} off the checkpoint's at {batch_size} x {length}")
 
