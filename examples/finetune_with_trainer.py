@@ -99,6 +99,8 @@ def main(argv: list[str] | None = None) -> Trainer:
         trainer.init_hf_repo(arguments.hub_token)
         trainer.create_model_card()
         publish(arguments.output_dir, str(trainer.hub_model_id), revision=arguments.hub_revision or "main")
+    trainer.model_wrapped = trainer.accelerator.unwrap_model(trainer.model)
+    trainer.accelerator.free_memory()  # what still holds a process group may wait for ever as it goes
     trainer.accelerator.end_training()  # no process leaves while another still writes
     return trainer
 

@@ -30,9 +30,9 @@ def naming_input(name: str, error_type: type[InputError] = InputError) -> Iterat
         is_clear = isinstance(error, (ValueError, OSError, ImportError))
         words = " ".join(str(error).split()) or type(error).__name__
         if isinstance(error, InputError):
-            if isinstance(error, error_type) or name in words:
+            if isinstance(error, error_type) or (name in words and type(error) is not InputError):
                 raise
-            raise error_type(f"{name}: {words}") from error
+            raise error_type(words if name in words else f"{name}: {words}") from error
         words = words if is_clear else f"{type(error).__name__}: {words}; is it whole, and what it is taken for?"
         words = words if name in words else f"{name}: {words}"
         raise error_type(f"{words} ({Path(last.filename).name}, line {last.lineno})") from error

@@ -58,6 +58,7 @@ def open_run(recipe: Recipe) -> Iterator["Run"]:
         standardize_inputs(run.data)
     Path(recipe.work_dir).mkdir(parents=True, exist_ok=True)
     yield run
+    accelerator.free_memory()  # what still holds a process group may wait for ever as it goes
     accelerator.end_training()
 
 

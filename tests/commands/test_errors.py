@@ -8,13 +8,14 @@ from modeling_mmt.data.features import MissingClipError
 from modeling_mmt.data.files import CheckpointError
 from modeling_mmt.evaluation.evaluate import CorpusError
 from modeling_mmt.extraction.packaged_weights import PackagedEncoderError
-from modeling_mmt.frames_mmt import VideoDecodingError
+from modeling_mmt.frames_mmt import FrameSampling
 from modeling_mmt.hub.publish import PublishError, UploadError
 from modeling_mmt.search.index import SearchIndexError
 from modeling_mmt.training.recipe import RecipeError
+from modeling_mmt.video_decoding_mmt import read_clip
 
 OURS = [CheckpointError, CorpusError, MissingClipError, PackagedEncoderError, PublishError, RecipeError]
-OURS += [SearchIndexError, UploadError, VideoDecodingError]
+OURS += [SearchIndexError, UploadError]
 
 
 def raising(error):
@@ -30,7 +31,15 @@ def test_our_own_errors_are_one_line_and_code_2(kind, capsys):
     assert capsys.readouterr().err == "mmt: a.yaml: seed is -1; give 0 or\N{REPLACEMENT CHARACTER}[2J more\n"
 
 
-@pytest.mark.parametrize("error", [ValueError("x"), OSError(28, "No space left"), RuntimeError(), KeyError("x")])
+def test_what_a_shipped_file_or_the_disk_says_is_one_line_too(tmp_path, capsys):
+    (tmp_path / "talk.mp4").write_bytes(b"no video")
+    assert exit_code_of("mmt", lambda: len(read_clip(tmp_path / "talk.mp4", FrameSampling(8)))) == 2
+    assert "talk.mp4" in (line := capsys.readouterr().err) and line.count("\n") == 1
+    assert exit_code_of("mmt", raising(OSError(28, "No space left"))) == 2
+    assert capsys.readouterr().err == "mmt: [Errno 28] No space left\n"
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), RuntimeError(), KeyError("x")])
 def test_any_other_error_keeps_its_type_and_its_traceback(error):
     with pytest.raises(type(error)) as raised:
         exit_code_of("mmt", raising(error))

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
-from datasets_scripts import multi_howto100m
+from modeling_mmt.commands.build import build as build_corpus
 from modeling_mmt.data.feature_writer import write_feature_store
 from modeling_mmt.data.features import FeatureStores
 from modeling_mmt.data.windows import ClipStream, SampledClips, WindowSampler, nearest_cues, steps_of
@@ -201,9 +201,8 @@ def built(tmp_path_factory):
         clips = ((video_id, np.arange(24)[:, None] + np.zeros((1, 2))) for video_id in ids)
         write_feature_store(folder / name, clips, extractor=name, revision="1", rate=2.0, file_format="arrow")
     features = [str(folder / name) for name in ("a", "b")]
-    multi_howto100m.main(
-        ["--data_dir", str(folder / "source"), "--output_dir", str(folder / "out"), "--features", *features]
-    )
+    places = ["--data_dir", str(folder / "source"), "--output_dir", str(folder / "out")]
+    build_corpus("multi_howto100m", [*places, "--features", *features])
     datasets.config.HF_DATASETS_CACHE = folder / "cache"
     return folder / "out", features
 

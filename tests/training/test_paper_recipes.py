@@ -12,9 +12,9 @@ import yaml
 from conftest import build_text_config, build_tokenizer, randomize
 from transformers import AutoConfig, AutoModel
 
-from datasets_scripts import msrvtt, multi30k, multi_howto100m, vatex
 from modeling_mmt import MMTConfig
 from modeling_mmt.commands import train
+from modeling_mmt.commands.build import build as build_corpus
 from modeling_mmt.data.feature_writer import write_feature_store
 from modeling_mmt.training import corpora
 from modeling_mmt.training.recipe_reading import load_recipe
@@ -48,18 +48,15 @@ def world(tmp_path_factory):
     """A folder with `data/`, as the recipes name it, made by the builders, and a tiny encoder."""
     root = tmp_path_factory.mktemp("paper")
     datasets.config.HF_DATASETS_CACHE = root / "cache"
+    splits = {"train": 16, "val": 4, "test_2016_flickr": 4}
     made = {
-        "msrvtt9": (msrvtt, official_files.msrvtt(root / "msrvtt", sizes=(16, 4, 6)), []),
-        "vatex": (vatex, official_files.vatex(root / "vatex", sizes=(16, 8)), []),
-        "multi30k": (
-            multi30k,
-            official_files.multi30k(root / "multi30k", {"train": 16, "val": 4, "test_2016_flickr": 4}),
-            [],
-        ),
-        "multi_howto100m": (multi_howto100m, official_files.how2(root / "multi_howto100m", num_videos=16), []),
+        "msrvtt9": ("msrvtt", official_files.msrvtt(root / "msrvtt", sizes=(16, 4, 6))),
+        "vatex": ("vatex", official_files.vatex(root / "vatex", sizes=(16, 8))),
+        "multi30k": ("multi30k", official_files.multi30k(root / "multi30k", splits)),
+        "multi_howto100m": ("multi_howto100m", official_files.how2(root / "multi_howto100m", num_videos=16)),
     }
     generator = np.random.default_rng(0)
-    for name, (module, ids, _) in made.items():
+    for name, (builder, ids) in made.items():
         corpus = {"msrvtt9": "msrvtt", "multi_howto100m": "howto100m"}.get(name, name)
         streams = {"regions": (2048, None)} if name == "multi30k" else {"r2plus1d": (512, 1.0), "s3d": (512, 1.0)}
         folders = []
@@ -67,8 +64,8 @@ def world(tmp_path_factory):
             folders.append(str(root / f"data/features/{corpus}-{stream}"))
             clips = ((video_id, generator.standard_normal((12, width))) for video_id in ids)
             write_feature_store(folders[-1], clips, extractor=stream, revision="1", rate=rate)
-        source = root / ("msrvtt" if name == "msrvtt9" else name)
-        module.main(["--data_dir", str(source), "--output_dir", str(root / "data" / name), "--features", *folders])
+        places = ["--data_dir", str(root / builder), "--output_dir", str(root / "data" / name)]
+        build_corpus(builder, [*places, "--features", *folders])
     words = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", *official_files.COLOURS, *official_files.ANIMALS]
     words += [*official_files.NINE, *map(str, range(10))]
     config = build_text_config(num_hidden_layers=2, vocab_size=len(words))

@@ -414,7 +414,7 @@ def test_columns_of_videos_pictures_film_strips_and_paths(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"data.features": ["colours"]}, "data.features is .*data.video_column 'video'.*leave one out"),
+        ({"data.features": ["colours"]}, "data.video_column is 'video' and data.features .*leave one out"),
         ({"model.vision_model": []}, r"data.video_column is 'video' and model.vision_model \[\].*needs both"),
         ({"data.video_column": None}, "training from pixels needs both"),
         ({"model.config.learn_vision_layers": 1}, "model.config has 'learn_vision_layers'"),
