@@ -356,6 +356,9 @@ def stages(
 
     `contents` of a stage are hashes of what the recipe only gives names of: rows, feature stores, the text encoder.
     """
+    model = asdict(recipe.model)
+    if model["dual_encoder"] is None:  # stages that were finished before there was such a field keep their names
+        del model["dual_encoder"]
     before = None
     for name in STAGES:
         stage = getattr(recipe, name)
@@ -363,7 +366,7 @@ def stages(
             continue
         identity = {
             "data": {key: value for key, value in asdict(recipe.data).items() if key not in EVALUATION_ONLY},
-            "model": asdict(recipe.model),
+            "model": model,
             "stage": {key: value for key, value in asdict(stage).items() if key != "save_steps"},
             "contents": contents(stage),
             "seed": recipe.seed,

@@ -107,7 +107,7 @@ def test_a_naflex_processor_says_the_largest_square_that_its_patches_make(tmp_pa
     ("settings", "words"),
     [
         ({"patch_size": 8}, "size is None"),
-        ({"max_num_patches": 256}, "patch_size None"),
+        ({"max_num_patches": 256, "patch_size": "small"}, "patch_size 'small'"),
         ({"max_num_patches": "many", "patch_size": 8}, "max_num_patches is 'many'"),
         ({"size": {"longest_edge": 364}}, "size is {'longest_edge': 364}"),  # Idefics, SmolVLM
         ({"size": {"min_pixels": 9, "max_pixels": 99}}, "size is {'min_pixels"),  # Qwen
