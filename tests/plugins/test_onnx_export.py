@@ -19,7 +19,6 @@ from modeling_mmt.evaluation.embedding import embed_texts, embed_videos  # noqa:
 from modeling_mmt.plugins import onnx_export  # noqa: E402
 from modeling_mmt.plugins.onnx_export import INT8, OnnxModel, export  # noqa: E402
 
-OTHER_FAMILIES = [name for name in FAMILIES if name != "siglip"]
 TEXTS = ["red dog", "dog runs fast home", "home", "roter Hund rennt schnell heim"]
 
 
@@ -87,9 +86,7 @@ def test_an_export_that_is_not_equal_is_refused(exported):
         onnx_export._compare("video", tower, folder / "video_model.onnx")
 
 
-@pytest.mark.parametrize(
-    "family", ["siglip", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHER_FAMILIES)]
-)
+@pytest.mark.parametrize("family", [pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES])
 def test_the_towers_of_a_dual_encoder_give_the_originals_embeddings(family, tmp_path):
     """Captions from their tokens, clips from the vectors that the vision encoder pools."""
     source, own, options = build(family, tmp_path / "original")
