@@ -18,7 +18,7 @@ from huggingface_hub.errors import StrictDataclassError
 from tqdm.auto import tqdm
 
 from modeling_mmt.data.checks import CorpusError, flat_captions, missing_columns, search_problems
-from modeling_mmt.data.clip_cache import InOrder
+from modeling_mmt.data.clip_cache import ClipSequence
 from modeling_mmt.data.clips import ClipColumn
 from modeling_mmt.data.features import FeatureStores
 from modeling_mmt.data.files import CheckpointError, check_finite, naming_torn_weights
@@ -195,7 +195,7 @@ def open_corpus(spec: EvalSpec) -> Corpus:
         stores = FeatureStores(spec.features)
         clips: Sequence[Any] = [stores[key] for key in rows["video_id"]]
     elif spec.video_column:
-        clips = InOrder(ClipColumn(rows, spec.video_column, spec.dataset), rows["video_id"][:])
+        clips = ClipSequence(ClipColumn(rows, spec.video_column, spec.dataset), rows["video_id"][:])
     else:
         clips = rows["video_features"][:]
     return corpus_of(spec, rows, clips)

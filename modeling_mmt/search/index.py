@@ -31,7 +31,7 @@ from huggingface_hub import HfApi, snapshot_download
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from modeling_mmt.data.clip_cache import InOrder
+from modeling_mmt.data.clip_cache import ClipSequence
 from modeling_mmt.data.errors import InputError
 from modeling_mmt.data.files import file_sha256, write_json, writing_folder
 from modeling_mmt.evaluation.embedding import embed_images, embed_texts, embed_videos
@@ -133,7 +133,7 @@ class SearchIndex:
             KeyError: a clip without features.
         """
         clips = rows.select_columns(["video_id", *columns])
-        in_order = InOrder(features, clips["video_id"][:]) if isinstance(features, Mapping) else features
+        in_order = ClipSequence(features, clips["video_id"][:]) if isinstance(features, Mapping) else features
         embeddings = embed_videos(model, processor, in_order, progress=progress)
         return cls(embeddings, clips, model_fingerprint(model), model.config._name_or_path, revision)
 
