@@ -164,13 +164,13 @@ def _read_record(record: Any, data_dir: Path, where: str) -> dict[str, Any]:
     try:
         with Image.open(io.BytesIO(data)) as picture:
             picture.load()
-            found = (picture.format, picture.mode, *picture.size)
+            actual = (picture.format, picture.mode, *picture.size)
     except (UnidentifiedImageError, OSError) as error:
         raise ValueError(f"{where}: {strip} is no readable picture ({error}); copy it again") from error
-    wanted = ("WEBP", "RGB", row["num_frames"] * FRAME_SIZE, FRAME_SIZE)
-    if found != wanted:
+    expected = ("WEBP", "RGB", row["num_frames"] * FRAME_SIZE, FRAME_SIZE)
+    if actual != expected:
         raise ValueError(
-            f"{where}: {strip} is {found}, but field 'source_frames' {source_frames} needs {wanted} "
+            f"{where}: {strip} is {actual}, but field 'source_frames' {source_frames} needs {expected} "
             "(format, mode, width, height); make the strip again"
         )
 

@@ -115,15 +115,15 @@ def split_of(split: Any, video_id: str, where: str) -> str:
 
 def span(line: dict[str, Any], where: str) -> dict[str, float]:
     """The line's start and end in seconds, if it has both."""
-    given = {key: line[key] for key in ("start", "end") if line.get(key) not in (None, "")}
-    if not given:
+    fields = {key: line[key] for key in ("start", "end") if line.get(key) not in (None, "")}
+    if not fields:
         return {}
     try:
-        times = {key: float(given[key]) for key in ("start", "end")}
+        times = {key: float(fields[key]) for key in ("start", "end")}
     except (KeyError, ValueError, TypeError) as error:
-        raise SourceError(f"{where}: start and end are {given}; write both, in seconds") from error
+        raise SourceError(f"{where}: start and end are {fields}; write both, in seconds") from error
     if not all(map(math.isfinite, times.values())) or not 0 <= times["start"] <= times["end"]:
-        raise SourceError(f"{where}: start and end are {given}; 0 <= start <= end must hold")
+        raise SourceError(f"{where}: start and end are {fields}; 0 <= start <= end must hold")
     return times
 
 

@@ -120,9 +120,9 @@ def read_page(sources: Sources, line: str, where: str, tally: Tally) -> Row:
     for language in texts:
         checked_language(language, f"{where}, text", LANGUAGES)
     cleaned = {language: clean_text(text, tally) for language, text in texts.items()}
-    known = {language: text for language, text in cleaned.items() if text is not None}
+    captions = {language: text for language, text in cleaned.items() if text is not None}
     row: Row = {"video_id": f"{story}_{page:02d}", "story": story, "page": page, "num_frames": 1}
-    return row | {"file": file, "text": known}
+    return row | {"file": file, "text": captions}
 
 
 def picture(sources: Sources, file: str, where: str) -> bytes:

@@ -101,16 +101,16 @@ class DualEncoder:
                 )
 
     @classmethod
-    def from_fields(cls, given: Any) -> "DualEncoder":
+    def from_fields(cls, fields: Any) -> "DualEncoder":
         """From itself, or from what a `config.json` has in its place."""
-        if isinstance(given, cls):
-            return given
-        unknown = sorted(set(given) - set(cls.__dataclass_fields__)) if isinstance(given, Mapping) else ["?"]
-        if unknown or "text_pooling" not in given:
+        if isinstance(fields, cls):
+            return fields
+        unknown = sorted(set(fields) - set(cls.__dataclass_fields__)) if isinstance(fields, Mapping) else ["?"]
+        if unknown or "text_pooling" not in fields:
             raise ValueError(
-                f"MMTConfig.dual_encoder is {given!r:.100}; allowed: {', '.join(cls.__dataclass_fields__)}"
+                f"MMTConfig.dual_encoder is {fields!r:.100}; allowed: {', '.join(cls.__dataclass_fields__)}"
             )
-        return cls(**given)
+        return cls(**fields)
 
 
 @dataclass
@@ -242,10 +242,10 @@ def caption_rule(name: str, *, revision: str | None = None, cache_dir=None) -> t
     return tokenizer, family.padding, min(own or positions, positions, tokenizer.model_max_length)
 
 
-def leave_half_out(encoder: PreTrainedModel, kept: str):
-    """Take out of a whole dual encoder what its `kept` tower (`"text"` or `"vision"`) does not use."""
+def leave_half_out(encoder: PreTrainedModel, half: str):
+    """Take out of a whole dual encoder what its `half` tower (`"text"` or `"vision"`) does not use."""
     for name, _ in list(encoder.named_children()):
-        if name.startswith(OTHER_HALF[kept]):
+        if name.startswith(OTHER_HALF[half]):
             setattr(encoder, name, None)
 
 
@@ -316,10 +316,10 @@ def _features_width(name: str, model: PreTrainedModel) -> int:
             raise ValueError(
                 f"{name}: {type(model).__name__}.{method} refuses {'/'.join(inputs)}: {reason}"
             ) from error
-    found = set(shapes.values())
-    if len(found) != 1 or len(next(iter(found))) != 2:
+    distinct = set(shapes.values())
+    if len(distinct) != 1 or len(next(iter(distinct))) != 2:
         raise ValueError(f"{name}: {shapes} are no embeddings (1, P) of one space")
-    return next(iter(found))[1]
+    return next(iter(distinct))[1]
 
 
 def _out_width(text: Tower) -> int:

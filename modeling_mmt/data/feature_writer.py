@@ -88,16 +88,16 @@ class FeatureStoreWriter:
             shutil.rmtree(self.partial, ignore_errors=True)
             self.partial.mkdir()
             return
-        found = json.loads(progress.read_text(encoding="utf-8"))
+        saved = json.loads(progress.read_text(encoding="utf-8"))
         for field, value in self._settings.items():
-            if found[field] != value:
+            if saved[field] != value:
                 raise FeatureStoreError(
-                    f"{progress}: {field} is {found[field]!r}, now {value!r}; the interrupted store was made in "
+                    f"{progress}: {field} is {saved[field]!r}, now {value!r}; the interrupted store was made in "
                     f"another way: finish it as it was begun, or delete {self.partial}"
                 )
-        self._dim, self._shards = found["dim"], found["shards"]
+        self._dim, self._shards = saved["dim"], saved["shards"]
         for shard in self._shards:
-            self.stored_ids.update(read_shard(self.partial, shard, found).index)
+            self.stored_ids.update(read_shard(self.partial, shard, saved).index)
 
     def add(self, video_id: str, features: np.ndarray) -> None:
         """Adds a clip.
@@ -144,9 +144,9 @@ class FeatureStoreWriter:
         self._write_shard()
         if not self._shards:
             raise FeatureStoreError(f"{self.folder}: no clip was given, and an empty store is of no use")
-        known = {MANIFEST, *(shard["file"] for shard in self._shards)}
+        own_files = {MANIFEST, *(shard["file"] for shard in self._shards)}
         for file in self.partial.iterdir():  # a shard that was written, but not listed, when a writer was killed
-            if file.name not in known:
+            if file.name not in own_files:
                 file.unlink()
         put_in_place(self.partial, self.folder)
         self._is_finished = True

@@ -215,10 +215,10 @@ def read_shard(folder: Path, shard: Mapping[str, Any], manifest: Mapping[str, An
     else:
         table = pq.read_table(pa.BufferReader(data), columns=["video_id", "video_features"])
     for field in ("extractor", "revision"):  # a shard of ours says whose it is; one of others need not
-        found = (table.schema.metadata or {}).get(field.encode(), manifest[field].encode()).decode()
-        if found != manifest[field]:
+        value = (table.schema.metadata or {}).get(field.encode(), manifest[field].encode()).decode()
+        if value != manifest[field]:
             raise FeatureStoreError(
-                f"{path}: {field} is {found!r}, the manifest says {manifest[field]!r}; shards of two stores were mixed"
+                f"{path}: {field} is {value!r}, the manifest says {manifest[field]!r}; shards of two stores were mixed"
             )
     wanted = pa.list_(pa.list_(DTYPES[manifest["dtype"]]))
     column = table["video_features"].combine_chunks()
@@ -267,12 +267,12 @@ class FeatureStores(Mapping[str, Any]):
 
     def __getitem__(self, video_id: str) -> np.ndarray:
         """`(F, D_v)` float: `D_v` is the sum of the streams' widths."""
-        found = [store[video_id] for store in self.stores]
-        if len({len(stream) for stream in found}) > 1:
+        streams = [store[video_id] for store in self.stores]
+        if len({len(stream) for stream in streams}) > 1:
             raise ValueError(
-                f"clip {video_id!r} has {[len(s) for s in found]} steps in its stores; extract at one rate"
+                f"clip {video_id!r} has {[len(s) for s in streams]} steps in its stores; extract at one rate"
             )
-        return self._side_by_side(found)
+        return self._side_by_side(streams)
 
     def problems(self, video_ids: Sequence[str]) -> Iterator[tuple[str, str]]:
         """For each store that lacks clips, its folder and a sentence: how many, which, and what to do."""
@@ -295,12 +295,13 @@ class FeatureStores(Mapping[str, Any]):
         """Steps `start` to `stop` of a clip, `(stop - start, D_v)`."""
         return self._side_by_side([store.window(video_id, start, stop) for store in self.stores])
 
-    def _side_by_side(self, found: Sequence[np.ndarray]) -> np.ndarray:
+    def _side_by_side(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
         if len(self.streams) == 1:
-            return found[0]
-        values = iter(found)
+            return arrays[0]
+        values = iter(arrays)
         parts = [
-            np.zeros((len(found[0]), s), found[0].dtype) if isinstance(s, int) else next(values) for s in self.streams
+            np.zeros((len(arrays[0]), s), arrays[0].dtype) if isinstance(s, int) else next(values)
+            for s in self.streams
         ]
         return np.concatenate(parts, axis=1)
 

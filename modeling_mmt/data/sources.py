@@ -216,18 +216,18 @@ def checked_id(value: Any, where: str) -> str:
     return value
 
 
-def checked_language(value: Any, where: str, known: Sequence[str] | None = None) -> str:
+def checked_language(value: Any, where: str, languages: Sequence[str] | None = None) -> str:
     """A language code such as `en` or `pt-BR`.
 
     Raises:
-        SourceError: it is none, or not one of `known`.
+        SourceError: it is none, or not one of `languages`.
     """
     if value == "cz":
         raise SourceError(f"{where}: language 'cz' is a country; Czech is 'cs': rename it")
     if not isinstance(value, str) or not re.fullmatch(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*", value):
         raise SourceError(f"{where}: language is {value!r}; write its BCP-47 code, such as en or sw")
-    if known is not None and value not in known:
-        raise SourceError(f"{where}: language {value!r} is unknown; known are {', '.join(known)}")
+    if languages is not None and value not in languages:
+        raise SourceError(f"{where}: language {value!r} is unknown; known are {', '.join(languages)}")
     return value
 
 

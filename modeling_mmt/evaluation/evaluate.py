@@ -79,9 +79,9 @@ class EvalSpec:
             same = {key: data[key] for key in ("dataset", "revision", "features", "text_column", "languages")}
             same["video_column"] = data.get("video_column")
             spec = cls(**same, split=data["test_split"] or "validation", exclude_column=data["exclude_column"])
-        given = changes.get("dataset")
-        if given is not None and _folder(given) != _folder(spec.dataset):
-            spec = cls(dataset=given)  # the recipe's columns and features are another dataset's
+        dataset = changes.get("dataset")
+        if dataset is not None and _folder(dataset) != _folder(spec.dataset):
+            spec = cls(dataset=dataset)  # the recipe's columns and features are another dataset's
         if changes.get("features"):
             spec = replace(spec, video_column=None)
         elif changes.get("video_column"):
@@ -163,7 +163,7 @@ class Evaluation:
         """As in `metrics.json`: part -> direction -> language -> R@1, R@5, R@10, MedR, MeanR, MRR."""
         return {
             part: {
-                direction: {lang: retrieval_metrics(found[~np.isnan(found)]) for lang, found in by_language.items()}
+                direction: {lang: retrieval_metrics(values[~np.isnan(values)]) for lang, values in by_language.items()}
                 for direction, by_language in ranks.items()
             }
             for part, ranks in self.ranks.items()
@@ -288,9 +288,9 @@ def evaluate(
     Raises:
         ValueError: a caption is empty, a clip has the wrong width, or an embedding is not finite; names which.
     """
-    found = search_corpus(model, processor, corpus, name, progress)
+    evaluation = search_corpus(model, processor, corpus, name, progress)
     tokens = {language: token_counts(processor, captions) for language, captions in corpus.captions.items()}
-    return replace(found, max_text_length=processor.max_text_length, tokens=tokens)
+    return replace(evaluation, max_text_length=processor.max_text_length, tokens=tokens)
 
 
 def search_corpus(

@@ -102,11 +102,11 @@ class Extraction:
             raise FeatureStoreError(
                 f"{self.partial} was not begun by an extraction; delete it, or choose another folder"
             )
-        found = json.loads(path.read_text(encoding="utf-8"))
+        saved = json.loads(path.read_text(encoding="utf-8"))
         for field, value in plan.items():
-            if found.get(field) != value:
+            if saved.get(field) != value:
                 raise FeatureStoreError(
-                    f"{path}: {field} is {found.get(field)!r}, now {value!r}; what was begun was made in another way: "
+                    f"{path}: {field} is {saved.get(field)!r}, now {value!r}; what was begun was made in another way: "
                     f"finish it as it was begun, or delete {self.partial}"
                 )
 
@@ -261,8 +261,8 @@ def run(
                 _check(extraction, failures, max_failures)
 
             clips = []
-            read = _good(((video, next(reading)) for video in extraction.clips_of(number)), fail)
-            for video, features in encode_clips(read, encode, batch_size):
+            decoded = _good(((video, next(reading)) for video in extraction.clips_of(number)), fail)
+            for video, features in encode_clips(decoded, encode, batch_size):
                 try:
                     values = checked_values("features", features, extraction.settings["dtype"])
                 except FeatureStoreError as error:
@@ -306,9 +306,11 @@ def encode_clips(
     yield from whole_clips(lengths, features)
 
 
-def _good(read: Iterable[tuple[Video, Any]], fail: Callable[[Video, str], None]) -> Iterator[tuple[Video, np.ndarray]]:
+def _good(
+    clips: Iterable[tuple[Video, Any]], fail: Callable[[Video, str], None]
+) -> Iterator[tuple[Video, np.ndarray]]:
     """The clips that could be read; the others fail."""
-    for video, pixels in read:
+    for video, pixels in clips:
         if isinstance(pixels, CallFailedError):
             fail(video, str(pixels))
         elif not len(pixels):

@@ -191,15 +191,15 @@ def check_secrets(files: Mapping[str, Path], token: str | None):
     """Raise `PublishError` where a file holds the access token or another secret of the environment, or looks so."""
     secrets = {token or ""} | {value for name, value in os.environ.items() if SECRET_NAME.search(name)}
     words = [re.escape(secret.encode()) for secret in sorted(secrets) if len(secret) >= SECRET_LENGTH]
-    known = re.compile(b"|".join([TOKEN.pattern, *words]))
+    pattern = re.compile(b"|".join([TOKEN.pattern, *words]))
     for name, path in files.items():
         if path.stat().st_size == 0:
             continue
         if path.suffix == ".parquet":
-            check_rows(name, path, known)
+            check_rows(name, path, pattern)
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            if found := known.search(content):
-                raise PublishError(f"{name}, byte {found.start()}: an access token; take it out and revoke it")
+            if match := pattern.search(content):
+                raise PublishError(f"{name}, byte {match.start()}: an access token; take it out and revoke it")
 
 
 def check_rows(name: str, path: Path, secret: re.Pattern[bytes]):

@@ -165,9 +165,9 @@ class QdrantSearch:
         scores = torch.full((len(queries), top), -torch.inf, dtype=torch.float64)
         rows = torch.full((len(queries), top), -1)
         for number, answer in enumerate(self.client.query_batch_points(self.collection, requests)):
-            found = len(answer.points)
-            scores[number, :found] = torch.tensor([point.score for point in answer.points], dtype=torch.float64)
-            rows[number, :found] = torch.tensor([point.id for point in answer.points], dtype=torch.int64)
+            num_hits = len(answer.points)
+            scores[number, :num_hits] = torch.tensor([point.score for point in answer.points], dtype=torch.float64)
+            rows[number, :num_hits] = torch.tensor([point.id for point in answer.points], dtype=torch.int64)
         return scores, rows
 
 

@@ -133,8 +133,8 @@ class SearchIndex:
             KeyError: a clip without features.
         """
         clips = rows.select_columns(["video_id", *columns])
-        in_order = ClipSequence(features, clips["video_id"][:]) if isinstance(features, Mapping) else features
-        embeddings = embed_videos(model, processor, in_order, progress=progress)
+        ordered = ClipSequence(features, clips["video_id"][:]) if isinstance(features, Mapping) else features
+        embeddings = embed_videos(model, processor, ordered, progress=progress)
         return cls(embeddings, clips, model_fingerprint(model), model.config._name_or_path, revision)
 
     # -- kept ---------------------------------------------------------------------------------------------------------
@@ -360,13 +360,13 @@ def _read_description(folder: Path) -> dict[str, Any]:
     return content
 
 
-def _check_file(path: Path, told: Mapping[str, Any] | None, verify: bool) -> None:
-    if told is None or not path.is_file():
+def _check_file(path: Path, entry: Mapping[str, Any] | None, verify: bool) -> None:
+    if entry is None or not path.is_file():
         raise FileNotFoundError(f"{path} is not there; build or download the index again")
-    if path.stat().st_size != told["num_bytes"]:
+    if path.stat().st_size != entry["num_bytes"]:
         raise SearchIndexError(
-            f"{path}: {path.stat().st_size} bytes, {INDEX} says {told['num_bytes']}; the file was cut short or "
+            f"{path}: {path.stat().st_size} bytes, {INDEX} says {entry['num_bytes']}; the file was cut short or "
             "changed: build or download the index again"
         )
-    if verify and file_sha256(path) != told["sha256"]:
+    if verify and file_sha256(path) != entry["sha256"]:
         raise SearchIndexError(f"{path}: its SHA-256 is not {INDEX}'s; build or download the index again")

@@ -146,7 +146,7 @@ def check_recipe(recipe: Recipe) -> dict[str, list[str]]:
     """
     corpora = Corpora(recipe)
     problems = list(dict.fromkeys(recipe_problems(corpora)))
-    found = list(corpora.found())
-    for title, lines in (("there", found), ("missing or wrong", problems or ["nothing"])):
+    summary = list(corpora.summary())
+    for title, lines in (("there", summary), ("missing or wrong", problems or ["nothing"])):
         print(f"{title}:", *lines, sep="\n  ")
-    return {"found": found, "problems": problems}
+    return {"found": summary, "problems": problems}

