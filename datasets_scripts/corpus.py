@@ -274,7 +274,7 @@ class Publication:
         num_bytes = 0
         for row in rows:
             if row["video_id"] in ids:
-                raise SourceError(f"split {split!r}: clip {row['video_id']!r} is there twice; remove one of its rows")
+                raise SourceError(f"split {split!r}: clip {row['video_id']!r} appears twice; remove one of its rows")
             ids.add(row["video_id"])
             group.append(row)
             num_bytes += size_of(row)

@@ -152,7 +152,7 @@ def official(sources: Sources, tally: Tally) -> tuple[dict[str, list[str]], dict
             if not isinstance(video["split"], str) or video["split"] not in OFFICIAL:
                 raise SourceError(f"{place}: split is {video['split']!r}; known are {', '.join(OFFICIAL)}")
             if video_id in split_of:
-                raise SourceError(f"{place}: {video_id!r} is there twice; remove one of them")
+                raise SourceError(f"{place}: {video_id!r} appears twice; remove one of them")
             split_of[video_id], captions[video_id] = OFFICIAL[video["split"]], []
         for number, sentence in enumerate(as_list(data["sentences"], f"{where}, sentences")):
             place = f"{where}, sentences[{number}]"
@@ -172,7 +172,7 @@ def jsfusion(sources: Sources, tally: Tally) -> dict[str, str]:
         place = f"{sources.folder / name}, row {number}"
         video_id = checked_id(line["video_id"], place)
         if video_id in pairs:
-            raise SourceError(f"{place}: {video_id!r} is there twice; 1k-A has one sentence a clip")
+            raise SourceError(f"{place}: {video_id!r} appears twice; 1k-A has one sentence a clip")
         texts = clean_texts([line["sentence"]], tally)
         if texts:
             pairs[video_id] = texts[0]

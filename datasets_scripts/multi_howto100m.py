@@ -203,7 +203,9 @@ def videos(sources: Sources, name: str) -> Iterator[tuple[str, Any]]:
         except (ijson.JSONError, UnicodeDecodeError) as error:
             if isinstance(error, UnicodeDecodeError) or "utf" in str(error).lower():
                 raise SourceError(f"{where}: not UTF-8 after video {last}; save it as UTF-8") from error
-            raise SourceError(f"{where}: no whole JSON after video {last} ({error}); download it again") from error
+            raise SourceError(
+                f"{where}: incomplete or invalid JSON after video {last} ({error}); download it again"
+            ) from error
 
 
 class _Joined:

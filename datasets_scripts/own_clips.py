@@ -99,7 +99,7 @@ def read_lines(sources: Sources, name: str) -> Iterator[tuple[str, dict[str, Any
         try:
             line = json.loads(text)
         except (json.JSONDecodeError, RecursionError) as error:
-            raise SourceError(f"{where}: no JSON ({error}); write one object a line") from error
+            raise SourceError(f"{where}: not valid JSON ({error}); write one object a line") from error
         yield where, as_object(line, where, fields)
 
 

@@ -106,7 +106,7 @@ def read_page(sources: Sources, line: str, where: str, tally: Tally) -> Row:
     try:
         record = as_object(json.loads(line), where, ["story", "page", "file", "license", "text"])
     except (json.JSONDecodeError, RecursionError) as error:
-        raise SourceError(f"{where}: no JSON ({error}); write one object a line") from error
+        raise SourceError(f"{where}: not valid JSON ({error}); write one object a line") from error
     story, page, file = record["story"], record["page"], record["file"]
     if not isinstance(story, str) or not re.fullmatch(r"\d{4}", story):
         raise SourceError(f"{where}: story is {story!r}; write its four digits")
@@ -133,7 +133,7 @@ def picture(sources: Sources, file: str, where: str) -> bytes:
         with Image.open(io.BytesIO(data)) as image:
             image.load()
     except (UnidentifiedImageError, OSError) as error:
-        raise SourceError(f"{where}: {file} is no readable picture ({error}); copy it again") from error
+        raise SourceError(f"{where}: {file} is not a readable picture ({error}); copy it again") from error
     return data
 
 

@@ -125,7 +125,7 @@ def read_file(sources: Sources, tally: Tally, name: str) -> Iterator[Row]:
         as_object(item, place, ["videoID", "enCap"])
         video_id = checked_id(item["videoID"], place)
         if video_id in seen:
-            raise SourceError(f"{place}: {video_id!r} is there twice; remove one of them")
+            raise SourceError(f"{place}: {video_id!r} appears twice; remove one of them")
         seen.add(video_id)
         match = VIDEO_ID.fullmatch(video_id)
         if not match:

@@ -214,7 +214,7 @@ def load_dual_encoder(
         return _whole(name, text_hub)
     if modules is None:
         raise ValueError(
-            f"{name} has no modules.json, so it is no sentence-transformers text model; leave vision_model "
+            f"{name} has no modules.json, so it is not a sentence-transformers text model; leave vision_model "
             f"{vision_model!r} out, or take new heads with MMTModel.from_encoders"
         )
     pair = _whole(vision_model, {"revision": vision_revision, "cache_dir": cache_dir})
@@ -257,7 +257,7 @@ def features_of(output: Any) -> torch.Tensor:
 def _whole(name: str, hub: Mapping[str, Any]) -> PretrainedDualEncoder:
     model_type = AutoConfig.from_pretrained(name, **hub).model_type
     if model_type in REFUSED:
-        raise ValueError(f"{name}: {model_type} cannot be taken: {REFUSED[model_type]}")
+        raise ValueError(f"{name}: {model_type} cannot be imported: {REFUSED[model_type]}")
     model: Any
     model, info = load_pretrained(name, use_safetensors=True, **hub)
     family = FAMILIES.get(model_type)
@@ -294,8 +294,8 @@ def _check_methods(name: str, model: PreTrainedModel):
     lacking = [method for method in ("get_text_features", "get_image_features") if not hasattr(model, method)]
     if lacking:
         raise ValueError(
-            f"{name}: {type(model).__name__} has no {' and no '.join(lacking)}, so it is no dual encoder of text and "
-            f"pictures; known are {', '.join(FAMILIES)}"
+            f"{name}: {type(model).__name__} has no {' and no '.join(lacking)}, so it is not a dual encoder of text "
+            f"and pictures; known are {', '.join(FAMILIES)}"
         )
 
 
@@ -318,7 +318,7 @@ def _features_width(name: str, model: PreTrainedModel) -> int:
             ) from error
     distinct = set(shapes.values())
     if len(distinct) != 1 or len(next(iter(distinct))) != 2:
-        raise ValueError(f"{name}: {shapes} are no embeddings (1, P) of one space")
+        raise ValueError(f"{name}: {shapes} are not embeddings (1, P) of one space")
     return next(iter(distinct))[1]
 
 

@@ -429,7 +429,7 @@ class MMTVideoModel(MMTTower):
             values = (more_pixels or {}).get(pixels_name(number))
             if values is None:
                 raise ValueError(
-                    f"{pixels_name(number)} is missing: vision_config has another encoder, which wants it"
+                    f"{pixels_name(number)} is missing: vision_config has a further encoder, which needs it"
                 )
             pixels.append(values)
         if pixel_values.shape[1] > self.config.max_video_length:

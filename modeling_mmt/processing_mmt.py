@@ -196,7 +196,7 @@ class MMTVideoFeatureExtractor(FeatureExtractionMixin):
             clip = torch.as_tensor(value, dtype=torch.float32)
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(
-                f"clip {index} is no array of (steps, {self.feature_dim}) numbers, but {type(value).__name__}: "
+                f"clip {index} is not an array of (steps, {self.feature_dim}) numbers, but {type(value).__name__}: "
                 "pictures and videos go first through the feature extractor that the card names, or to a model that "
                 "has vision encoders (MMTModel.from_encoders)"
             ) from error

@@ -152,7 +152,7 @@ def check_query(query: str, place: int) -> str:
         InputError: nothing is left of it, or it is longer than anyone would type.
     """
     if len(query) > MAX_QUERY:
-        raise InputError(f"query {place} has {len(query):,} characters; at most {MAX_QUERY:,} are taken")
+        raise InputError(f"query {place} has {len(query):,} characters; at most {MAX_QUERY:,} are allowed")
     try:
         return clean_caption(query, place)
     except ValueError:

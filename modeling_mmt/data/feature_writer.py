@@ -92,8 +92,8 @@ class FeatureStoreWriter:
         for field, value in self._settings.items():
             if saved[field] != value:
                 raise FeatureStoreError(
-                    f"{progress}: {field} is {saved[field]!r}, now {value!r}; the interrupted store was made in "
-                    f"another way: finish it as it was begun, or delete {self.partial}"
+                    f"{progress}: {field} is {saved[field]!r}, now {value!r}; the interrupted store was written with "
+                    f"other settings: finish it with those, or delete {self.partial}"
                 )
         self._dim, self._shards = saved["dim"], saved["shards"]
         for shard in self._shards:
@@ -113,7 +113,7 @@ class FeatureStoreWriter:
         if not isinstance(video_id, str) or not video_id:
             raise FeatureStoreError(f"{where}: the id must be a text that is not empty")
         if video_id in self.stored_ids:
-            raise FeatureStoreError(f"{where} is there already; give each clip once")
+            raise FeatureStoreError(f"{where} already exists; give each clip once")
         values = checked_values(where, features, self.dtype, self._dim)
         self._dim = values.shape[1]
         if self._num_waiting_values + values.size > MAX_SHARD_VALUES:

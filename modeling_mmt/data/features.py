@@ -70,7 +70,7 @@ class FeatureStore(Mapping[str, np.ndarray]):
         path = self.folder / MANIFEST
         if not path.is_file():
             raise FileNotFoundError(
-                f"{path} is not there; {self.folder} is no finished feature store: write it (again)"
+                f"{path} does not exist; {self.folder} is not a finished feature store: write it (again)"
             )
         try:
             self.manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -84,8 +84,8 @@ class FeatureStore(Mapping[str, np.ndarray]):
         for field, wanted in (("extractor", extractor), ("revision", revision)):
             if wanted is not None and self.manifest[field] != wanted:
                 raise FeatureStoreError(
-                    f"{path}: {field} is {self.manifest[field]!r}, but {wanted!r} is asked for; features of different "
-                    "extractors do not mix: extract again, or correct what is asked for"
+                    f"{path}: {field} is {self.manifest[field]!r}, but {wanted!r} was requested; features of "
+                    "different extractors cannot be mixed: extract again, or request these"
                 )
         self._rows: dict[str, tuple[int, int]] = {}
         self._open: dict[int, _Shard] = {}
@@ -176,7 +176,7 @@ def _check_size(folder: Path, shard: Mapping[str, Any]) -> Path:
         raise FeatureStoreError(f"{folder / MANIFEST}: no name of a shard: {shard['file']!r}; write the store again")
     path = folder / shard["file"]
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is not there, but {folder / MANIFEST} lists it; write the store again")
+        raise FileNotFoundError(f"{path} does not exist, but {folder / MANIFEST} lists it; write the store again")
     if path.stat().st_size != shard["num_bytes"]:
         raise FeatureStoreError(
             f"{path}: {path.stat().st_size} bytes, the manifest says {shard['num_bytes']}; the file was cut short or "

@@ -83,7 +83,7 @@ class Sources:
             if (self.folder / name).is_file():
                 return name
         raise FileNotFoundError(
-            f"{self.folder / names[0]} is not there{' (nor ' + ', '.join(names[1:]) + ')' if names[1:] else ''}; "
+            f"{self.folder / names[0]} does not exist{' (nor ' + ', '.join(names[1:]) + ')' if names[1:] else ''}; "
             f"--data_dir must hold the official files:\n{self.layout}"
         )
 
@@ -108,7 +108,7 @@ class Sources:
                 while hashing.read(1 << 20):
                     pass
             except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-                raise SourceError(f"{path}: no whole gzip file ({error}); download it again") from error
+                raise SourceError(f"{path}: not a complete gzip file ({error}); download it again") from error
         self.sha256[name] = hashing.digest.hexdigest()
 
     def text(self, name: str) -> str:
@@ -143,13 +143,13 @@ class Sources:
             value = dict(pairs)
             if len(value) < len(pairs):
                 double = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-                raise SourceError(f"{where}: key {double!r} is there twice in one object; remove one of them")
+                raise SourceError(f"{where}: key {double!r} appears twice in one object; remove one of them")
             return value
 
         try:
             return json.loads(self.text(name), object_pairs_hook=once)
         except (json.JSONDecodeError, RecursionError) as error:
-            raise SourceError(f"{where}: no whole JSON ({error}); download it again") from error
+            raise SourceError(f"{where}: incomplete or invalid JSON ({error}); download it again") from error
 
     def table(self, name: str, fields: Sequence[str], delimiter: str = ",") -> list[dict[str, str]]:
         """The rows of a CSV file with a header.
@@ -211,7 +211,8 @@ def checked_id(value: Any, where: str) -> str:
     ):
         shown = repr(value) if len(repr(value)) < 100 else repr(value)[:100] + "..."
         raise SourceError(
-            f"{where}: {shown} is no clip id; give 1 to 200 bytes without slashes, control characters and outer spaces"
+            f"{where}: {shown} is not a valid clip id; give 1 to 200 bytes without slashes, control "
+            "characters and outer spaces"
         )
     return value
 

@@ -259,9 +259,9 @@ def _suspect(source: str, *names: str) -> str:
     for path in (Path(source) / name for name in names if Path(source).is_dir()):
         try:
             if not isinstance(json.loads(path.read_text(encoding="utf-8")), dict):
-                return f"{path} holds no JSON object"
+                return f"{path} is not a JSON object"
         except FileNotFoundError:
-            return f"{path} is not there"
+            return f"{path} does not exist"
         except ValueError:
             return f"{path} is not JSON"
     return source

@@ -48,7 +48,7 @@ def find_videos(place: str | Path) -> list[Video]:
         listed = next((name for name in METADATA if (place / name).is_file()), None)
         videos = list(_listed(place / listed, inside=True) if listed else _walked(place))
     elif not place.is_file():
-        raise FileNotFoundError(f"{place} is not there; give a folder of videos or a list ({', '.join(LISTS)})")
+        raise FileNotFoundError(f"{place} does not exist; give a folder of videos or a list ({', '.join(LISTS)})")
     elif place.suffix not in LISTS:
         raise SourceError(f"{place}: a list of videos ends in one of {', '.join(LISTS)}; a single video: list it")
     else:
@@ -73,10 +73,10 @@ def check_ids(videos: Iterable[Video], where: str) -> None:
         if len(video_id.encode(errors="replace")) > MAX_ID_BYTES:
             raise SourceError(f"{shown} is longer than {MAX_ID_BYTES} bytes; give shorter ids in a list")
         if any(unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") for char in video_id):
-            raise SourceError(f"{shown} has control characters or is no Unicode; give other ids in a list")
+            raise SourceError(f"{shown} has control characters or is not valid Unicode; give other ids in a list")
         if video_id in source_of:
             also = f", also of {source_of[video_id]}" if isinstance(source_of[video_id], str) else ""
-            raise SourceError(f"{shown} is there twice{also}; give the clips ids of their own in a list (video_id)")
+            raise SourceError(f"{shown} appears twice{also}; give the clips ids of their own in a list (video_id)")
         source_of[video_id] = source
 
 
@@ -133,7 +133,7 @@ def _lines(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
         try:
             line = json.loads(text)
         except (json.JSONDecodeError, RecursionError) as error:
-            raise SourceError(f"{where}: no JSON ({error}); write one object a line") from error
+            raise SourceError(f"{where}: not valid JSON ({error}); write one object a line") from error
         yield where, as_object(line, where, fields)
 
 

@@ -153,7 +153,9 @@ def check_checkpoint(folder: Path, files: Mapping[str, Path]):
     if index := files.get("model.safetensors.index.json"):
         wanted = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         if missing := sorted(wanted - set(weights)):
-            raise PublishError(f"{folder}: {missing[0]} is not there, but {index.name} lists it; save the model again")
+            raise PublishError(
+                f"{folder}: {missing[0]} does not exist, but {index.name} lists it; save the model again"
+            )
     elif "model.safetensors" not in weights:
         raise PublishError(f"{folder}: no model.safetensors; save the model with save_pretrained")
     for name in weights:
@@ -165,7 +167,9 @@ def check_checkpoint(folder: Path, files: Mapping[str, Path]):
     auto_map = json.loads(files["config.json"].read_text(encoding="utf-8")).get("auto_map", {})
     for reference in auto_map.values():
         if f"{reference.partition('.')[0]}.py" not in files:
-            raise PublishError(f"{folder}: config.json names the code {reference}, which is not there; save it again")
+            raise PublishError(
+                f"{folder}: config.json names the code {reference}, which does not exist; save it again"
+            )
 
 
 def can_write_card(folder: Path) -> bool:

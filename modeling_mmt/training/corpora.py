@@ -48,7 +48,7 @@ class Corpora:
         key = (name, data.revision, split)
         if key not in self.opened:
             if name in self.recipe.comes_from and not Path(name).is_dir():
-                raise RecipeError(f"dataset {name} is not there{self.origin(name)}")
+                raise RecipeError(f"dataset {name} does not exist{self.origin(name)}")
             with naming_input(name, RecipeError):
                 self.opened[key] = read_split(name, data.revision, split)
         return self.opened[key]
@@ -72,7 +72,7 @@ class Corpora:
         """Says which feature stores of a dataset are not there."""
         for name in data.features:
             if not name.startswith(ABSENT) and not Path(name).is_dir():
-                yield f"feature store {name} is not there{self.origin(name)}"
+                yield f"feature store {name} does not exist{self.origin(name)}"
 
     def clip_column(self, data: DataArguments | Source, split: str) -> ClipColumn | None:
         """A split's clips where they come as pixels, not decoded yet."""

@@ -163,7 +163,7 @@ class FrozenTextCache:
         ):
             raise ValueError(f"{path}: fingerprint {fingerprint} does not fit these frozen weights; delete the file")
         if metadata.get("crc32") != _crc32(tensors):
-            raise ValueError(f"{path}: it does not hold what was written; delete the file")
+            raise ValueError(f"{path}: its content does not match its checksum; delete the file")
         self._shards.add(path)
         return lengths, ids, states
 

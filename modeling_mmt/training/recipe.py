@@ -133,13 +133,13 @@ class ModelArguments:
         allowed = {each.name for each in fields(MMTConfig)}
         for name in self.config:
             if name not in allowed:
-                raise RecipeError(f"config.{name} is no field of MMTConfig; {near(name, allowed)}")
+                raise RecipeError(f"config.{name} is not a field of MMTConfig; {near(name, allowed)}")
         if self.dual_encoder is None:
             return
         own = ("text_model", "text_prefix", "max_text_length", "vision_model", "vision_revision", "image_size")
         for name in (*own, "standardize_inputs"):
             if getattr(self, name) != getattr(ModelArguments(), name):
-                raise RecipeError(f"{name} is {getattr(self, name)!r}, which dual_encoder tells; leave one out")
+                raise RecipeError(f"{name} is {getattr(self, name)!r}, which dual_encoder already sets; leave one out")
 
 
 @dataclass(config=STRICT)
@@ -188,7 +188,7 @@ class Source:
         for name in ("revision", "features"):
             if self.dataset is None and getattr(self, name):
                 raise RecipeError(
-                    f"{name} is {getattr(self, name)!r}, and there is no dataset beside it; else data's are read"
+                    f"{name} is {getattr(self, name)!r}, and there is not a dataset beside it; else data's are read"
                 )
         if self.clip_seconds is not None and self.clip_seconds[0] > self.clip_seconds[1]:
             raise RecipeError(f"clip_seconds is {self.clip_seconds}; give [shortest, longest]")
@@ -328,7 +328,7 @@ def misfits(recipe: Recipe) -> Iterator[str]:
     set_by |= {"video_feature_dims": "data.features"} if data.features else {}
     for name in model.config:
         if name in set_by:
-            yield f"model.config has {name!r}, which {set_by[name]} says; leave it out"
+            yield f"model.config has {name!r}, which {set_by[name]} already sets; leave it out"
     pixels = f"data.video_column is {data.video_column!r}"
     if data.video_column and data.features:
         yield f"{pixels} and data.features {data.features}: clips come as pixels or as features; leave one out"

@@ -188,7 +188,7 @@ def in_words(error: Mapping[str, Any]) -> str:
     if error["type"] == UNKNOWN:
         part = required(field_type(error["loc"][:-1]))
         field_names = [each.name for each in fields(part)]
-        return f"{path} is no field of {part.__name__}; {near(error['loc'][-1], field_names)}"
+        return f"{path} is not a field of {part.__name__}; {near(error['loc'][-1], field_names)}"
     if error["type"] == "missing":
         return f"{path} is missing; it has no default"
     if cause and is_dataclass(required(field_type(error["loc"]))):  # by a part's own check, which names the field

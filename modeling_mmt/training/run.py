@@ -76,12 +76,12 @@ def check_machine(recipe: Recipe):
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")  # "no" too where nobody asked
     if launched not in ("no", recipe.mixed_precision):
         raise RecipeError(
-            f"mixed_precision is {recipe.mixed_precision}, and accelerate launch was told {launched}: the recipe "
+            f"mixed_precision is {recipe.mixed_precision}, and accelerate launch set {launched}: the recipe "
             f"decides; give train.py --mixed_precision {launched}, or launch without it"
         )
     if (steps := os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")) != "1":
         raise RecipeError(
-            f"accelerate launch was told gradient_accumulation_steps {steps}, which would make fewer negatives of a "
+            f"accelerate launch set gradient_accumulation_steps to {steps}, which would leave fewer negatives in a "
             "batch; leave it out, and let micro_batch_tokens fit the batch into memory"
         )
     for name in ("output_dir", "work_dir", "frozen_states_dir"):
@@ -221,7 +221,7 @@ def model_problems(data: RunData) -> Iterator[str]:
     if around >= processor.max_text_length:
         yield (
             f"model.max_text_length is {processor.max_text_length}, and prefix and special tokens are {around}: "
-            "nothing of a caption would be read; raise it"
+            "no token is left for a caption; raise it"
         )
     for name, stage in data.corpora.stages.items():
         for prefix in stage.freeze:

@@ -251,7 +251,7 @@ def test_a_shard_of_which_a_bit_was_flipped_is_refused_by_name(make_model, make_
     damaged = bytearray(path.read_bytes())
     damaged[-3] ^= 1
     path.write_bytes(damaged)
-    with pytest.raises(ValueError, match=f"{path.name}: it does not hold what was written; delete the file"):
+    with pytest.raises(ValueError, match=f"{path.name}: its content does not match its checksum; delete the file"):
         FrozenTextCache(model.text_model, tmp_path)
 
 
@@ -268,7 +268,7 @@ def test_a_shard_of_which_captions_were_changed_is_refused_by_name(make_model, m
     tensors[name] = tensors[name].roll(1)
     assert not torch.equal(tensors[name], load_file(path)[name])
     save_file(tensors, path, metadata=told)
-    with pytest.raises(ValueError, match=f"{path.name}: it does not hold what was written; delete the file"):
+    with pytest.raises(ValueError, match=f"{path.name}: its content does not match its checksum; delete the file"):
         FrozenTextCache(model.text_model, tmp_path)
 
 
