@@ -16,7 +16,6 @@ that you have by `mmt convert`; `--features` checks that every clip has them.
 
 import argparse
 import hashlib
-import json
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -24,7 +23,15 @@ from typing import Any
 import datasets
 
 from datasets_scripts.corpus import About, Clock, Row, build, options_of, schema
-from modeling_mmt.data.sources import SourceError, Sources, Tally, as_object, checked_id, checked_language, clean_text  # noqa: E402, E501
+from modeling_mmt.data.sources import (  # noqa: E402, E501
+    SourceError,
+    Sources,
+    Tally,
+    checked_id,
+    checked_language,
+    clean_text,
+    json_object,
+)
 
 FILES = ("captions.csv", "captions.tsv", "captions.jsonl")
 SPLITS = ("train", "validation", "test")
@@ -96,11 +103,7 @@ def read_lines(sources: Sources, name: str) -> Iterator[tuple[str, dict[str, Any
         return
     for number, text in enumerate(sources.lines(name), start=1):
         where = f"{path}, line {number}"
-        try:
-            line = json.loads(text)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise SourceError(f"{where}: not valid JSON ({error}); write one object a line") from error
-        yield where, as_object(line, where, fields)
+        yield where, json_object(text, where, fields)
 
 
 def split_of(split: Any, video_id: str, where: str) -> str:

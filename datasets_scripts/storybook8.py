@@ -9,7 +9,6 @@ its number, about 70 / 10 / 20 %. There is no Czech.
 import argparse
 import hashlib
 import io
-import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ import datasets
 from PIL import Image, UnidentifiedImageError
 
 from datasets_scripts.corpus import About, Clock, Row, build, options_of
-from modeling_mmt.data.sources import SourceError, Sources, Tally, as_object, checked_language, clean_text
+from modeling_mmt.data.sources import SourceError, Sources, Tally, as_object, checked_language, clean_text, json_object
 
 LANGUAGES = ("en", "sw", "fr", "zh", "de", "es", "vi", "ru")
 INDEX, CREDITS = "storybook8.jsonl", "IMAGEBANK_CREDITS.md"
@@ -103,10 +102,7 @@ def read(sources: Sources, tally: Tally, clock: Clock) -> tuple[datasets.Feature
 
 def read_page(sources: Sources, line: str, where: str, tally: Tally) -> Row:
     """A line, checked: its story, page, file or None, and the texts that no rule drops."""
-    try:
-        record = as_object(json.loads(line), where, ["story", "page", "file", "license", "text"])
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise SourceError(f"{where}: not valid JSON ({error}); write one object a line") from error
+    record = json_object(line, where, ["story", "page", "file", "license", "text"])
     story, page, file = record["story"], record["page"], record["file"]
     if not isinstance(story, str) or not re.fullmatch(r"\d{4}", story):
         raise SourceError(f"{where}: story is {story!r}; write its four digits")

@@ -277,6 +277,15 @@ def as_object(value: Any, where: str, fields: Sequence[str] = ()) -> dict[str, A
     return value
 
 
+def json_object(text: str, where: str, fields: Sequence[str] = ()) -> dict[str, Any]:
+    """A line of JSON Lines, which must be an object with these fields."""
+    try:
+        value = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise SourceError(f"{where}: not valid JSON ({error}); write one object a line") from error
+    return as_object(value, where, fields)
+
+
 def id_list(sources: Sources, name: str) -> list[str]:
     """A file with one id a line; empty lines and a file ending such as `.jpg` or `.mp4` are left out.
 

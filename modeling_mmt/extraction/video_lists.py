@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from modeling_mmt.data.sources import SourceError, Sources, as_object
+from modeling_mmt.data.sources import SourceError, Sources, json_object
 
 LISTS = (".txt", ".csv", ".tsv", ".jsonl")
 METADATA = ("metadata.jsonl", "metadata.csv")
@@ -130,11 +130,7 @@ def _lines(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
         if path.suffix == ".txt":
             yield where, {"file_name": text.strip()}
             continue
-        try:
-            line = json.loads(text)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise SourceError(f"{where}: not valid JSON ({error}); write one object a line") from error
-        yield where, as_object(line, where, fields)
+        yield where, json_object(text, where, fields)
 
 
 def _span(line: Mapping[str, Any], where: str) -> tuple[float, float | None]:
