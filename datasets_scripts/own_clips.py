@@ -23,7 +23,7 @@ from typing import Any
 import datasets
 
 from datasets_scripts.corpus import About, Clock, Row, build, options_of, schema
-from modeling_mmt.data.sources import (  # noqa: E402, E501
+from modeling_mmt.data.sources import (
     SourceError,
     Sources,
     Tally,

@@ -62,7 +62,7 @@ def read(sources: Sources, tally: Tally, clock: Clock) -> tuple[datasets.Feature
     pages: dict[tuple[str, int], Row] = {}
     for number, line in enumerate(sources.lines(INDEX), start=1):
         where = f"{sources.folder / INDEX}, line {number}"
-        page = read_page(sources, line, where, tally)
+        page = read_page(line, where, tally)
         if (page["story"], page["page"]) in pages:
             raise SourceError(f"{where}: story {page['story']} has page {page['page']} already; remove one of them")
         pages[page["story"], page["page"]] = page
@@ -100,7 +100,7 @@ def read(sources: Sources, tally: Tally, clock: Clock) -> tuple[datasets.Feature
     return datasets.Features(features), {split: iter(part) for split, part in rows.items()}
 
 
-def read_page(sources: Sources, line: str, where: str, tally: Tally) -> Row:
+def read_page(line: str, where: str, tally: Tally) -> Row:
     """A line, checked: its story, page, file or None, and the texts that no rule drops."""
     record = json_object(line, where, ["story", "page", "file", "license", "text"])
     story, page, file = record["story"], record["page"], record["file"]

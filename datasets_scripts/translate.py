@@ -130,7 +130,7 @@ def fill(
         table[language] = translate_texts(untranslated, translator, memory_dir / f"{language}-{MEMORY}", batch_size)
     for number, row in enumerate(
         rows.cast_column("frames", datasets.Image(decode=False)) if "frames" in rows.column_names else rows
-    ):  # noqa: E501
+    ):
         for language, translator in translators.items():
             column, who = f"{kind}_{language}", f"translator_{language}"
             row[column], row[who] = row.get(column), row.get(who)

@@ -653,7 +653,7 @@ PARSERS = {
     "captions.csv": lambda s: own_clips.read(s, Tally(own_clips.RULES), corpus.Clock())[1],
     "captions.jsonl": lambda s: own_clips.read(s, Tally(own_clips.RULES), corpus.Clock())[1],
     "storybook8.jsonl": lambda s: [
-        storybook8.read_page(s, line, str(s.folder), Tally()) for line in s.lines("storybook8.jsonl")
+        storybook8.read_page(line, str(s.folder), Tally()) for line in s.lines("storybook8.jsonl")
     ],
     "data/task1/image_splits/train.txt": lambda s: multi30k.image_list(s, "data/task1/image_splits/train.txt"),
     "data/task1/raw/train.en.gz": lambda s: multi30k.aligned(s, "data/task1/raw/train.en.gz", ["a"]),
