@@ -201,7 +201,8 @@ def test_other_settings_other_clips_and_a_second_process_of_the_same_number_are_
         Extraction(folder, clips(), SETTINGS, 4)
     with pytest.raises(FeatureStoreError, match="revision is '1', now '2'"):
         Extraction(folder, clips(), SETTINGS | {"revision": "2"}, 3)
-    with Extraction(folder, clips(), SETTINGS, 3), pytest.raises(FeatureStoreError, match="process 0 of 1 is already running"):
+    busy = pytest.raises(FeatureStoreError, match="process 0 of 1 is already running")
+    with Extraction(folder, clips(), SETTINGS, 3), busy:
         Extraction(folder, clips(), SETTINGS, 3)
     (tmp_path / "other.partial").mkdir()
     with pytest.raises(FeatureStoreError, match="not started by an extraction"):
