@@ -130,42 +130,42 @@ class Cues:
 
     def _without_roll_up(self, cues: list[tuple[float, float, str]]) -> list[tuple[float, float, str]]:
         """Roll-up subtitles show a line twice: as the new one, then above the next."""
-        kept: list[tuple[float, float, str]] = []
+        merged: list[tuple[float, float, str]] = []
         shown = ""  # what the cue before showed, its beginning included
         for start, end, text in cues:
             new = text
-            if kept and start <= kept[-1][1] + TOUCH:
+            if merged and start <= merged[-1][1] + TOUCH:
                 new = without_beginning(shown, text)
-            if kept and not new:
+            if merged and not new:
                 self.tally.count("repeated_cue")
-                kept[-1] = (kept[-1][0], max(end, kept[-1][1]), kept[-1][2])
+                merged[-1] = (merged[-1][0], max(end, merged[-1][1]), merged[-1][2])
             else:
                 if new != text:
                     self.tally.count("roll_up")
-                kept.append((start, end, new))
+                merged.append((start, end, new))
             shown = text
-        return kept
+        return merged
 
     def _without_overlap(self, cues: list[tuple[float, float, str]]) -> list[tuple[float, float, str]]:
-        kept: list[tuple[float, float, str]] = []
+        merged: list[tuple[float, float, str]] = []
         for start, end, text in cues:
-            if kept and start == kept[-1][0]:
+            if merged and start == merged[-1][0]:
                 self.tally.count("same_start")
-                kept[-1] = (start, max(end, kept[-1][1]), f"{kept[-1][2]} {text}")
+                merged[-1] = (start, max(end, merged[-1][1]), f"{merged[-1][2]} {text}")
                 continue
-            if kept and start < kept[-1][1]:
+            if merged and start < merged[-1][1]:
                 self.tally.count("overlap")
-                kept[-1] = (kept[-1][0], start, kept[-1][2])
-            kept.append((start, end, text))
-        return kept
+                merged[-1] = (merged[-1][0], start, merged[-1][2])
+            merged.append((start, end, text))
+        return merged
 
     def _within(self, cues: list[tuple[float, float, str]], seconds: float) -> list[tuple[float, float, str]]:
-        kept = [cue for cue in cues if cue[0] < seconds]
-        self.tally.count("beyond", len(cues) - len(kept))
-        if kept and kept[-1][1] > seconds:
+        inside = [cue for cue in cues if cue[0] < seconds]
+        self.tally.count("beyond", len(cues) - len(inside))
+        if inside and inside[-1][1] > seconds:
             self.tally.count("cut")
-            kept[-1] = (kept[-1][0], seconds, kept[-1][2])
-        return kept
+            inside[-1] = (inside[-1][0], seconds, inside[-1][2])
+        return inside
 
 
 def is_seconds(value: Any) -> bool:
@@ -203,7 +203,9 @@ def videos(sources: Sources, name: str) -> Iterator[tuple[str, Any]]:
         except (ijson.JSONError, UnicodeDecodeError) as error:
             if isinstance(error, UnicodeDecodeError) or "utf" in str(error).lower():
                 raise SourceError(f"{where}: not UTF-8 after video {last}; save it as UTF-8") from error
-            raise SourceError(f"{where}: no whole JSON after video {last} ({error}); download it again") from error
+            raise SourceError(
+                f"{where}: incomplete or invalid JSON after video {last} ({error}); download it again"
+            ) from error
 
 
 class _Joined:
@@ -219,7 +221,7 @@ class _Joined:
         return data
 
 
-def make_read(languages: Sequence[str], temporary: Path | None = None):
+def make_reader(languages: Sequence[str], temporary: Path | None = None):
     """The reading function for these languages."""
 
     def read(sources: Sources, tally: Tally, clock: Clock) -> tuple[datasets.Features, dict[str, Iterator[Row]]]:
@@ -279,11 +281,11 @@ def read_lines(path: str) -> Iterator[bytes]:
 
 def row_of(video_id: str, lines: dict[str, bytes], languages: Sequence[str]) -> Row:
     """A video's row from its line in each language."""
-    found = {language: json.loads(line.partition(b"\t")[2]) for language, line in lines.items()}
+    cues = {language: json.loads(line.partition(b"\t")[2]) for language, line in lines.items()}
     nothing = (None, None, None)
     row: Row = {"video_id": video_id}
     for index, kind in enumerate(("text", "start", "end")):
-        row |= {f"{kind}_{language}": found.get(language, nothing)[index] for language in languages}
+        row |= {f"{kind}_{language}": cues.get(language, nothing)[index] for language in languages}
     return row
 
 
@@ -313,4 +315,4 @@ def run(arguments: argparse.Namespace) -> dict[str, int]:
     languages = languages_there(arguments.data_dir)
     if not languages:
         raise FileNotFoundError(f"{arguments.data_dir}: no how2_<language>.json; --data_dir holds:\n{ABOUT.layout}")
-    return build(ABOUT, make_read(languages, arguments.temporary), options_of(arguments), RULES)
+    return build(ABOUT, make_reader(languages, arguments.temporary), options_of(arguments), RULES)

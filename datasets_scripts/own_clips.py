@@ -16,7 +16,6 @@ that you have by `mmt convert`; `--features` checks that every clip has them.
 
 import argparse
 import hashlib
-import json
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -24,7 +23,15 @@ from typing import Any
 import datasets
 
 from datasets_scripts.corpus import About, Clock, Row, build, options_of, schema
-from modeling_mmt.data.sources import SourceError, Sources, Tally, as_object, checked_id, checked_language, clean_text  # noqa: E402, E501
+from modeling_mmt.data.sources import (
+    SourceError,
+    Sources,
+    Tally,
+    checked_id,
+    checked_language,
+    clean_text,
+    json_object,
+)
 
 FILES = ("captions.csv", "captions.tsv", "captions.jsonl")
 SPLITS = ("train", "validation", "test")
@@ -96,11 +103,7 @@ def read_lines(sources: Sources, name: str) -> Iterator[tuple[str, dict[str, Any
         return
     for number, text in enumerate(sources.lines(name), start=1):
         where = f"{path}, line {number}"
-        try:
-            line = json.loads(text)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise SourceError(f"{where}: no JSON ({error}); write one object a line") from error
-        yield where, as_object(line, where, fields)
+        yield where, json_object(text, where, fields)
 
 
 def split_of(split: Any, video_id: str, where: str) -> str:
@@ -115,15 +118,15 @@ def split_of(split: Any, video_id: str, where: str) -> str:
 
 def span(line: dict[str, Any], where: str) -> dict[str, float]:
     """The line's start and end in seconds, if it has both."""
-    given = {key: line[key] for key in ("start", "end") if line.get(key) not in (None, "")}
-    if not given:
+    fields = {key: line[key] for key in ("start", "end") if line.get(key) not in (None, "")}
+    if not fields:
         return {}
     try:
-        times = {key: float(given[key]) for key in ("start", "end")}
+        times = {key: float(fields[key]) for key in ("start", "end")}
     except (KeyError, ValueError, TypeError) as error:
-        raise SourceError(f"{where}: start and end are {given}; write both, in seconds") from error
+        raise SourceError(f"{where}: start and end are {fields}; write both, in seconds") from error
     if not all(map(math.isfinite, times.values())) or not 0 <= times["start"] <= times["end"]:
-        raise SourceError(f"{where}: start and end are {given}; 0 <= start <= end must hold")
+        raise SourceError(f"{where}: start and end are {fields}; 0 <= start <= end must hold")
     return times
 
 
