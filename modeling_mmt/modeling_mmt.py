@@ -143,15 +143,18 @@ class MMTPreTrainedModel(PreTrainedModel):
         """As `PreTrainedModel.from_pretrained`, which would leave frozen layers learning and missing weights random.
 
         Raises:
-            ValueError: the checkpoint lacks a weight. Who asks for `output_loading_info` is told there instead.
+            ValueError: the checkpoint lacks a weight, or holds one of a layer that `config.json` does not count. Who
+                asks for `output_loading_info` is told there instead.
         """
         loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         model, info = loaded
-        if info["missing_keys"] and not output_loading_info:
-            raise ValueError(
-                f"{args[0] if args else cls.__name__}: the checkpoint lacks {sorted(info['missing_keys'])[:3]}, which "
-                f"{cls.__name__} needs; it is torn, or of another model: download or save it again"
-            )
+        for kind, words in (("missing_keys", "lacks {}, which {} needs"), ("unexpected_keys", "holds {}, and {} not")):
+            if info[kind] and not output_loading_info:
+                found = words.format(sorted(info[kind])[:3], cls.__name__)
+                raise ValueError(
+                    f"{args[0] if args else cls.__name__}: the checkpoint {found}; it is torn, or of another model, "
+                    "or config.json is another's: download or save it again"
+                )
         model.freeze()
         return (model, info) if output_loading_info else model
 

@@ -167,13 +167,14 @@ class SearchIndex:
         return folder
 
     @classmethod
-    def load(cls, folder: str | os.PathLike, model: Any | None = None, verify: bool = False) -> SearchIndex:
+    def load(cls, folder: str | os.PathLike, model: Any | None = None, verify: bool = True) -> SearchIndex:
         """Open a saved index; the embeddings stay on disk until they are read.
 
         Args:
             folder: what `save` wrote.
             model: that will ask; None asks later, with `check_model`.
-            verify: also compare each file's SHA-256, which reads it all. Sizes are always compared.
+            verify: compare each file's SHA-256, which reads it all; False compares sizes alone, for an index that this
+                process has checked before.
 
         Raises:
             FileNotFoundError: a file is not there.
@@ -185,7 +186,9 @@ class SearchIndex:
             _check_file(folder / name, content["files"].get(name), verify)
         try:
             embeddings = load_file(folder / EMBEDDINGS)["embeddings"]
-            clips = Dataset(pq.read_table(folder / CLIPS, memory_map=True))
+            table = pq.read_table(folder / CLIPS, memory_map=True)
+            table.validate(full=True)
+            clips = Dataset(table)
         except (SafetensorError, pa.ArrowException, KeyError, OSError) as error:
             raise SearchIndexError(f"{folder}: unreadable ({error}); build or download the index again") from error
         expected = (content["num_clips"], content["dim"])
@@ -236,7 +239,7 @@ class SearchIndex:
         folder = snapshot_download(
             repo_id, repo_type="dataset", revision=revision, allow_patterns=[EMBEDDINGS, CLIPS, INDEX]
         )
-        return cls.load(folder, model, verify=True)
+        return cls.load(folder, model)
 
     # -- asked --------------------------------------------------------------------------------------------------------
 
