@@ -211,7 +211,7 @@ from pathlib import Path
 from modeling_mmt.data.features import FeatureStore, FeatureStoreError
 for shard in map(Path, sys.argv[1:]):
     whole = shard.read_bytes()
-    for bit in range(0, 8 * len(whole), 5):
+    for bit in range(0, 8 * len(whole), 17):
         data = bytearray(whole)
         data[bit // 8] ^= 1 << bit % 8
         shard.write_bytes(data)
