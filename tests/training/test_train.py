@@ -31,10 +31,12 @@ from modeling_mmt.data.files import CheckpointError, file_sha256
 from modeling_mmt.data.reading import load_split
 from modeling_mmt.evaluation.embedding import embed_texts, embed_videos
 from modeling_mmt.evaluation.ranks import ranks_by_language
+from modeling_mmt.hub.publish import PublishError, publish
 from modeling_mmt.training.batches import RunData
 from modeling_mmt.training.corpora import Corpora
 from modeling_mmt.training.recipe import RecipeError, stages
 from modeling_mmt.training.recipe_reading import load_recipe
+from modeling_mmt.training.run import RESULTS
 from modeling_mmt.training.stage import load_weights, machine
 
 FILE = str(ROOT / "setup.py")  # where a folder should be
@@ -649,6 +651,28 @@ def test_one_flipped_bit_of_a_finished_stage_is_refused_and_not_another_model(co
     (path.parent / "result.json").write_text("{}")  # as an earlier version wrote it, or torn
     with pytest.raises(CheckpointError, match="result.json: torn, or of an earlier version .*; delete"):
         train.main([recipe])
+
+
+def test_a_run_killed_while_it_saves_leaves_no_old_figures_beside_new_weights(corpus, tmp_path, monkeypatch):
+    changes = {f"pretraining.{key}": 1 for key in ("num_train_epochs", "evaluations")}
+    recipe = write_recipe(corpus, tmp_path, ONLY_PRETRAINING | changes)
+    train.main([recipe])
+    output = Path(recipe).with_suffix("")
+    written = {path.name for path in output.iterdir()}
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(MMTProcessor, "save_pretrained", killed)  # after the weights
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        train.main([recipe])
+        raise SystemExit
+    assert written - {path.name for path in output.iterdir()} == {*RESULTS}
+    with pytest.raises(PublishError, match="no README.md; nothing is published without a card"):
+        publish(output, "org/name")
+    monkeypatch.undo()
+    train.main([recipe])
+    assert {path.name for path in output.iterdir()} == written
 
 
 def test_weights_that_changed_after_they_were_noted_are_refused(tmp_path):
