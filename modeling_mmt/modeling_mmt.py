@@ -148,12 +148,11 @@ class MMTPreTrainedModel(PreTrainedModel):
         """
         loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         model, info = loaded
-        for kind, words in (("missing_keys", "lacks {}, which {} needs"), ("unexpected_keys", "holds {}, and {} not")):
+        for kind, verb, use in (("missing_keys", "lacks", "needs"), ("unexpected_keys", "holds", "has no place for")):
             if info[kind] and not output_loading_info:
-                found = words.format(sorted(info[kind])[:3], cls.__name__)
                 raise ValueError(
-                    f"{args[0] if args else cls.__name__}: the checkpoint {found}; it is torn, or of another model, "
-                    "or config.json is another's: download or save it again"
+                    f"{args[0] if args else cls.__name__}: the checkpoint {verb} {sorted(info[kind])[:3]}, which "
+                    f"{cls.__name__} {use}; it or config.json is torn or another's: download or save it again"
                 )
         model.freeze()
         return (model, info) if output_loading_info else model
