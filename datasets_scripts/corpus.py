@@ -15,7 +15,7 @@ none, and its `run(arguments)`.
 
 import argparse
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,13 +26,13 @@ import pyarrow.parquet as pq
 import yaml
 
 from modeling_mmt.data.features import FeatureStore
-from modeling_mmt.data.files import locked, write_json, write_text, writing_folder
+from modeling_mmt.data.files import locked, remove_partials, write_json, write_text, writing_folder
 from modeling_mmt.data.sources import Row, SourceError, Sources, Tally
 
 ROWS_PER_GROUP = 1000  # of a Parquet row group, unless its values are large
 BYTES_PER_GROUP = 64 << 20
 BYTES_PER_SHARD = 256 << 20  # in memory; Parquet is smaller
-BUILD_FILE = "build.json"
+BUILD_FILE, CARD = "build.json", "README.md"
 REPORT_MARK = "<!-- language report -->"  # where `mmt build language_report` puts its table
 
 
@@ -167,27 +167,28 @@ def build(about: About, reader: Reader, options: Options, rules: Mapping[str, st
     features, splits = reader(sources, tally, clock)
     used: set[str] = set()
     with_clips = {split: with_features(rows, split, clock, options, tally, used) for split, rows in splits.items()}
-    with Publication(options.output_dir, features) as publication:
-        counts = {split: publication.write(split, rows) for split, rows in with_clips.items()}
-        if not counts:
-            raise SourceError(f"{options.data_dir}: no clip; the files are empty, or a rule dropped every caption")
-        if clock.stores:
-            tally.count("features_unused", clock.unused(used))
-    languages = languages_of(features)
-    record = {
-        "builder": about.name,
-        "sources": dict(sorted(sources.sha256.items())),
-        "rows": counts,
-        "published": dict(about.published),
-        "rules": {rule: {"meaning": tally.rules[rule], "count": count} for rule, count in tally.counts.items()},
-        "features": [
-            {name: store.manifest[name] for name in ("extractor", "revision", "rate")} for store in clock.stores
-        ],
-        "languages": languages,
-        "made_with": {"datasets": datasets.__version__, "pyarrow": pa.__version__},
-    }
-    write_json(options.output_dir / BUILD_FILE, record)
-    write_text(options.output_dir / "README.md", card(about, features, record))
+    with building(options.output_dir) as folder:
+        with Publication(folder, features) as publication:
+            counts = {split: publication.write(split, rows) for split, rows in with_clips.items()}
+            if not counts:
+                raise SourceError(f"{options.data_dir}: no clip; the files are empty, or a rule dropped every caption")
+            if clock.stores:
+                tally.count("features_unused", clock.unused(used))
+        languages = languages_of(features)
+        record = {
+            "builder": about.name,
+            "sources": dict(sorted(sources.sha256.items())),
+            "rows": counts,
+            "published": dict(about.published),
+            "rules": {rule: {"meaning": tally.rules[rule], "count": count} for rule, count in tally.counts.items()},
+            "features": [
+                {name: store.manifest[name] for name in ("extractor", "revision", "rate")} for store in clock.stores
+            ],
+            "languages": languages,
+            "made_with": {"datasets": datasets.__version__, "pyarrow": pa.__version__},
+        }
+        write_json(folder / BUILD_FILE, record)
+        write_text(folder / CARD, card(about, features, record))
     for split, count in counts.items():
         published = about.published.get(split)
         print(f"{split}: {count:,} rows" + (f" (published: {published:,})" if published else ""))
@@ -223,6 +224,22 @@ def with_features(
         )
 
 
+@contextmanager
+def building(folder: str | Path) -> Iterator[Path]:
+    """Let one process at a time build a dataset, from its data to its card.
+
+    Raises:
+        SourceError: another one is at it.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    busy = SourceError(f"{folder}: another process is building this dataset; wait for it")
+    with locked(folder / "build.lock", busy):
+        for name in ("data", CARD, BUILD_FILE):
+            remove_partials(folder / name)
+        yield folder
+
+
 class Publication:
     """Writes `data/<split>-NNNNN-of-NNNNN.parquet` shard by shard; the old data stay until the new are whole."""
 
@@ -230,12 +247,8 @@ class Publication:
         self.folder, self.features = Path(folder), features
 
     def __enter__(self) -> "Publication":
-        self.folder.mkdir(parents=True, exist_ok=True)
-        busy = SourceError(f"{self.folder}: another process is building this dataset; wait for it")
-        with ExitStack() as stack:
-            stack.enter_context(locked(self.folder / "build.lock", busy))
-            self.partial = stack.enter_context(writing_folder(self.folder / "data", replace=True))
-            self._stack = stack.pop_all()
+        self._writing = writing_folder(self.folder / "data", replace=True)
+        self.partial = self._writing.__enter__()
         return self
 
     def write(self, split: str, rows: Iterable[Row]) -> int:
@@ -285,7 +298,10 @@ class Publication:
             yield pa.Table.from_pylist(group, schema=schema)
 
     def __exit__(self, *error: Any) -> None:
-        self._stack.__exit__(*error)
+        if error[0] is None:  # what tells of the old data goes before they do; without a card nothing is published
+            for name in (CARD, BUILD_FILE):
+                (self.folder / name).unlink(missing_ok=True)
+        self._writing.__exit__(*error)
 
 
 def size_of(row: Row) -> int:

@@ -35,6 +35,7 @@ from datasets_scripts.corpus import (
     Options,
     PlainDumper,
     Publication,
+    building,
     options_of,
     with_features,
 )
@@ -247,14 +248,15 @@ def build(data_dir: str | Path, output_dir: str | Path, options: Options | None 
     options = options or Options(Path(data_dir), Path(output_dir))
     rows, output_dir = read_source(data_dir), Path(output_dir)
     clock, tally = Clock(options.features), Tally()
-    with Publication(output_dir, features_of(LANGUAGES)) as publication:
-        for split in SPLITS:
-            rows[split] = list(with_features(rows[split], split, clock, options, tally, set()))
-            publication.write(split, rows[split])
-    for licence in LICENCE_FILES:
-        text = (Path(__file__).parent / "emoji9" / licence).read_text(encoding="utf-8")
-        write_text(output_dir / licence, text)
-    write_text(output_dir / "README.md", card(rows, source_hashes(data_dir, rows)))
+    with building(output_dir):
+        with Publication(output_dir, features_of(LANGUAGES)) as publication:
+            for split in SPLITS:
+                rows[split] = list(with_features(rows[split], split, clock, options, tally, set()))
+                publication.write(split, rows[split])
+        for licence in LICENCE_FILES:
+            text = (Path(__file__).parent / "emoji9" / licence).read_text(encoding="utf-8")
+            write_text(output_dir / licence, text)
+        write_text(output_dir / "README.md", card(rows, source_hashes(data_dir, rows)))
     return {split: len(rows[split]) for split in SPLITS}
 
 

@@ -36,6 +36,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
+from datasets_scripts.corpus import CARD, building
 from datasets_scripts.emoji9 import LICENCE_FILES, SPLITS
 from modeling_mmt.data.clips import frames_of
 from modeling_mmt.data.files import write_text, writing_folder
@@ -226,16 +227,18 @@ def build(
     """
     output_dir = Path(output_dir)
     counts: dict[str, dict[str, int]] = {}
-    for split in SPLITS:
-        rows = read_split(str(dataset), None, split)
-        emojis = rows.select([row for row, is_flag in enumerate(rows["is_flag"]) if not is_flag])
-        counts[split] = {}
-        for kind in KINDS:
-            pairs = pairs_of(kind, emojis, f"{seed} {split}", max_pairs)
-            counts[split][kind] = write_split(output_dir / kind / split, (clip for pair in pairs for clip in pair))
-    for licence in LICENCE_FILES:
-        shutil.copyfile(Path(__file__).parent / "emoji9" / licence, output_dir / licence)
-    write_text(output_dir / "README.md", card(counts, seed, max_pairs))
+    with building(output_dir):
+        (output_dir / CARD).unlink(missing_ok=True)  # which tells of what is replaced now
+        for split in SPLITS:
+            rows = read_split(str(dataset), None, split)
+            emojis = rows.select([row for row, is_flag in enumerate(rows["is_flag"]) if not is_flag])
+            counts[split] = {}
+            for kind in KINDS:
+                pairs = pairs_of(kind, emojis, f"{seed} {split}", max_pairs)
+                counts[split][kind] = write_split(output_dir / kind / split, (clip for pair in pairs for clip in pair))
+        for licence in LICENCE_FILES:
+            shutil.copyfile(Path(__file__).parent / "emoji9" / licence, output_dir / licence)
+        write_text(output_dir / CARD, card(counts, seed, max_pairs))
     return {split: sum(of_kind.values()) for split, of_kind in counts.items()}
 
 

@@ -143,15 +143,17 @@ class MMTPreTrainedModel(PreTrainedModel):
         """As `PreTrainedModel.from_pretrained`, which would leave frozen layers learning and missing weights random.
 
         Raises:
-            ValueError: the checkpoint lacks a weight. Who asks for `output_loading_info` is told there instead.
+            ValueError: the checkpoint lacks a weight, or holds one of a layer that `config.json` does not count. Who
+                asks for `output_loading_info` is told there instead.
         """
         loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         model, info = loaded
-        if info["missing_keys"] and not output_loading_info:
-            raise ValueError(
-                f"{args[0] if args else cls.__name__}: the checkpoint lacks {sorted(info['missing_keys'])[:3]}, which "
-                f"{cls.__name__} needs; it is torn, or of another model: download or save it again"
-            )
+        for kind, verb, use in (("missing_keys", "lacks", "needs"), ("unexpected_keys", "holds", "has no place for")):
+            if info[kind] and not output_loading_info:
+                raise ValueError(
+                    f"{args[0] if args else cls.__name__}: the checkpoint {verb} {sorted(info[kind])[:3]}, which "
+                    f"{cls.__name__} {use}; it or config.json is torn or another's: download or save it again"
+                )
         model.freeze()
         return (model, info) if output_loading_info else model
 

@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,11 @@ from modeling_mmt.commands.errors import printable
 from modeling_mmt.commands.evaluation_options import EvaluationOptions
 from modeling_mmt.commands.terminal import Paint, is_watched, print_json
 from modeling_mmt.data.errors import InputError
-from modeling_mmt.data.files import write_json
 from modeling_mmt.data.reading import dataset_folder
 from modeling_mmt.evaluation.evaluate import Corpus, EvalSpec, open_checkpoint
 from modeling_mmt.processing_mmt import clean_caption
-from modeling_mmt.search.index import INDEX, Hit, SearchIndex
+from modeling_mmt.search.index import INDEX, SOURCE, Hit, SearchIndex
 
-SOURCE = "source.json"  # beside an index: the clips that `mmt search` built it from
 SOURCE_FIELDS = ("dataset", "dataset_revision", "split", "features", "video_column")
 MAX_QUERY = 10_000  # characters; a model reads some dozens of tokens
 
@@ -69,8 +68,7 @@ def main(
             progress="clips" if is_watched(sys.stderr) else None,
         )
         if folder:
-            searched.save(folder)
-            write_json(folder / SOURCE, source_of(corpus.spec))
+            searched.save(folder, source_of(corpus.spec))
     hits_of_queries = searched.search_texts(model, processor, texts, top, conditions)
     results: list[dict[str, Any]] = [
         {"query": text, "hits": [shown(searched, hit) for hit in hits]}
@@ -108,34 +106,52 @@ def shown(index: SearchIndex, hit: Hit) -> dict[str, Any]:
 
 
 def source_of(spec: EvalSpec) -> dict[str, Any]:
-    """The clips that a search is over; folders in full, since a command may be given anywhere."""
+    """The clips that a search is over; folders in full, since a command may be given anywhere, and their state."""
 
     def full(name: str) -> str:
         return str(Path(name).resolve()) if Path(name).exists() else name
 
+    dataset, features = full(dataset_folder(spec.dataset)), [full(name) for name in spec.features]
     return {
-        "dataset": full(dataset_folder(spec.dataset)),
+        "dataset": dataset,
         "dataset_revision": spec.revision,
         "split": spec.split,
-        "features": [full(name) for name in spec.features],
+        "features": features,
         "video_column": spec.video_column,
+        "state": {name: state_of(Path(name)) for name in (dataset, *features) if Path(name).is_dir()},
     }
 
 
+def state_of(folder: Path) -> str:
+    """SHA-256 of the names, sizes and times of a folder's files: another one once any of them is written again."""
+    digest = sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            stat = path.stat()
+            digest.update(f"{path.relative_to(folder).as_posix()} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
 def check_source(folder: Path, checkpoint: str, evaluation: EvaluationOptions):
-    """Refuse options that name other clips than the index holds.
+    """Refuse options that name other clips than the index holds, and an index of clips that have changed since.
 
     Raises:
-        InputError: names the option, and what the index was built from.
+        InputError: names the option or the folder, and what the index was built from.
     """
-    named = [name for name in SOURCE_FIELDS if getattr(evaluation, name)]
-    if not named:
-        return
     path = folder / SOURCE
     try:
         source = dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+        states = dict(source.get("state", {}))
     except (ValueError, TypeError) as error:
         raise InputError(f"{path}: not the JSON that `mmt search` writes ({error}); build the index again") from error
+    for place, state in states.items():
+        if Path(place).is_dir() and state_of(Path(place)) != state:
+            raise InputError(
+                f"{place} has changed since {folder} was built from it; delete the index to build it again"
+            )
+    named = [name for name in SOURCE_FIELDS if getattr(evaluation, name)]
+    if not named:
+        return
     requested = source_of(evaluation.spec(checkpoint))
     for name in named:
         if name not in source or source[name] != requested[name]:

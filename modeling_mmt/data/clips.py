@@ -11,12 +11,15 @@ import datasets
 import torch
 from PIL import Image
 
+from modeling_mmt.data.confinement import ConfinementError, leads_out
+
 
 class ClipColumn(Mapping[str, Any]):
     """`video_id` to what `modeling_mmt.video_decoding_mmt.read_clip` reads; nothing is decoded before it is asked for.
 
     A column may be of `datasets.Video`, of `datasets.Image` (with `num_frames` beside it: film strips, as emoji9's),
-    or of texts: paths of videos, pictures and folders of frames, relative to the dataset's folder or absolute.
+    or of texts: paths of videos, pictures and folders of frames, relative to the dataset's folder or absolute. Those
+    of a dataset that is no folder here are a stranger's, and must be inside it.
 
     Args:
         rows: with `video_id` and the column.
@@ -47,6 +50,7 @@ class ClipColumn(Mapping[str, Any]):
         Raises:
             KeyError: no such clip.
             ValueError: the column has nothing there.
+            ConfinementError: the column of a dataset that is no folder here names a path that leads out of it.
         """
         row = self.rows[self._row_of[video_id]]
         source = row[self.column]
@@ -55,7 +59,13 @@ class ClipColumn(Mapping[str, Any]):
         if self.are_filmstrips:
             strip = source if source["bytes"] else Image.open(source["path"])
             return frames_of({**row, "frames": strip})
-        return source if isinstance(source, Mapping) else str(self.folder / source)
+        if isinstance(source, Mapping):
+            return source
+        if leads_out(source) and not self.folder.is_dir():
+            raise ConfinementError(
+                f"{self.folder}: {self.column} of {video_id!r} names {source!r}, outside the dataset; leave it out"
+            )
+        return str(self.folder / source)
 
     def fingerprint(self) -> str:
         """SHA-256 of the clips: the bytes that rows hold; of files that they name, the paths, sizes and times."""

@@ -186,13 +186,35 @@ def _check_size(folder: Path, shard: Mapping[str, Any]) -> Path:
 
 
 def _read_ids(folder: Path, shard: Mapping[str, Any]) -> list[str]:
+    """A shard's ids; its values, and with them its SHA-256, are read when a clip of it is asked for."""
     path = _check_size(folder, shard)
+    return _read_table(path, pa.memory_map(str(path)), ["video_id"])["video_id"].to_pylist()
+
+
+def _read_table(path: Path, source: Any, columns: list[str]) -> pa.Table:
+    """Columns of a shard, every offset and text of them within bounds: what follows trusts them, and would crash.
+
+    Raises:
+        FeatureStoreError: it cannot be read; names `path`, which `source` is the bytes of.
+    """
     try:
         if path.suffix == ".arrow":
-            return pa.ipc.open_stream(pa.memory_map(str(path))).read_all()["video_id"].to_pylist()
-        return pq.read_table(path, columns=["video_id"])["video_id"].to_pylist()
-    except (pa.ArrowException, OSError, KeyError) as error:
+            fields = pa.ipc.open_stream(source).schema
+            options = pa.ipc.IpcReadOptions(included_fields=[fields.get_field_index(name) for name in columns])
+            source.seek(0)
+            table = pa.ipc.open_stream(source, options=options).read_all()
+        else:
+            table = pq.read_table(source, columns=columns)
+        table.validate(full=True)
+    except Exception as error:  # a damaged file leads the readers anywhere
         raise FeatureStoreError(f"{path}: no readable shard ({error}); copy or write the store again") from error
+    for name in columns:
+        if name not in table.column_names:
+            raise FeatureStoreError(f"{path}: no readable shard (no column {name}); copy or write the store again")
+    kind = table["video_id"].type
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        raise FeatureStoreError(f"{path}: no readable shard (video_id is {kind}); write the store again, ids as texts")
+    return table
 
 
 def read_shard(folder: Path, shard: Mapping[str, Any], manifest: Mapping[str, Any]) -> _Shard:
@@ -210,10 +232,7 @@ def read_shard(folder: Path, shard: Mapping[str, Any], manifest: Mapping[str, An
             f"{path}: SHA-256 is {got}, the manifest says {shard['sha256']}; the file was changed or damaged: copy or "
             "write the store again"
         )
-    if path.suffix == ".arrow":
-        table = pa.ipc.open_stream(data).read_all()
-    else:
-        table = pq.read_table(pa.BufferReader(data), columns=["video_id", "video_features"])
+    table = _read_table(path, pa.BufferReader(data), ["video_id", "video_features"])
     for field in ("extractor", "revision"):  # a shard of ours says whose it is; one of others need not
         value = (table.schema.metadata or {}).get(field.encode(), manifest[field].encode()).decode()
         if value != manifest[field]:

@@ -1,10 +1,12 @@
 """Files: written whole or not at all, hashed, and read with the torn one named."""
 
+import errno
+import glob
 import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import file_digest, sha1
 from pathlib import Path
 from secrets import token_hex
@@ -143,14 +145,36 @@ def writing_folder(path: str | os.PathLike, replace: bool = False) -> Iterator[P
     partial.mkdir()
     try:
         yield partial
-        if path.exists():
-            if not replace:
-                raise FileExistsError(f"{path} already exists; remove it, or choose another folder")
-            os.replace(path, old)
-        put_in_place(partial, path)
+        while not _placed(partial, path, old if replace else None):
+            pass  # another writer came between
     finally:
         for leftover in (partial, old):
             shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _placed(partial: Path, path: Path, old: Path | None) -> bool:
+    """Whether a folder could be given its name; the one that has it is moved to `old`, or stays where that is None."""
+    if path.exists() and old is None:
+        raise FileExistsError(f"{path} already exists; remove it, or choose another folder")
+    if old is not None:
+        shutil.rmtree(old, ignore_errors=True)
+        with suppress(FileNotFoundError):
+            os.replace(path, old)
+    try:
+        put_in_place(partial, path)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            return False
+        if old is not None and old.exists():
+            os.replace(old, path)
+        raise
+    return True
+
+
+def remove_partials(path: Path) -> None:
+    """Remove what killed writers of a path left beside it; whoever calls it holds the lock of all writers."""
+    for leftover in path.parent.glob(f"{glob.escape(path.name)}.*.partial"):
+        shutil.rmtree(leftover, ignore_errors=True) if leftover.is_dir() else leftover.unlink(missing_ok=True)
 
 
 def put_in_place(partial: Path, path: Path) -> None:

@@ -6,7 +6,7 @@ last. Here the revision decides: it is resolved to a commit, whose files are dow
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +16,7 @@ from datasets import Dataset, DatasetDict, Image, Video, load_dataset
 from datasets.exceptions import DatasetGenerationError
 from huggingface_hub import snapshot_download
 
+from modeling_mmt.data.confinement import check_card, check_media
 from modeling_mmt.data.errors import InputError, naming_input
 from modeling_mmt.data.files import file_hash, write_json
 
@@ -130,9 +131,37 @@ def load_pinned_dataset(
 
     Raises:
         SnapshotError, LocalEntryNotFoundError: as `pinned_snapshot`.
+        ConfinementError: the card or a row names something outside the repository.
     """
     folder = pinned_snapshot(repo_id, revision=revision, repo_type="dataset", cache_dir=cache_dir, token=token)
-    return load_dataset(str(folder), name, split=split, **options)
+    return _load_confined(folder, repo_id, name, split=split, **options)
+
+
+def _load_confined(folder: Path, source: str, *arguments: Any, **options: Any) -> Any:
+    """`datasets.load_dataset` of a folder that nothing outside it is read for, neither now nor when media are opened.
+
+    Raises:
+        ConfinementError: the card or a row of the dataset, whose name is `source`, names something outside the folder.
+    """
+    check_card(folder)
+    loaded = load_dataset(str(folder), *arguments, **options)
+    for rows in loaded.values() if isinstance(loaded, Mapping) else [loaded]:
+        if isinstance(rows, Dataset):  # what is streamed is the caller's to look at
+            check_media(rows, folder, source)
+    return loaded
+
+
+def check_hub_name(name: str) -> str:
+    """The name of what is not here, if it may be asked of the Hub; a mistyped path may not: a stranger could own it.
+
+    Raises:
+        InputError: it begins with `.`, `/` or `~`, has a backslash or more than one slash, or its first part is a
+            folder here.
+    """
+    first, slash, rest = name.partition("/")
+    if name.startswith((".", "/", "~")) or "\\" in name or "/" in rest or (slash and Path(first).is_dir()):
+        raise InputError(f"{name} is not there, and reads as a path, so that the Hub is not asked; correct the path")
+    return name
 
 
 def dataset_folder(name: str) -> str:
@@ -168,8 +197,8 @@ def _read(name: str, revision: str | None, split: str | None) -> Any:
     with naming_input(name):
         try:
             if Path(name).is_dir():
-                return load_dataset(name, split=split)
-            return load_pinned_dataset(name, split=split, revision=revision)
+                return _load_confined(Path(name), name, split=split)
+            return load_pinned_dataset(check_hub_name(name), split=split, revision=revision)
         except DatasetGenerationError as error:
             why = f"{error.__cause__ or error}".strip(". ")
             raise InputError(f"{name}: a file cannot be read ({why}); build or download the dataset again") from error

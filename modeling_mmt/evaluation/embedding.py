@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from threading import Lock
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
+
+_LOCK = Lock()
+_MODES: dict[Any, Any] = {}  # model -> how many threads embed with it, and its modules' modes before the first
 
 
 def embed_texts(
@@ -113,6 +118,25 @@ def embed_images(
     return _embed("images", [1] * len(images), batch_size, progress, model, embed)
 
 
+@contextmanager
+def in_eval_mode(model: Any) -> Iterator[None]:
+    """Put a model in eval mode, and every module of it back in its own mode once no thread is in here with it."""
+    with _LOCK:
+        if model not in _MODES:
+            modules = list(model.modules()) if isinstance(model, torch.nn.Module) else [model]
+            _MODES[model] = [0, [(module, module.training) for module in modules]]
+            model.eval()
+        _MODES[model][0] += 1
+    try:
+        yield
+    finally:
+        with _LOCK:
+            _MODES[model][0] -= 1
+            if not _MODES[model][0]:
+                for module, mode in _MODES.pop(model)[1]:
+                    module.training = mode
+
+
 def _on_device(inputs: Mapping[str, Any], model: Any) -> dict[str, Any]:
     return {name: value.to(model.device) for name, value in inputs.items()}
 
@@ -135,16 +159,11 @@ def _embed(
         from tqdm.auto import tqdm  # only here: ranking does not need it
 
         starts = tqdm(starts, desc=progress, unit="batch")
-    was_training = model.training
-    model.eval()
     parts = []
-    try:
-        with torch.inference_mode():
-            for start in starts:
-                pooled = features_of(order[start : start + batch_size]).pooler_output  # (B, P)
-                parts.append(F.normalize(pooled.float(), dim=-1).cpu())
-    finally:
-        model.train(was_training)
+    with in_eval_mode(model), torch.inference_mode():
+        for start in starts:
+            pooled = features_of(order[start : start + batch_size]).pooler_output  # (B, P)
+            parts.append(F.normalize(pooled.float(), dim=-1).cpu())
     embeds = torch.cat(parts)
     finite = embeds.isfinite().all(dim=1)
     if not finite.all():

@@ -22,7 +22,7 @@ from modeling_mmt.data.clip_cache import ClipSequence
 from modeling_mmt.data.clips import ClipColumn
 from modeling_mmt.data.features import FeatureStores
 from modeling_mmt.data.files import CheckpointError, check_finite, naming_torn_weights
-from modeling_mmt.data.reading import dataset_folder, read_split
+from modeling_mmt.data.reading import check_hub_name, dataset_folder, read_split
 from modeling_mmt.evaluation.checkpoint_recipe import RECIPE, recipe_file, searched_data
 from modeling_mmt.evaluation.embedding import embed_texts, embed_videos
 from modeling_mmt.evaluation.metrics import retrieval_metrics
@@ -223,10 +223,13 @@ def check_checkpoint(source: str):
 
     Raises:
         FileNotFoundError: `source` is no checkpoint's folder, and not formed like a Hub name.
+        InputError: as `check_hub_name`.
     """
     folder = Path(source)
     if not (folder / "config.json").is_file() and (folder.exists() or source.count("/") != 1):
         raise FileNotFoundError(f"no checkpoint in {source}: it has no config.json; `mmt train` writes one")
+    if not folder.exists():
+        check_hub_name(source)
 
 
 def open_checkpoint(source: str, revision: str | None = None) -> tuple[MMTModel, MMTProcessor]:

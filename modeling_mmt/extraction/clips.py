@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from modeling_mmt.data.clips import frames_of
-from modeling_mmt.data.reading import dataset_folder
+from modeling_mmt.data.reading import read_splits
 from modeling_mmt.extraction.video_lists import Video, check_ids, find_videos, fingerprint
 
 FILMSTRIP_COLUMNS = ("video_id", "frames", "num_frames")
@@ -55,7 +55,7 @@ def clips_of_dataset(name: str, limit: int | None) -> Clips:
     Raises:
         ValueError: it has neither, or a split lacks a column.
     """
-    dataset = datasets.load_dataset(dataset_folder(name))
+    dataset = read_splits(name, None)
     first = next(iter(dataset.values()))
     column = next((key for key, kind in first.features.items() if isinstance(kind, datasets.Video)), None)
     columns = [key for key in ("video_id", column) if key in first.column_names] if column else FILMSTRIP_COLUMNS

@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from modeling_mmt.data.files import file_sha256, locked, put_in_place
+from modeling_mmt.data.reading import check_hub_name
 from modeling_mmt.extraction.packaged_weights import PackagedEncoderError, write_e5, write_lite0
 
 logger = logging.getLogger(__name__)
@@ -111,11 +112,14 @@ def resolve_encoder(name_or_path: str | Path, cache_dir: str | Path | None = Non
     """A packaged encoder's name becomes its local folder; a Hub id or any other folder is returned as it is.
 
     A local folder of the same name wins, as it does in `from_pretrained`.
+
+    Raises:
+        InputError: nothing is there, and it reads as a path (`check_hub_name`).
     """
     name = str(name_or_path)
     if name in PACKAGED_ENCODERS and not Path(name).is_dir():
         return str(packaged_encoder(name, cache_dir))
-    return name
+    return name if Path(name).exists() else check_hub_name(name)
 
 
 def _is_whole(folder: Path) -> bool:

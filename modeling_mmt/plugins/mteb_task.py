@@ -10,20 +10,19 @@ The captions of a language are its queries, and every language searches the same
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset, load_dataset
+from datasets import Dataset
 from mteb.abstasks.retrieval import AbsTaskRetrieval
 from mteb.abstasks.retrieval_dataset_loaders import RetrievalSplitData
 from mteb.abstasks.task_metadata import TaskMetadata
 
 from modeling_mmt.data.clips import frames_of
 from modeling_mmt.data.languages import LANGUAGES
-from modeling_mmt.data.reading import dataset_folder
+from modeling_mmt.data.reading import dataset_folder, read_split
 
 # MTEB's names of the paper's languages
 MTEB_NAMES = dict(
@@ -122,10 +121,9 @@ class TextToVideoRetrieval(AbsTaskRetrieval):
         if getattr(self, "data_loaded", False):
             return
         source = self.metadata.dataset
-        revision = None if Path(source["path"]).is_dir() else source["revision"]
         self.dataset: dict[str, Any] = {language: {} for language in self.hf_subsets}
         for split in self.metadata.eval_splits:
-            rows = load_dataset(source["path"], split=split, revision=revision)
+            rows = read_split(source["path"], source["revision"], split)
             columns = {language: f"{self.text_column}_{language}" for language in self.hf_subsets}
             for column in ("video_id", *columns.values()):
                 if column not in rows.column_names:

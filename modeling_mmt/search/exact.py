@@ -33,7 +33,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -145,10 +144,9 @@ class ExactSearch:
         self, queries: torch.Tensor, top: int, allowed: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         kind = self.choose_screen(len(queries))
-        with _whole_float32():
-            if kind != "float32" or len(queries) < MANY_QUERIES:
-                return self._search_screen(queries, top, allowed, kind)
-            parts = [self._search_products(part, top, allowed) for part in queries.split(QUERIES_AT_ONCE)]
+        if kind != "float32" or len(queries) < MANY_QUERIES:
+            return self._search_screen(queries, top, allowed, kind)
+        parts = [self._search_products(part, top, allowed) for part in queries.split(QUERIES_AT_ONCE)]
         self.last_survivors = sum(survivors for _, _, survivors in parts)
         return torch.cat([scores for scores, _, _ in parts]), torch.cat([rows for _, rows, _ in parts])
 
@@ -205,15 +203,15 @@ class ExactSearch:
         return scores[chosen], row[chosen]
 
 
-@contextmanager
-def _whole_float32() -> Iterator[None]:
-    """Products as `_product_error` bounds them: not in bfloat16, as on some processors if a program allows it."""
-    allowed = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(allowed)
+def _multiply(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+    """A float32 product as `_product_error` bounds it, not in bfloat16 as on some processors if a program allows it.
+
+    What a program allows holds for all its threads, which is why NumPy, that never does it, multiplies then.
+    """
+    if torch.get_float32_matmul_precision() == "highest":
+        return torch.mm(left, right, out=out)
+    product = np.matmul(left.numpy(), right.numpy(), out=None if out is None else out.numpy())
+    return torch.from_numpy(product) if out is None else out
 
 
 def _sum_loss(width: int) -> float:
@@ -248,7 +246,7 @@ def _largest_products(
     for start in range(0, len(embeddings), size):
         block = embeddings[start : start + size]
         scores = memory[: len(queries) * len(block)].view(len(queries), len(block))
-        torch.mm(queries, block.T, out=scores)
+        _multiply(queries, block.T, out=scores)
         if allowed is not None:
             scores.masked_fill_(~allowed[start : start + size], -torch.inf)
         place = torch.arange(len(block)).expand_as(scores)
@@ -333,7 +331,9 @@ def _product(queries: torch.Tensor, rows: torch.Tensor, kind: str) -> torch.Tens
             return queries.int() * rows.T.int()
         return torch._int_mm(queries, rows.T)
     if kind == "float32" and len(queries) > 1:
-        return (rows @ queries.T).T  # the order in which a tall matrix is read once
+        return _multiply(rows, queries.T).T  # the order in which a tall matrix is read once
+    if kind == "float32":
+        return _multiply(queries, rows.T)
     return queries @ rows.T
 
 

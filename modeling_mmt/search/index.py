@@ -33,13 +33,14 @@ from safetensors.torch import load_file, save_file
 
 from modeling_mmt.data.clip_cache import ClipSequence
 from modeling_mmt.data.errors import InputError
-from modeling_mmt.data.files import file_sha256, write_json, writing_folder
+from modeling_mmt.data.files import file_sha256, locked, remove_partials, write_json, writing_folder
 from modeling_mmt.evaluation.embedding import embed_images, embed_texts, embed_videos
 from modeling_mmt.search.engines import SearchEngine
 from modeling_mmt.search.exact import ExactSearch
 
 FORMAT = 1
 EMBEDDINGS, CLIPS, INDEX = "embeddings.safetensors", "clips.parquet", "index.json"
+SOURCE = "source.json"  # beside them where it is known: what the clips were read from, for who builds it again
 FIELDS = ("format", "fingerprint", "model", "revision", "num_clips", "dim", "files")
 _NOT_OF_THE_MODEL = (
     "transformers_version",
@@ -139,15 +140,28 @@ class SearchIndex:
 
     # -- kept ---------------------------------------------------------------------------------------------------------
 
-    def save(self, folder: str | os.PathLike) -> Path:
+    def save(self, folder: str | os.PathLike, source: Mapping[str, Any] | None = None) -> Path:
         """Write the folder, whole or not at all.
+
+        Args:
+            folder: that is made.
+            source: what the clips were read from, for `source.json`.
 
         Raises:
             FileExistsError: something is there.
+            SearchIndexError: another process is saving an index there.
         """
         folder = Path(folder)
         if folder.exists():
             raise FileExistsError(f"{folder} already exists; remove it, or save the index elsewhere")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        busy = SearchIndexError(f"{folder}: another process is saving an index there; wait for it")
+        with locked(folder.with_name(f"{folder.name}.lock"), busy):
+            remove_partials(folder)
+            self._write(folder, source)
+        return folder
+
+    def _write(self, folder: Path, source: Mapping[str, Any] | None) -> None:
         with writing_folder(folder) as partial:
             save_file({"embeddings": self.embeddings.contiguous()}, partial / EMBEDDINGS)
             self.clips.to_parquet(partial / CLIPS)
@@ -164,16 +178,18 @@ class SearchIndex:
                 },
             }
             write_json(partial / INDEX, content)
-        return folder
+            if source is not None:
+                write_json(partial / SOURCE, source)
 
     @classmethod
-    def load(cls, folder: str | os.PathLike, model: Any | None = None, verify: bool = False) -> SearchIndex:
+    def load(cls, folder: str | os.PathLike, model: Any | None = None, verify: bool = True) -> SearchIndex:
         """Open a saved index; the embeddings stay on disk until they are read.
 
         Args:
             folder: what `save` wrote.
             model: that will ask; None asks later, with `check_model`.
-            verify: also compare each file's SHA-256, which reads it all. Sizes are always compared.
+            verify: compare each file's SHA-256, which reads it all; False compares sizes alone, for an index that this
+                process has checked before.
 
         Raises:
             FileNotFoundError: a file is not there.
@@ -185,7 +201,9 @@ class SearchIndex:
             _check_file(folder / name, content["files"].get(name), verify)
         try:
             embeddings = load_file(folder / EMBEDDINGS)["embeddings"]
-            clips = Dataset(pq.read_table(folder / CLIPS, memory_map=True))
+            table = pq.read_table(folder / CLIPS, memory_map=True)
+            table.validate(full=True)
+            clips = Dataset(table)
         except (SafetensorError, pa.ArrowException, KeyError, OSError) as error:
             raise SearchIndexError(f"{folder}: unreadable ({error}); build or download the index again") from error
         expected = (content["num_clips"], content["dim"])
@@ -236,7 +254,7 @@ class SearchIndex:
         folder = snapshot_download(
             repo_id, repo_type="dataset", revision=revision, allow_patterns=[EMBEDDINGS, CLIPS, INDEX]
         )
-        return cls.load(folder, model, verify=True)
+        return cls.load(folder, model)
 
     # -- asked --------------------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from modeling_mmt import MMTConfig
 from modeling_mmt.data.checks import blank_texts, missing_columns, search_problems, too_few_languages
 from modeling_mmt.data.collator import EpochBatchSampler
 from modeling_mmt.data.errors import naming_input
-from modeling_mmt.extraction.packaged_encoders import PACKAGED_ENCODERS
+from modeling_mmt.extraction.packaged_encoders import PACKAGED_ENCODERS, resolve_encoder
 from modeling_mmt.training.corpora import Corpora
 from modeling_mmt.training.recipe import DataArguments, Recipe, RecipeError, Source, columns_of
 
@@ -53,7 +53,7 @@ def encoder_problems(corpora: Corpora) -> Iterator[str]:
         if name in PACKAGED_ENCODERS:
             continue
         try:
-            config = AutoConfig.from_pretrained(name, revision=revision)
+            config = AutoConfig.from_pretrained(resolve_encoder(name), revision=revision)
         except (OSError, ValueError) as error:
             yield f"{kind} {name} cannot be loaded: {str(error).splitlines()[0]}{corpora.origin(name)}"
             continue

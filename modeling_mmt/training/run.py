@@ -40,6 +40,8 @@ from modeling_mmt.training.validation import search_split
 
 logger = logging.getLogger("train")
 
+RESULTS = ("README.md", "metrics.json", "ranks.json", "recipe.json", "training_log.jsonl")  # what tells of the weights
+
 
 @contextmanager
 def open_run(recipe: Recipe) -> Iterator["Run"]:
@@ -185,6 +187,8 @@ class Run:
         if not self.accelerator.is_main_process:
             return
         output_dir = Path(self.recipe.output_dir)
+        for name in RESULTS:  # of an earlier model: without them a run that is killed here is not published
+            (output_dir / name).unlink(missing_ok=True)
         self.data.model.save_pretrained(output_dir)
         self.data.processor.save_pretrained(output_dir)
         apply_umask(output_dir)

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from modeling_mmt import MMTModel
 from modeling_mmt.data.collator import ClipDataset, EpochBatchSampler
-from modeling_mmt.data.files import load_tensors, save_tensors, write_json
+from modeling_mmt.data.files import CheckpointError, file_sha256, load_tensors, save_tensors, write_json
 from modeling_mmt.data.windows import SampledClips
 from modeling_mmt.training.batches import RunData
 from modeling_mmt.training.checkpointing import (
@@ -34,6 +34,8 @@ from modeling_mmt.training.step import Learner, open_learner
 from modeling_mmt.training.validation import english_score
 
 logger = logging.getLogger(__name__)
+
+BEST_WEIGHTS, RESULT_WEIGHTS = "best.safetensors", "result.safetensors"
 
 
 def train_stage(
@@ -66,9 +68,9 @@ def train_stage(
     data.learn_vision_layers(stage.learn_vision_layers)
     release(model)
     if (folder / "result.json").is_file():
-        weights = load_tensors(folder / "result.safetensors", f"delete {folder}, and {name} is run again")
+        result, weights = finished_stage(folder, name)
         load_trainable_state(model, weights, source=str(folder))
-        return json.loads((folder / "result.json").read_text())
+        return result
     start = {key: value.clone() for key, value in trainable_state(model).items()} if average else {}
     hold(model, frozen_prefixes(stage))
 
@@ -88,7 +90,7 @@ def train_stage(
     if data.recipe.model.dual_encoder is not None and stage.evaluations and not progress["curve"]:
         progress["best"] = {"step": 0, "loss": None, "validation_mrr": english_score(data)}  # zero-shot, at first
         progress["curve"].append(progress["best"])
-        checkpoints.save_best(model)
+        progress["best_sha256"] = checkpoints.save_best(model)
     learner.model.train()
     while step < num_steps:
         losses: dict[str, torch.Tensor] = {}
@@ -113,7 +115,7 @@ def train_stage(
             progress["curve"].append(point)
             if progress["best"] is None or point["validation_mrr"] > progress["best"]["validation_mrr"]:
                 progress["best"] = point
-                checkpoints.save_best(model)
+                progress["best_sha256"] = checkpoints.save_best(model)
             best = progress["best"]["validation_mrr"]
             bar.set_postfix(validation_mrr=f"{point['validation_mrr']:.1f}", best=f"{best:.1f}")
 
@@ -128,8 +130,10 @@ def train_stage(
     learner.update_model()
     model.eval()
     accelerator.wait_for_everyone()  # the best weights may be on their way to the disk
+    best_sha256 = progress.pop("best_sha256", None)
     if stage.evaluations:
-        load_trainable_state(model, load_tensors(folder / "best.safetensors"), source=str(folder))
+        best_weights = load_weights(folder / BEST_WEIGHTS, best_sha256, f"delete {folder}, and {name} is run again")
+        load_trainable_state(model, best_weights, source=str(folder))
     for key, parameter in model.named_parameters():
         if parameter.requires_grad and average:
             parameter.data.lerp_(start[key].to(parameter.device), average)
@@ -137,6 +141,32 @@ def train_stage(
     release(model)
     checkpoints.finish(model, result)
     return result
+
+
+def finished_stage(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """What a stage's result says, and its weights, whose SHA-256 it says too.
+
+    Raises:
+        CheckpointError: a file is not there, is torn, or has changed.
+    """
+    path, remedy = folder / "result.json", f"delete {folder}, and {name} is run again"
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        digest = str(result.pop("sha256"))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: torn, or of an earlier version ({error}); {remedy}") from error
+    return result, load_weights(folder / RESULT_WEIGHTS, digest, remedy)
+
+
+def load_weights(path: Path, digest: str | None, remedy: str) -> dict[str, torch.Tensor]:
+    """A file's tensors, if its SHA-256 is `digest`; None where another process knows that.
+
+    Raises:
+        CheckpointError: it is not there, torn or changed.
+    """
+    if not path.is_file() or digest not in (None, file_sha256(path)):
+        raise CheckpointError(f"{path}: torn (its SHA-256 is not the one that was noted); {remedy}")
+    return load_tensors(path, remedy)
 
 
 def release(model: MMTModel):
@@ -217,16 +247,19 @@ class StageCheckpoints:
             prune_checkpoints(self.folder, keep_last=2)
         self.data.save_cache()
 
-    def save_best(self, model: MMTModel):
-        """Write the weights that learn."""
-        if self.accelerator.is_main_process:
-            save_tensors(self.folder / "best.safetensors", trainable_state(model))
+    def save_best(self, model: MMTModel) -> str | None:
+        """Write the weights that learn; their SHA-256 in the process that writes."""
+        if not self.accelerator.is_main_process:
+            return None
+        save_tensors(self.folder / BEST_WEIGHTS, trainable_state(model))
+        return file_sha256(self.folder / BEST_WEIGHTS)
 
     def finish(self, model: MMTModel, result: Mapping[str, Any]):
         """Write the stage's result in place of its checkpoints."""
         if self.accelerator.is_main_process:
-            save_tensors(self.folder / "result.safetensors", trainable_state(model))
-            write_json(self.folder / "result.json", result)
+            path = self.folder / RESULT_WEIGHTS
+            save_tensors(path, trainable_state(model))
+            write_json(self.folder / "result.json", {**result, "sha256": file_sha256(path)})
             prune_checkpoints(self.folder, keep_last=0)
         self.data.save_cache()
 

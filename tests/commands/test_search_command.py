@@ -1,17 +1,21 @@
 """`mmt search` on an untrained checkpoint: its results are those of the index, kept and read again."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from command_line import build_checkpoint, call
+from datasets import Dataset
 
 from modeling_mmt.commands.errors import printable
 from modeling_mmt.commands.search import check_condition, check_query
+from modeling_mmt.data.files import write_json
 from modeling_mmt.evaluation.embedding import embed_texts
 from modeling_mmt.evaluation.evaluate import EvalSpec, evaluate, open_checkpoint, open_corpus
+from modeling_mmt.search import index as searching
 
 QUERIES = ["red dog", "weißer Wal"]
 
@@ -116,13 +120,47 @@ def test_an_index_of_other_clips_than_the_options_name_is_refused(checkpoint, co
 
 
 @pytest.mark.parametrize("content", ["{", "[]x", "3"])
-def test_a_broken_record_of_an_index_is_named_where_it_is_needed(checkpoint, tmp_path, capsys, content):
+def test_a_broken_record_of_an_index_is_named(checkpoint, tmp_path, capsys, content):
     index = tmp_path / "index"
     assert call(capsys, "search", checkpoint, "dog", "--index", index)[0] == 0
     (index / "source.json").write_text(content)
-    assert call(capsys, "search", checkpoint, "dog", "--index", index)[0] == 0  # nothing to compare
-    code, out, err = call(capsys, "search", checkpoint, "dog", "--index", index, "--split", "test")
-    assert (code, out) == (2, "") and f"{index / 'source.json'}: not the JSON that `mmt search` writes" in err
+    for options in ([], ["--split", "test"]):
+        code, out, err = call(capsys, "search", checkpoint, "dog", "--index", index, *options)
+        assert (code, out) == (2, "") and f"{index / 'source.json'}: not the JSON that `mmt search` writes" in err
+
+
+def test_a_search_that_is_killed_before_its_index_s_last_file_leaves_none_and_can_be_repeated(
+    checkpoint, tmp_path, capsys, monkeypatch
+):
+    """The folder was whole but for `source.json`, and the same command failed for ever."""
+    index, command = tmp_path / "index", ("search", checkpoint, "dog", "--split", "validation", "--index")
+
+    def killed(path, value):
+        if Path(path).name == "source.json":
+            raise KeyboardInterrupt
+        write_json(path, value)
+
+    monkeypatch.setattr(searching, "write_json", killed)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        call(capsys, *command, index)
+        raise SystemExit
+    monkeypatch.undo()
+    assert not index.exists()
+    assert [call(capsys, *command, index)[0] for _ in range(2)] == [0, 0]
+
+
+def test_an_index_of_a_dataset_that_was_built_again_is_refused(checkpoint, corpus, tmp_path, capsys):
+    clips, index = shutil.copytree(corpus / "corpus_with_features", tmp_path / "clips"), tmp_path / "index"
+    command = ("search", checkpoint, "dog", "--dataset", clips, "--languages", "en", "--index", index)
+    assert [call(capsys, *command)[0] for _ in range(2)] == [0, 0]
+    (path,) = clips.rglob("*test*.parquet")
+    Dataset.from_parquet(str(path), cache_dir=str(tmp_path / "cache")).select(range(11)).to_parquet(str(path))
+    for words in (command, ("search", checkpoint, "dog", "--index", index)):
+        code, out, err = call(capsys, *words)
+        assert (code, out) == (2, "") and err.count("\n") == 1
+        assert f"{clips} has changed since {index} was built from it; delete the index to build it again" in err
+    shutil.rmtree(index)
+    assert call(capsys, *command)[0] == 0
 
 
 @pytest.mark.parametrize(

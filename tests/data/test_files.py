@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -22,7 +24,7 @@ from modeling_mmt.data.files import (
     writing_file,
     writing_folder,
 )
-from modeling_mmt.search.index import SearchIndex
+from modeling_mmt.search.index import SearchIndex, SearchIndexError
 
 ABC = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2, appendix B.1
 
@@ -107,3 +109,48 @@ def test_a_lock_that_another_process_holds_is_refused_with_what_is_given_and_lef
     with locked(tmp_path / "lock", ValueError("busy")):
         assert (tmp_path / "lock").exists()
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("replace", [True, False])
+def test_of_writers_at_once_one_s_folder_stays_whole_and_nothing_lies_beside_it(tmp_path, replace):
+    def write(name):
+        with writing_folder(path, replace) as partial:
+            for file in ("a", "b"):
+                (partial / file).write_text(name)
+            ready.wait(timeout=30)
+
+    for number in range(20):
+        path, ready = tmp_path / str(number), threading.Barrier(3)
+        with ThreadPoolExecutor(3) as pool:
+            failed = [done.exception() for done in [pool.submit(write, name) for name in "123"]]
+        assert [type(error) for error in failed if error] == ([] if replace else [FileExistsError] * 2)
+        assert (path / "a").read_text() == (path / "b").read_text() in "123"
+    assert len(list(tmp_path.iterdir())) == 20
+
+
+def test_a_folder_whose_successor_cannot_be_placed_is_kept(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "old").touch()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("modeling_mmt.data.files.put_in_place", full)
+    with pytest.raises(OSError, match="No space left"), writing_folder(tmp_path / "data", replace=True):
+        pass
+    assert [path.name for path in tmp_path.rglob("*")] == ["data", "old"]
+
+
+def test_of_indexes_saved_at_once_one_stays_and_what_killed_writers_left_goes(tmp_path):
+    def save(number):
+        ready.wait(timeout=30)
+        SearchIndex(torch.eye(3)[:number], Dataset.from_dict({"video_id": list("abc")[:number]}), "f").save(path)
+
+    for number in range(20):
+        path, ready = tmp_path / str(number), threading.Barrier(2)
+        (tmp_path / f"{number}.0a1b2c3d.partial").mkdir()
+        with ThreadPoolExecutor(2) as pool:
+            failed = [done.exception() for done in [pool.submit(save, size) for size in (2, 3)]]
+        assert [error for error in failed if not isinstance(error, FileExistsError | SearchIndexError)] == [None]
+        assert len(SearchIndex.load(path)) in (2, 3)
+    assert sorted(os.listdir(tmp_path)) == sorted(map(str, range(20)))

@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import multiprocessing
+import sys
 import tracemalloc
 
 import datasets
@@ -801,3 +803,46 @@ def test_the_real_parallel_texts_have_their_published_counts(real_data):
         name: len(texts.lines(f"tatoeba_laser/tatoeba.{name}-eng.{name}")) for name in ("deu", "ces", "vie", "swh")
     }
     assert pairs == {"deu": 1000, "ces": 1000, "vie": 1000, "swh": 390}
+
+
+def test_of_two_builds_at_once_data_and_card_are_of_one(tmp_path):
+    """The lock was held for the data alone: the card and `build.json` could be the other's."""
+    for number in (2, 3):
+        lines = [f"clip{row},en,a dog\n" for row in range(number)]
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "captions.csv").write_text("video_id,language,caption\n" + "".join(lines))
+
+    def start(number):
+        ready.wait(timeout=30)
+        try:
+            build("own_clips", ["--data_dir", str(tmp_path / str(number)), "--output_dir", str(out)])
+        except SourceError as error:
+            sys.exit(3 if str(error) == f"{out}: another process is building this dataset; wait for it" else 4)
+
+    fork = multiprocessing.get_context("fork")
+    for trial in range(20):
+        out, ready = tmp_path / f"out{trial}", fork.Barrier(2)
+        writers = [fork.Process(target=start, args=[number]) for number in (2, 3)]
+        for writer in writers:
+            writer.start()
+        for writer in writers:
+            writer.join(timeout=60)
+        assert sorted(writer.exitcode for writer in writers) in ([0, 0], [0, 3])
+        (rows,) = json.loads((out / "build.json").read_text())["rows"].values()
+        assert rows == sum(pq.read_metadata(path).num_rows for path in (out / "data").iterdir())
+        assert sorted(path.name for path in out.iterdir()) == ["README.md", "build.json", "data"]
+
+
+def test_a_build_that_is_killed_after_its_data_leaves_no_card_of_the_old_ones(tmp_path, monkeypatch):
+    BUILDERS["own_clips"][1](tmp_path / "source")
+    run("own_clips", tmp_path)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(corpus, "write_json", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run("own_clips", tmp_path)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["data"]
+    monkeypatch.undo()
+    assert run("own_clips", tmp_path)[0]

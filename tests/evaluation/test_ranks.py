@@ -1,6 +1,7 @@
 """Ranks, metrics, per-language tables, intervals and tests of significance."""
 
 import importlib
+import threading
 import tracemalloc
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from modeling_mmt.evaluation.embedding import embed_texts, embed_videos
+from modeling_mmt.evaluation.embedding import embed_texts, embed_videos, in_eval_mode
 from modeling_mmt.evaluation.metrics import METRICS, average_over_languages, retrieval_metrics
 from modeling_mmt.evaluation.ranks import ranks, ranks_both_ways, ranks_by_language, ranks_from_scores
 from modeling_mmt.evaluation.significance import _weighted_median, bootstrap_interval, paired_test, summarise_seeds
@@ -474,6 +475,29 @@ def test_texts_are_embedded_by_length_and_come_back_in_order_at_unit_norm():
     assert model.training
     expected = torch.nn.functional.normalize(torch.tensor([[float(len(t)), 1.0] for t in texts]), dim=-1)
     torch.testing.assert_close(embeds, expected)
+
+
+def test_every_module_is_left_in_its_own_mode_by_however_many_threads():
+    """Threads that overlap: the first that ended had put the others' model in train mode, the last left it in eval."""
+    model = torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.Identity()))
+    model.train()[1][0].eval()  # as a frozen part is
+    modes = [module.training for module in model.modules()]
+    both, first_is_done = threading.Barrier(2), threading.Event()
+
+    def first():
+        with in_eval_mode(model):
+            both.wait(timeout=30)
+        first_is_done.set()
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    with in_eval_mode(model):
+        both.wait(timeout=30)
+        assert first_is_done.wait(timeout=30)
+        assert not any(module.training for module in model.modules())
+        assert torch.equal(model(torch.ones(64)), torch.ones(64))
+    thread.join()
+    assert [module.training for module in model.modules()] == modes == [True, True, True, False, True]
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 100])

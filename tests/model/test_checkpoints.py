@@ -95,6 +95,16 @@ def test_a_missing_weight_is_an_error_and_never_a_random_one(folder, name):
     assert len(info["missing_keys"]) == 1
 
 
+def test_weights_of_more_layers_than_the_config_counts_are_refused_and_not_left_out(folder):
+    config = json.loads((folder / "config.json").read_text())
+    layers = config["num_hidden_layers"]
+    spoil(folder, {"num_hidden_layers": layers - 1})
+    with pytest.raises(CheckpointError, match=f"layers.{layers - 1}.*has no place for"):
+        open_checkpoint(str(folder))
+    _, info = MMTModel.from_pretrained(folder, output_loading_info=True)  # who asks is told
+    assert info["unexpected_keys"]
+
+
 def test_damaged_weights_are_refused_by_file_and_tensor(folder):
     path = folder / "model.safetensors"
     rewrite(folder, lambda weights: weights["text_projection.output.weight"].view(-1)[3:4].fill_(torch.inf))

@@ -242,20 +242,26 @@ def test_bad_input_is_named(call, words):
         call()
 
 
-@pytest.mark.parametrize(("num_queries", "name"), [(1, "_product"), (exact_search.MANY_QUERIES, "_largest_products")])
-def test_a_program_that_allows_coarser_products_has_exact_search_still(monkeypatch, num_queries, name):
-    """On a processor with bfloat16 products the bounds would not hold, and nobody would be told."""
-    seen, multiply = [], getattr(exact_search, name)
+@pytest.mark.parametrize("num_queries", [1, 2, exact_search.MANY_QUERIES])
+def test_a_program_that_allows_coarser_products_has_exact_search_still_and_keeps_its_choice(monkeypatch, num_queries):
+    """On a processor with bfloat16 products the bounds would not hold; other threads may rely on what they allowed."""
+    monkeypatch.setattr(exact_search, "_faiss", lambda: None)
+    rows, queries = unit(300, 8), unit(num_queries, 8, seed=1)
+    wanted = ExactSearch(rows, "float32").search(queries, 3)
+    allowed = []
 
-    def watched(*arguments):
-        seen.append(torch.get_float32_matmul_precision())
-        return multiply(*arguments)
+    def multiply(*operands, out=None):
+        allowed.append(torch.get_float32_matmul_precision())
+        return np_matmul(*operands, out=out)
 
-    monkeypatch.setattr(exact_search, name, watched)
+    np_matmul = np.matmul
+    monkeypatch.setattr(np, "matmul", multiply)
+    monkeypatch.setattr(torch, "mm", lambda *_, **__: pytest.fail("multiplied as the program allows"))
     torch.set_float32_matmul_precision("medium")
     try:
-        ExactSearch(unit(50, 8), "float32").search(unit(num_queries, 8, seed=1), 3)
+        scores, found = ExactSearch(rows, "float32").search(queries, 3)
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision("highest")
-    assert set(seen) == {"highest"}
+    assert set(allowed) == {"medium"}
+    assert torch.equal(scores, wanted[0]) and torch.equal(found, wanted[1])

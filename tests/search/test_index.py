@@ -11,6 +11,7 @@ from PIL import Image
 from tiny_vision import clip as vision_clip
 from tiny_vision import vision_model, vision_processor
 
+from modeling_mmt.data.files import file_sha256
 from modeling_mmt.search import index as search_module
 from modeling_mmt.search.engines import FaissSearch, QdrantSearch
 from modeling_mmt.search.index import CLIPS, EMBEDDINGS, INDEX, SearchIndex, SearchIndexError, model_fingerprint
@@ -108,7 +109,7 @@ def test_a_filter_leaves_what_its_columns_say(index):
 
 def test_a_saved_index_answers_as_the_one_in_memory(index, model, processor, tmp_path):
     folder = index.save(tmp_path / "kept" / "index")
-    loaded = SearchIndex.load(folder, model, verify=True)
+    loaded = SearchIndex.load(folder, model)
     assert sorted(os.listdir(folder)) == sorted([EMBEDDINGS, CLIPS, INDEX])  # and no file named by an id
     assert sorted(os.listdir(tmp_path)) == ["kept"]
     assert loaded.search_texts(model, processor, TEXTS, 7) == index.search_texts(model, processor, TEXTS, 7)
@@ -149,7 +150,7 @@ def test_a_file_that_is_cut_short_or_changed_or_gone_is_named(index, name, tmp_p
     changed[len(whole) // 2] ^= 1
     (folder / name).write_bytes(changed)
     with pytest.raises(SearchIndexError, match=f"{name}: its SHA-256 is not"):
-        SearchIndex.load(folder, verify=True)
+        SearchIndex.load(folder)
     (folder / name).unlink()
     with pytest.raises(FileNotFoundError, match=f"{name} does not exist"):
         SearchIndex.load(folder)
@@ -162,12 +163,12 @@ def test_a_cut_file_whose_description_was_cut_too_is_still_no_index(index, tmp_p
         content = json.loads((folder / INDEX).read_text())
         kept = (folder / name).read_bytes()
         (folder / name).write_bytes(kept[:-5])
-        content["files"][name]["num_bytes"] -= 5
+        content["files"][name] = {"num_bytes": len(kept) - 5, "sha256": file_sha256(folder / name)}
         (folder / INDEX).write_text(json.dumps(content))
         with pytest.raises(SearchIndexError, match="unreadable"):
             SearchIndex.load(folder)
         (folder / name).write_bytes(kept)
-        content["files"][name]["num_bytes"] += 5
+        content["files"][name] = {"num_bytes": len(kept), "sha256": file_sha256(folder / name)}
         (folder / INDEX).write_text(json.dumps(content))
 
 

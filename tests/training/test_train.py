@@ -27,15 +27,17 @@ from modeling_mmt.commands import train
 from modeling_mmt.data.checks import search_problems
 from modeling_mmt.data.feature_writer import write_feature_store
 from modeling_mmt.data.features import FeatureStore
-from modeling_mmt.data.files import CheckpointError
+from modeling_mmt.data.files import CheckpointError, file_sha256
 from modeling_mmt.data.reading import load_split
 from modeling_mmt.evaluation.embedding import embed_texts, embed_videos
 from modeling_mmt.evaluation.ranks import ranks_by_language
+from modeling_mmt.hub.publish import PublishError, publish
 from modeling_mmt.training.batches import RunData
 from modeling_mmt.training.corpora import Corpora
 from modeling_mmt.training.recipe import RecipeError, stages
 from modeling_mmt.training.recipe_reading import load_recipe
-from modeling_mmt.training.stage import machine
+from modeling_mmt.training.run import RESULTS
+from modeling_mmt.training.stage import load_weights, machine
 
 FILE = str(ROOT / "setup.py")  # where a folder should be
 CHANCE = 100 / SPLITS["test"]
@@ -648,6 +650,56 @@ def test_a_frozen_prefix_that_no_parameter_has_is_refused(run):
         run({"finetuning.freeze": ["video_", "txt_model"]})
 
 
+def test_one_flipped_bit_of_a_finished_stage_is_refused_and_not_another_model(corpus, tmp_path):
+    changes = {f"pretraining.{key}": 1 for key in ("num_train_epochs", "evaluations")}
+    recipe = write_recipe(corpus, tmp_path, ONLY_PRETRAINING | changes)
+    train.main([recipe])
+    (path,) = tmp_path.glob("stages/*/result.safetensors")
+    data = bytearray(path.read_bytes())
+    data[-100] ^= 1  # of a weight's fraction: finite still
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match=f"{path}: torn .*; delete {path.parent}, and pretraining is run again"):
+        train.main([recipe])
+    (path.parent / "result.json").write_text("{}")  # as an earlier version wrote it, or torn
+    with pytest.raises(CheckpointError, match="result.json: torn, or of an earlier version .*; delete"):
+        train.main([recipe])
+
+
+def test_a_run_killed_while_it_saves_leaves_no_old_figures_beside_new_weights(corpus, tmp_path, monkeypatch):
+    changes = {f"pretraining.{key}": 1 for key in ("num_train_epochs", "evaluations")}
+    recipe = write_recipe(corpus, tmp_path, ONLY_PRETRAINING | changes)
+    train.main([recipe])
+    output = Path(recipe).with_suffix("")
+    written = {path.name for path in output.iterdir()}
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(MMTProcessor, "save_pretrained", killed)  # after the weights
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        train.main([recipe])
+        raise SystemExit
+    assert written - {path.name for path in output.iterdir()} == {*RESULTS}
+    with pytest.raises(PublishError, match="no README.md; nothing is published without a card"):
+        publish(output, "org/name")
+    monkeypatch.undo()
+    train.main([recipe])
+    assert {path.name for path in output.iterdir()} == written
+
+
+def test_weights_that_changed_after_they_were_noted_are_refused(tmp_path):
+    path = tmp_path / "best.safetensors"
+    save_file({"a": torch.ones(2)}, path)
+    digest = file_sha256(path)
+    assert torch.equal(load_weights(path, digest, "mend")["a"], torch.ones(2))
+    save_file({"a": torch.zeros(2)}, path)
+    with pytest.raises(CheckpointError, match="best.safetensors: torn .*; mend"):
+        load_weights(path, digest, "mend")
+    path.unlink()
+    with pytest.raises(CheckpointError, match="best.safetensors: torn"):
+        load_weights(path, None, "mend")
+
+
 @pytest.mark.parametrize("damage", ["torn", "nan"])
 @pytest.mark.parametrize("name", ["result", "encoder"])
 def test_damaged_weights_are_refused_by_file_and_tensor(corpus, tmp_path, name, damage):
@@ -668,6 +720,9 @@ def test_damaged_weights_are_refused_by_file_and_tensor(corpus, tmp_path, name, 
         key = max(key for key in tensors if not key.startswith("pooler."))  # which is not used
         tensors[key].view(-1)[0] = math.nan
         save_file(tensors, path, metadata={"format": "pt"})
+        if name == "result":  # by a stage that went wrong and noted it
+            noted = path.with_name("result.json")
+            noted.write_text(json.dumps({**json.loads(noted.read_text()), "sha256": file_sha256(path)}))
         message = f"{path if name == 'result' else path.parent}: {key} holds NaN or infinity; "
     remedy = f"delete {path.parent}, and pretraining is run again" if name == "result" else "text"
     with pytest.raises(CheckpointError if name == "result" else RecipeError, match=message + f".*{remedy}"):
