@@ -23,7 +23,7 @@ import ijson
 import pyarrow as pa
 
 from datasets_scripts import corpus
-from datasets_scripts.corpus import About, Clock, Row, build, options_of
+from datasets_scripts.corpus import About, Clock, Row, build, cue_row, cue_schema, options_of
 from modeling_mmt.data import cues
 from modeling_mmt.data.cues import Cue, CueCleaner
 from modeling_mmt.data.languages import LANGUAGES
@@ -117,13 +117,7 @@ def make_read(languages: Sequence[str], temporary: Path | None = None):
 
     def read(sources: Sources, tally: Tally, clock: Clock) -> tuple[datasets.Features, dict[str, Iterator[Row]]]:
         names = {lang: sources.find(f"how2_{lang}.json", f"how2_{lang}.json.gz") for lang in languages}
-        times = datasets.List(datasets.Value("float32"))
-        features = datasets.Features(
-            {"video_id": datasets.Value("string")}
-            | {f"text_{lang}": datasets.List(datasets.Value("string")) for lang in languages}
-            | {f"{name}_{lang}": times for name in ("start", "end") for lang in languages}
-        )
-        return features, {"train": join(sources, names, tally, clock, temporary)}
+        return cue_schema(languages), {"train": join(sources, names, tally, clock, temporary)}
 
     return read
 
@@ -172,12 +166,7 @@ def read_lines(path: str) -> Iterator[bytes]:
 
 def row_of(video_id: str, lines: dict[str, bytes], languages: Sequence[str]) -> Row:
     """A video's row from its line in each language."""
-    found = {language: json.loads(line.partition(b"\t")[2]) for language, line in lines.items()}
-    nothing = (None, None, None)
-    row: Row = {"video_id": video_id}
-    for index, kind in enumerate(("text", "start", "end")):
-        row |= {f"{kind}_{language}": found.get(language, nothing)[index] for language in languages}
-    return row
+    return cue_row(video_id, {lang: json.loads(line.partition(b"\t")[2]) for lang, line in lines.items()}, languages)
 
 
 def part_of(video_id: str, num_parts: int) -> int:

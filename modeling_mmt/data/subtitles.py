@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 
 import av
 import pysubs2
-from av.stream import Disposition
+from av.codec.codec import Properties
+from av.stream import Discard, Disposition
 
 from modeling_mmt.data.cues import Cue
 from modeling_mmt.data.encodings import decode
@@ -38,13 +39,13 @@ class TextStream(NamedTuple):
     """Subtitles inside a video file.
 
     Args:
-        index: of the stream in its file.
+        number: of the stream in its file.
         language: its BCP 47 tag, or None where the file does not say.
         is_forced: whether it only has what is foreign to the film's language.
         is_text: whether it holds text; else pictures of it.
     """
 
-    index: int
+    number: int
     language: str | None
     is_forced: bool
     is_text: bool
@@ -122,9 +123,8 @@ def _whisper_tsv(text: str) -> list[Cue] | None:
     head, *lines = text.rstrip("\n").split("\n")
     if head.split("\t") != ["start", "end", "text"]:
         return None
-    return [
-        (*map(_seconds, cells[:2]), cells[2]) for cells in (line.split("\t", 2) for line in lines) if len(cells) == 3
-    ]
+    rows = (line.split("\t", 2) for line in lines)
+    return [(_seconds(cells[0]), _seconds(cells[1]), cells[2]) for cells in rows if len(cells) == 3]
 
 
 def _seconds(milliseconds: str) -> float | None:
@@ -158,25 +158,26 @@ def text_streams(path: Path) -> list[TextStream]:
                 stream.index,
                 language_tag(stream.language or ""),
                 bool(stream.disposition & Disposition.forced),
-                stream.codec_context is not None and "text" in stream.codec_context.codec.properties.name,
+                stream.codec_context is not None
+                and bool(stream.codec_context.codec.properties & Properties.TEXT_SUB.value),
             )
             for stream in (container.streams.subtitles if container else ())
         ]
 
 
-def read_text_streams(path: Path, indices: Sequence[int]) -> dict[int, list[Cue]]:
-    """The cues of a video file's text streams by index, in seconds from its first picture; the file is read once.
+def read_text_streams(path: Path, numbers: Sequence[int]) -> dict[int, list[Cue]]:
+    """The cues of a video file's text streams by number, in seconds from its first picture; the file is read once.
 
     Raises:
         SourceError: the file cannot be read.
     """
-    cues: dict[int, list[Cue]] = {index: [] for index in indices}
+    cues: dict[int, list[Cue]] = {number: [] for number in numbers}
     with _opened(path) as container:
         for stream in container.streams:
-            stream.discard = "default" if stream.index in cues else "all"
+            stream.discard = Discard.default if stream.index in cues else Discard.all
         pictures = next((s for s in container.streams.video if s.start_time is not None), None)
         begin = float(pictures.start_time * pictures.time_base) if pictures else 0.0
-        for packet in container.demux([container.streams[index] for index in indices]):
+        for packet in container.demux([container.streams[number] for number in numbers]):
             if packet.size and packet.pts is not None:
                 start = float(packet.pts * packet.time_base) - begin
                 end = start + float((packet.duration or 0) * packet.time_base)

@@ -13,7 +13,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from datasets_scripts import corpus, msrvtt, multi30k, multi_howto100m, own_clips, storybook8, vatex
+from datasets_scripts import corpus, msrvtt, multi30k, multi_howto100m, own_clips, storybook8, subtitled_videos, vatex
 from modeling_mmt.commands.build import build
 from modeling_mmt.data import sources
 from modeling_mmt.data.cues import CueCleaner
@@ -27,6 +27,7 @@ BUILDERS = {
     "multi_howto100m": (multi_howto100m, official_files.how2),
     "storybook8": (storybook8, official_files.storybook),
     "own_clips": (own_clips, official_files.own),
+    "subtitled_videos": (subtitled_videos, official_files.subtitled),
 }
 JSON_OF = {"msrvtt": "MSRVTT_data.json", "vatex": "vatex_training_v1.0.json", "multi_howto100m": "how2_de.json"}
 FUZZ = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -105,10 +106,10 @@ def test_building_twice_gives_the_same_bytes(name, tmp_path):
 def test_a_missing_file_is_named_with_the_layout(name, tmp_path):
     BUILDERS[name][1](tmp_path / "source")
     needed = sorted(p for p in (tmp_path / "source").rglob("*") if p.is_file() and "multilingual" not in str(p))
-    gone = needed[0] if name != "multi_howto100m" else None
+    gone = needed[0] if name not in ("multi_howto100m", "subtitled_videos") else None
     for path in [gone] if gone else needed:
         path.unlink()
-    with pytest.raises(FileNotFoundError, match="official files|--data_dir holds"):
+    with pytest.raises((FileNotFoundError, SourceError), match="official files|--data_dir holds|source: no video"):
         run(name, tmp_path)
     assert not (tmp_path / "out" / "data").exists()
 
