@@ -42,7 +42,7 @@ MARKUP = re.compile(r"\{[^{}]*\}|</?[A-Za-z][^<>]*>|<\d[\d:.]*>")
 DRAWING = re.compile(r"\{[^{}]*\\p[1-9]")
 ADDRESS = re.compile(r"https?://|\bwww\.|\w@\w|\w\.(?:com|org|net|tv)\b", re.IGNORECASE)
 CREDIT = re.compile(
-    r"""^\W*(?:
+    r"""^[^\w\n]*(?:
     (?:subtitles?|subtitled|subtitling|captions?|captioned|captioning|transcripts?|transcribed|translated|translations?
       |synced|synchroni[sz]ed|corrections)(?:\ (?:and|&)\ \w+)?\ by
     |(?:subtitles|captions)\ ?(?:from|:)

@@ -176,13 +176,13 @@ def read_text_streams(path: Path, numbers: Sequence[int]) -> dict[int, list[Cue]
         for stream in container.streams:
             stream.discard = Discard.default if stream.index in cues else Discard.all
         pictures = next((s for s in container.streams.video if s.start_time is not None), None)
-        begin = float(pictures.start_time * pictures.time_base) if pictures else 0.0
+        begin = pictures.start_time * pictures.time_base if pictures else 0
         for packet in container.demux([container.streams[number] for number in numbers]):
             if packet.size and packet.pts is not None:
-                start = float(packet.pts * packet.time_base) - begin
-                end = start + float((packet.duration or 0) * packet.time_base)
+                start = packet.pts * packet.time_base - begin
+                end = start + (packet.duration or 0) * packet.time_base
                 lines = [rect.dialogue.decode("utf-8", "replace") for rect in _rects(packet)]
-                cues[packet.stream_index] += [(max(start, 0.0), end, line) for line in lines if line]
+                cues[packet.stream_index] += [(max(float(start), 0.0), float(end), line) for line in lines if line]
     return cues
 
 
