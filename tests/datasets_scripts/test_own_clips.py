@@ -6,7 +6,10 @@ import pyarrow.parquet as pq
 import pytest
 from command_line import call
 
-LONG = 'Video_ID;Language;Caption;Split\r\nkitchen/cat;EN;"a cat,\r\na dish";train\r\nkitchen/cat;de;eine Katze säuft;train\r\n'
+LONG = (
+    "Video_ID;Language;Caption;Split\r\n"
+    'kitchen/cat;EN;"a cat,\r\na dish";train\r\nkitchen/cat;de;eine Katze säuft;train\r\n'
+)
 WIDE = "file_name;EN;sw;Notes\r\nkitchen/cat.mp4;a cat;paka;x\r\ndog.mp4;;mbwa;\r\n"
 
 
