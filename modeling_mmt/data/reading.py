@@ -189,8 +189,8 @@ def load_split(name: str, revision: str | None, split: str, columns: Sequence[st
     id_type = getattr(rows.features["video_id"], "dtype", "list")
     if id_type not in ("string", "large_string"):
         raise InputError(
-            f"{name} ({split}): column video_id is {id_type}, and ids are texts (001 is not 1): write them as strings, "
-            "or build the table with `mmt build own_clips`"
+            f"{name} ({split}): column video_id is {id_type}, and ids are texts (001 is not 1): write them as "
+            "strings, or build the table with `mmt build own_clips`"
         )
     media = [name for name, feature in rows.features.items() if isinstance(feature, (Image, Video))]
     return rows.remove_columns(media)
