@@ -177,7 +177,7 @@ def add_export(parser: argparse.ArgumentParser):
 def add_publish(parser: argparse.ArgumentParser):
     """`mmt publish`."""
     parser.add_argument("folder", metavar="FOLDER", help="of a checkpoint or a dataset")
-    parser.add_argument("repository", metavar="ORG/NAME", help="on the Hub; made if it is not there")
+    parser.add_argument("repository", metavar="ORG/NAME", help="on the Hub; made if it does not exist")
     parser.add_argument("--repo_type", choices=("model", "dataset"), default="model", help="(%(default)s)")
     parser.add_argument("--revision", default="main", help="branch to commit to (%(default)s)")
     parser.add_argument("--tag", help="name of this version, such as v1.0; a tag never moves")

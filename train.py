@@ -31,8 +31,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     with open_run(recipe) as run:
         run.pretrain()  # section 4.2: subtitles in nine languages; within, between and across languages and video
         run.finetune()  # section 4.3: English captions
-        found = run.search_in_every_language()
-        run.save(found)  # weights, code, processor, figures and card; published if the recipe says so
+        results = run.search_in_every_language()
+        run.save(results)  # weights, code, processor, figures and card; published if the recipe says so
     return run.metrics
 
 

@@ -110,7 +110,7 @@ def ours(args: argparse.Namespace) -> Run:
         shutil.rmtree(folder, ignore_errors=True)
         with Extraction(folder, videos, SETTINGS, SHARD_SIZE) as extraction:
             if not run(extraction, pool, encoder.encode, BATCH_SIZE, max_failures=0, quiet=True):
-                raise RuntimeError("the store is not there")
+                raise RuntimeError("the store does not exist")
 
     return step, lambda: {"frames": sum(FeatureStore(folder).num_steps(video.video_id) for video in videos)}
 

@@ -57,7 +57,7 @@ def read_arrays(source: str | Path) -> Iterator[tuple[str, np.ndarray | Unreadab
     """
     source = Path(source)
     if not source.exists():
-        raise FileNotFoundError(f"{source} is not there; give a folder of .npy, an .npz or an HDF5 file")
+        raise FileNotFoundError(f"{source} does not exist; give a folder of .npy, an .npz or an HDF5 file")
     if source.is_dir():
         yield from _read_folder(source)
     elif source.suffix in PICKLES:
@@ -85,14 +85,17 @@ def _read_folder(folder: Path) -> Iterator[tuple[str, np.ndarray | UnreadableCli
         except DAMAGE as error:
             if "allow_pickle" in str(error):
                 raise SourceError(f"{path}: an array of objects, {REMEDY}") from error
-            yield path.stem, UnreadableClipError(f"{path}: no whole .npy ({error}); extract this clip again")
+            yield (
+                path.stem,
+                UnreadableClipError(f"{path}: not a complete .npy file ({error}); extract this clip again"),
+            )
 
 
 def _read_npz(path: Path) -> Iterator[tuple[str, np.ndarray | UnreadableClipError]]:
     try:
         archive = np.load(path, allow_pickle=False)
     except DAMAGE as error:
-        raise SourceError(f"{path}: no whole .npz ({error}); copy it again") from error
+        raise SourceError(f"{path}: not a complete .npz file ({error}); copy it again") from error
     with archive:
         for key in archive.files:
             video_id = checked_id(key, f"{path}, key")
@@ -112,7 +115,7 @@ def _read_hdf5(path: Path) -> Iterator[tuple[str, np.ndarray | UnreadableClipErr
     try:
         file = h5py.File(path, "r")
     except OSError as error:
-        raise SourceError(f"{path}: no whole HDF5 file ({error}); copy it again") from error
+        raise SourceError(f"{path}: not a complete HDF5 file ({error}); copy it again") from error
     with file:
         for key in file:
             video_id, link = checked_id(key, f"{path}, key"), file.get(key, getlink=True)
@@ -120,7 +123,7 @@ def _read_hdf5(path: Path) -> Iterator[tuple[str, np.ndarray | UnreadableClipErr
                 raise SourceError(f"{path}, {key!r} is a link to another file, {link.filename!r}; {OUTSIDE}")
             item = file.get(key)
             if not isinstance(item, h5py.Dataset):
-                raise SourceError(f"{path}, {key!r} is no dataset; one dataset a clip is read, at the top")
+                raise SourceError(f"{path}, {key!r} is not a dataset; one dataset a clip is read, at the top")
             if item.file != file or item.external or item.is_virtual:  # a soft link may lead over an external one
                 raise SourceError(f"{path}, {key!r} has its numbers elsewhere, perhaps in another file; {OUTSIDE}")
             try:

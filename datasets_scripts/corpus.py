@@ -90,7 +90,7 @@ class Options:
     max_missing: float = 0.05
 
 
-Read = Callable[[Sources, Tally, "Clock"], tuple[datasets.Features, Mapping[str, Iterable[Row]]]]
+Reader = Callable[[Sources, Tally, "Clock"], tuple[datasets.Features, Mapping[str, Iterable[Row]]]]
 
 
 class Clock:
@@ -147,12 +147,12 @@ def options_of(arguments: argparse.Namespace) -> Options:
     return Options(**{name: getattr(arguments, name) for name in Options.__dataclass_fields__})
 
 
-def build(about: About, read: Read, options: Options, rules: Mapping[str, str]) -> dict[str, int]:
+def build(about: About, reader: Reader, options: Options, rules: Mapping[str, str]) -> dict[str, int]:
     """Reads the official files, and writes the dataset and its card.
 
     Args:
         about: the card's text.
-        read: the builder's reading function; its rows may be made on the fly.
+        reader: the builder's reading function; its rows may be made on the fly.
         options: the command line.
         rules: the builder's own rules, beside those of `sources.RULES`.
 
@@ -164,7 +164,7 @@ def build(about: About, read: Read, options: Options, rules: Mapping[str, str]) 
         SourceError: a file, id or value is not as the layout says and no rule covers it.
     """
     sources, tally, clock = Sources(options.data_dir, about.layout), Tally(rules), Clock(options.features)
-    features, splits = read(sources, tally, clock)
+    features, splits = reader(sources, tally, clock)
     used: set[str] = set()
     with_clips = {split: with_features(rows, split, clock, options, tally, used) for split, rows in splits.items()}
     with Publication(options.output_dir, features) as publication:
@@ -274,7 +274,7 @@ class Publication:
         num_bytes = 0
         for row in rows:
             if row["video_id"] in ids:
-                raise SourceError(f"split {split!r}: clip {row['video_id']!r} is there twice; remove one of its rows")
+                raise SourceError(f"split {split!r}: clip {row['video_id']!r} appears twice; remove one of its rows")
             ids.add(row["video_id"])
             group.append(row)
             num_bytes += size_of(row)

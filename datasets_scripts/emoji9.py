@@ -102,7 +102,7 @@ def read_source(data_dir: str | Path) -> dict[str, list[dict[str, Any]]]:
     """
     index = Path(data_dir) / "emoji9.jsonl"
     if not index.is_file():
-        raise FileNotFoundError(f"{index} is not there; --data_dir must be the folder that holds emoji9.jsonl")
+        raise FileNotFoundError(f"{index} does not exist; --data_dir must be the folder that holds emoji9.jsonl")
     rows: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
     lines_of: dict[str, dict[Any, int]] = {}
     for number, line in enumerate(Sources(data_dir).lines(index.name), start=1):
@@ -156,7 +156,7 @@ def _read_record(record: Any, data_dir: Path, where: str) -> dict[str, Any]:
     row: dict[str, Any] = {"video_id": path.stem, "emoji": emoji, "is_flag": is_flag(emoji)}
     strip = data_dir / path
     if not strip.is_file():
-        raise FileNotFoundError(f"{where}: field 'file' is {file!r}, and {strip} is not there; complete the folder")
+        raise FileNotFoundError(f"{where}: field 'file' is {file!r}, and {strip} does not exist; complete the folder")
     data = strip.read_bytes()
     row["num_frames"] = NUM_FRAMES if source_frames > 1 else 1
     row["source_frames"] = source_frames
@@ -164,13 +164,13 @@ def _read_record(record: Any, data_dir: Path, where: str) -> dict[str, Any]:
     try:
         with Image.open(io.BytesIO(data)) as picture:
             picture.load()
-            found = (picture.format, picture.mode, *picture.size)
+            actual = (picture.format, picture.mode, *picture.size)
     except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"{where}: {strip} is no readable picture ({error}); copy it again") from error
-    wanted = ("WEBP", "RGB", row["num_frames"] * FRAME_SIZE, FRAME_SIZE)
-    if found != wanted:
+        raise ValueError(f"{where}: {strip} is not a readable picture ({error}); copy it again") from error
+    expected = ("WEBP", "RGB", row["num_frames"] * FRAME_SIZE, FRAME_SIZE)
+    if actual != expected:
         raise ValueError(
-            f"{where}: {strip} is {found}, but field 'source_frames' {source_frames} needs {wanted} "
+            f"{where}: {strip} is {actual}, but field 'source_frames' {source_frames} needs {expected} "
             "(format, mode, width, height); make the strip again"
         )
 

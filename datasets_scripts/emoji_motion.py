@@ -44,7 +44,7 @@ from modeling_mmt.data.reading import read_split
 
 SIZE = 128  # pixels, of a clip
 MOVING_SIZE = 64  # pixels, of an emoji that moves
-SHORTEST_WAY = 40  # pixels that it moves, up to SIZE - MOVING_SIZE
+MIN_DISTANCE = 40  # pixels that it moves, up to SIZE - MOVING_SIZE
 FRAMES_PER_SECOND, NUM_FRAMES = 12, 24
 QUANTIZER = 20  # of H.264; 0 is lossless, 51 the worst
 ASYMMETRY = 0.5  # least difference of a loop from its reverse, in steps of the loop
@@ -119,12 +119,12 @@ def motion_pair(emoji: Mapping[str, Any], generator: random.Random) -> Iterator[
     """An emoji, standing still in itself, that moves along a random axis at a random place and speed; and back."""
     axis = generator.randrange(2)
     room = SIZE - MOVING_SIZE
-    way = generator.randint(SHORTEST_WAY, room)
-    start, aside = generator.randint(0, room - way), generator.randint(0, room)
+    distance = generator.randint(MIN_DISTANCE, room)
+    start, aside = generator.randint(0, room - distance), generator.randint(0, room)
     picture = frames_of(emoji)[0].resize((MOVING_SIZE, MOVING_SIZE), Image.Resampling.BICUBIC)
     frames = []
     for step in range(NUM_FRAMES):
-        along = start + round(way * step / (NUM_FRAMES - 1))
+        along = start + round(distance * step / (NUM_FRAMES - 1))
         frame = Image.new("RGB", (SIZE, SIZE), "white")
         frame.paste(picture, (along, aside) if axis == 0 else (aside, along))
         frames.append(frame)

@@ -1,4 +1,4 @@
-r"""What a tokenizer makes of a dataset's captions: how many are cut, what it does not know, what is there twice.
+r"""What a tokenizer makes of a dataset's captions: how many are cut, what it does not know, what appears twice.
 
     mmt build language_report --dataset data/multi30k --tokenizer FacebookAI/xlm-roberta-large \
         google-bert/bert-base-multilingual-cased --max_text_length 64

@@ -87,7 +87,7 @@ ABOUT = About(
 )
 
 
-def make_read(test_only: bool, languages: Sequence[str]):
+def make_reader(test_only: bool, languages: Sequence[str]):
     """The reading function; `test_only` needs 1k-A's list alone."""
 
     def read(sources: Sources, tally: Tally, clock: Clock) -> tuple[datasets.Features, dict[str, Iterator[Row]]]:
@@ -105,10 +105,10 @@ def make_read(test_only: bool, languages: Sequence[str]):
         def row(video_id: str, english: Sequence[str], first: bool) -> Row:
             texts = {"en": list(english)}
             for lang in columns[1:]:
-                found = trained.get(lang, {}).get(video_id) or translated.get(lang, {}).get(video_id) or []
+                own = trained.get(lang, {}).get(video_id) or translated.get(lang, {}).get(video_id) or []
                 if first:
-                    found = translated.get(lang, {}).get(video_id, [])[:1]
-                texts[lang] = found
+                    own = translated.get(lang, {}).get(video_id, [])[:1]
+                texts[lang] = own
             return {"video_id": video_id} | {f"caption_{lang}": texts[lang] for lang in columns}
 
         def all_captions(split: str, only: set[str] | None = None) -> Iterator[Row]:
@@ -153,7 +153,7 @@ def official(sources: Sources, tally: Tally) -> tuple[dict[str, list[str]], dict
             if not isinstance(video["split"], str) or video["split"] not in OFFICIAL:
                 raise SourceError(f"{place}: split is {video['split']!r}; known are {', '.join(OFFICIAL)}")
             if video_id in split_of:
-                raise SourceError(f"{place}: {video_id!r} is there twice; remove one of them")
+                raise SourceError(f"{place}: {video_id!r} appears twice; remove one of them")
             split_of[video_id], captions[video_id] = OFFICIAL[video["split"]], []
         for number, sentence in enumerate(as_list(data["sentences"], f"{where}, sentences")):
             place = f"{where}, sentences[{number}]"
@@ -172,7 +172,7 @@ def jsfusion(sources: Sources, tally: Tally) -> dict[str, str]:
     for place, line in read_table(sources, name, ["video_id", "sentence"]):
         video_id = checked_id(line["video_id"], place)
         if video_id in pairs:
-            raise SourceError(f"{place}: {video_id!r} is there twice; 1k-A has one sentence a clip")
+            raise SourceError(f"{place}: {video_id!r} appears twice; 1k-A has one sentence a clip")
         texts = clean_texts([line["sentence"]], tally)
         if texts:
             pairs[video_id] = texts[0]
@@ -186,10 +186,10 @@ def multilingual(sources: Sources, tally: Tally, name: str) -> dict[str, list[st
     if not sources.has(name):
         return {}
     where = str(sources.folder / name)
-    found: Mapping[str, list[str]] = as_object(sources.json(name), where)
+    texts_of: Mapping[str, list[str]] = as_object(sources.json(name), where)
     return {
         checked_id(without_ending(key), where): clean_texts(as_list(texts, f"{where}, {key!r}"), tally)
-        for key, texts in found.items()
+        for key, texts in texts_of.items()
     }
 
 
@@ -212,8 +212,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, int]:
     """Builds the dataset; returns the number of rows of each split."""
-    read = make_read(arguments.test_only, languages_there(arguments.data_dir))
-    counts = build(ABOUT, read, options_of(arguments), RULES)
+    reader = make_reader(arguments.test_only, languages_there(arguments.data_dir))
+    counts = build(ABOUT, reader, options_of(arguments), RULES)
     if counts.get("test_rest"):
         print(f"config 9k trains on {counts['test_rest']:,} clips of the official test split: do not test on it")
     return counts

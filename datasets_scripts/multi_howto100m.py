@@ -96,7 +96,9 @@ def videos(sources: Sources, name: str) -> Iterator[tuple[str, Any]]:
         except (ijson.JSONError, UnicodeDecodeError) as error:
             if isinstance(error, UnicodeDecodeError) or "utf" in str(error).lower():
                 raise SourceError(f"{where}: not UTF-8 after video {last}; save it as UTF-8") from error
-            raise SourceError(f"{where}: no whole JSON after video {last} ({error}); download it again") from error
+            raise SourceError(
+                f"{where}: incomplete or invalid JSON after video {last} ({error}); download it again"
+            ) from error
 
 
 class _Joined:
@@ -112,7 +114,7 @@ class _Joined:
         return data
 
 
-def make_read(languages: Sequence[str], temporary: Path | None = None):
+def make_reader(languages: Sequence[str], temporary: Path | None = None):
     """The reading function for these languages."""
 
     def read(sources: Sources, tally: Tally, clock: Clock) -> tuple[datasets.Features, dict[str, Iterator[Row]]]:
@@ -195,4 +197,4 @@ def run(arguments: argparse.Namespace) -> dict[str, int]:
     languages = languages_there(arguments.data_dir)
     if not languages:
         raise FileNotFoundError(f"{arguments.data_dir}: no how2_<language>.json; --data_dir holds:\n{ABOUT.layout}")
-    return build(ABOUT, make_read(languages, arguments.temporary), options_of(arguments), RULES)
+    return build(ABOUT, make_reader(languages, arguments.temporary), options_of(arguments), RULES)

@@ -23,7 +23,6 @@ them.
 
 import argparse
 import hashlib
-import json
 import math
 from collections.abc import Iterator
 from pathlib import PurePosixPath
@@ -33,7 +32,16 @@ import datasets
 
 from datasets_scripts.corpus import About, Clock, Row, build, options_of, schema
 from modeling_mmt.data.language_tags import language_tag
-from modeling_mmt.data.sources import SourceError, Sources, Tally, as_object, checked_id, checked_language, clean_text
+from modeling_mmt.data.sources import (
+    SourceError,
+    Sources,
+    Tally,
+    as_object,
+    checked_id,
+    checked_language,
+    clean_text,
+    json_object,
+)
 from modeling_mmt.data.tables import read_table
 
 FILES = ("captions.csv", "captions.tsv", "captions.jsonl")
@@ -137,11 +145,7 @@ def read_jsonl(sources: Sources, name: str) -> list[tuple[str, dict[str, Any]]]:
         where = f"{sources.folder / name}, line {number}"
         if not text.strip():
             continue
-        try:
-            line = json.loads(text)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise SourceError(f"{where}: no JSON ({error}); write one object a line") from error
-        objects.append((where, as_object(line, where)))
+        objects.append((where, json_object(text, where)))
     return objects
 
 
@@ -172,15 +176,15 @@ def split_of(split: Any, video_id: str, where: str) -> str:
 
 def span(line: dict[str, Any], where: str) -> dict[str, float]:
     """The line's start and end in seconds, if it has both."""
-    given = {key: line[key] for key in ("start", "end") if line.get(key) not in (None, "")}
-    if not given:
+    fields = {key: line[key] for key in ("start", "end") if line.get(key) not in (None, "")}
+    if not fields:
         return {}
     try:
-        times = {key: float(str(given[key]).replace(",", ".")) for key in ("start", "end")}
+        times = {key: float(str(fields[key]).replace(",", ".")) for key in ("start", "end")}
     except (KeyError, ValueError) as error:
-        raise SourceError(f"{where}: start and end are {given}; write both, in seconds") from error
+        raise SourceError(f"{where}: start and end are {fields}; write both, in seconds") from error
     if not all(map(math.isfinite, times.values())) or not 0 <= times["start"] <= times["end"]:
-        raise SourceError(f"{where}: start and end are {given}; 0 <= start <= end must hold")
+        raise SourceError(f"{where}: start and end are {fields}; 0 <= start <= end must hold")
     return times
 
 

@@ -9,7 +9,6 @@ its number, about 70 / 10 / 20 %. There is no Czech.
 import argparse
 import hashlib
 import io
-import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ import datasets
 from PIL import Image, UnidentifiedImageError
 
 from datasets_scripts.corpus import About, Clock, Row, build, options_of
-from modeling_mmt.data.sources import SourceError, Sources, Tally, as_object, checked_language, clean_text
+from modeling_mmt.data.sources import SourceError, Sources, Tally, as_object, checked_language, clean_text, json_object
 
 LANGUAGES = ("en", "sw", "fr", "zh", "de", "es", "vi", "ru")
 INDEX, CREDITS = "storybook8.jsonl", "IMAGEBANK_CREDITS.md"
@@ -63,7 +62,7 @@ def read(sources: Sources, tally: Tally, clock: Clock) -> tuple[datasets.Feature
     pages: dict[tuple[str, int], Row] = {}
     for number, line in enumerate(sources.lines(INDEX), start=1):
         where = f"{sources.folder / INDEX}, line {number}"
-        page = read_page(sources, line, where, tally)
+        page = read_page(line, where, tally)
         if (page["story"], page["page"]) in pages:
             raise SourceError(f"{where}: story {page['story']} has page {page['page']} already; remove one of them")
         pages[page["story"], page["page"]] = page
@@ -101,12 +100,9 @@ def read(sources: Sources, tally: Tally, clock: Clock) -> tuple[datasets.Feature
     return datasets.Features(features), {split: iter(part) for split, part in rows.items()}
 
 
-def read_page(sources: Sources, line: str, where: str, tally: Tally) -> Row:
+def read_page(line: str, where: str, tally: Tally) -> Row:
     """A line, checked: its story, page, file or None, and the texts that no rule drops."""
-    try:
-        record = as_object(json.loads(line), where, ["story", "page", "file", "license", "text"])
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise SourceError(f"{where}: no JSON ({error}); write one object a line") from error
+    record = json_object(line, where, ["story", "page", "file", "license", "text"])
     story, page, file = record["story"], record["page"], record["file"]
     if not isinstance(story, str) or not re.fullmatch(r"\d{4}", story):
         raise SourceError(f"{where}: story is {story!r}; write its four digits")
@@ -120,9 +116,9 @@ def read_page(sources: Sources, line: str, where: str, tally: Tally) -> Row:
     for language in texts:
         checked_language(language, f"{where}, text", LANGUAGES)
     cleaned = {language: clean_text(text, tally) for language, text in texts.items()}
-    known = {language: text for language, text in cleaned.items() if text is not None}
+    captions = {language: text for language, text in cleaned.items() if text is not None}
     row: Row = {"video_id": f"{story}_{page:02d}", "story": story, "page": page, "num_frames": 1}
-    return row | {"file": file, "text": known}
+    return row | {"file": file, "text": captions}
 
 
 def picture(sources: Sources, file: str, where: str) -> bytes:
@@ -133,7 +129,7 @@ def picture(sources: Sources, file: str, where: str) -> bytes:
         with Image.open(io.BytesIO(data)) as image:
             image.load()
     except (UnidentifiedImageError, OSError) as error:
-        raise SourceError(f"{where}: {file} is no readable picture ({error}); copy it again") from error
+        raise SourceError(f"{where}: {file} is not a readable picture ({error}); copy it again") from error
     return data
 
 

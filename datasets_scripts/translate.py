@@ -84,17 +84,17 @@ class Translator:
 
 def translate_texts(texts: Sequence[str], translator: Translator, memory: Path, batch_size: int) -> dict[str, str]:
     """{text: translation}; what `memory` holds by the same settings is not made again, like lengths go together."""
-    known = remembered(memory, translator.settings)
-    missing = sorted({text for text in texts if text not in known}, key=len)
+    translations = remembered(memory, translator.settings)
+    missing = sorted({text for text in texts if text not in translations}, key=len)
     with memory.open("a", encoding="utf-8") as file:
         for start in range(0, len(missing), batch_size):
             batch = missing[start : start + batch_size]
             for text, translation in zip(batch, translator(batch), strict=True):
-                known[text] = translation
+                translations[text] = translation
                 line = {**translator.settings, "text": text, "translation": translation}
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
             file.flush()
-    return known
+    return translations
 
 
 def remembered(memory: Path, settings: Mapping[str, Any]) -> dict[str, str]:
@@ -126,19 +126,19 @@ def fill(
         column = f"{kind}_{language}"
         there = rows[column] if column in rows.column_names else [None] * len(rows)
         lacks[language] = [not value for value in there]
-        wanted = [text for lack, own in zip(lacks[language], texts, strict=True) if lack for text in own]
-        table[language] = translate_texts(wanted, translator, memory_dir / f"{language}-{MEMORY}", batch_size)
+        untranslated = [text for lack, own in zip(lacks[language], texts, strict=True) if lack for text in own]
+        table[language] = translate_texts(untranslated, translator, memory_dir / f"{language}-{MEMORY}", batch_size)
     for number, row in enumerate(
         rows.cast_column("frames", datasets.Image(decode=False)) if "frames" in rows.column_names else rows
-    ):  # noqa: E501
+    ):
         for language, translator in translators.items():
             column, who = f"{kind}_{language}", f"translator_{language}"
             row[column], row[who] = row.get(column), row.get(who)
             if lacks[language][number] and texts[number]:
-                found = [clean_text(table[language][text], tally) for text in texts[number]]
-                tally.count("lost", sum(text is None for text in found))
-                tally.count("translated", sum(text is not None for text in found))
-                row[column], row[who] = [text for text in found if text is not None], translator.label
+                cleaned = [clean_text(table[language][text], tally) for text in texts[number]]
+                tally.count("lost", sum(text is None for text in cleaned))
+                tally.count("translated", sum(text is not None for text in cleaned))
+                row[column], row[who] = [text for text in cleaned if text is not None], translator.label
             else:
                 row[column] = as_texts(row[column])
         yield row

@@ -70,7 +70,7 @@ ABOUT = About(
 )
 
 
-def make_read(halves: bool):
+def make_reader(halves: bool):
     """The reading function; without `halves`, validation stays whole."""
 
     def read(sources: Sources, tally: Tally, clock: Clock) -> tuple[datasets.Features, dict[str, Iterator[Row]]]:
@@ -84,11 +84,11 @@ def make_read(halves: bool):
                 raise SourceError(
                     f"{sources.folder}: clip {min(both)!r} is in both of HGR's halves; correct the lists"
                 )
-            found = {row["video_id"]: row for row in read_file(sources, tally, VALIDATION)}
+            by_id = {row["video_id"]: row for row in read_file(sources, tally, VALIDATION)}
             for split, names in ids.items():
-                tally.count("half_missing", sum(name not in found for name in names))
-                splits[split] = iter([found[name] for name in names if name in found])
-            tally.count("half_unknown", len(found.keys() - set(ids["validation"]) - set(ids["test"])))
+                tally.count("half_missing", sum(name not in by_id for name in names))
+                splits[split] = iter([by_id[name] for name in names if name in by_id])
+            tally.count("half_unknown", len(by_id.keys() - set(ids["validation"]) - set(ids["test"])))
         else:
             splits["validation"] = read_file(sources, tally, VALIDATION)
         if sources.has(PUBLIC_TEST):
@@ -125,7 +125,7 @@ def read_file(sources: Sources, tally: Tally, name: str) -> Iterator[Row]:
         as_object(item, place, ["videoID", "enCap"])
         video_id = checked_id(item["videoID"], place)
         if video_id in seen:
-            raise SourceError(f"{place}: {video_id!r} is there twice; remove one of them")
+            raise SourceError(f"{place}: {video_id!r} appears twice; remove one of them")
         seen.add(video_id)
         match = VIDEO_ID.fullmatch(video_id)
         if not match:
@@ -170,4 +170,4 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, int]:
     """Builds the dataset; returns the number of rows of each split."""
-    return build(ABOUT, make_read(not arguments.no_halves), options_of(arguments), RULES)
+    return build(ABOUT, make_reader(not arguments.no_halves), options_of(arguments), RULES)

@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         recipe = run.read_recipe(ROWS[0])
         features = recipe["data"]["features"][0]
         extract(recipe["data"]["dataset"], features, image_size=int(features.rsplit("-", 1)[1]))
-    found = {}
+    outputs = {}
     for name in ROWS:
         with timed(f"train {name}", seconds):
             one = run.Run(
@@ -49,8 +49,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
                 one.write_recipe()
                 train.main(one.words)
                 one.finish(0.0)
-            found[name, arguments.seed] = one.read()
-    results = run.provenance([arguments.seed]) | run.gather_table(found, ROWS, [arguments.seed])
+            outputs[name, arguments.seed] = one.read()
+    results = run.provenance([arguments.seed]) | run.gather_table(outputs, ROWS, [arguments.seed])
     print("\nText-to-video R@1 (%) on 300 test clips, names as queries, one seed, short recipe:\n")
     print(tables.metric_table([row for row in results["rows"] if row["split"] == "test"]))
     print("\nSeconds: " + ", ".join(f"{stage} {value:.0f}" for stage, value in seconds.items()))

@@ -43,7 +43,7 @@ def measure(folder: str, dataset: str, features: str, text_column: str, split: s
         R@1 in percent by language for `float32` and `int8`, the loss in points, sizes in MiB, seconds of embedding.
     """
     rows, store = load_dataset(dataset, split=split), FeatureStore(features)
-    found: dict[str, Any] = {"checkpoint": folder, "dataset": Path(dataset).name, "split": split, "clips": len(rows)}
+    results: dict[str, Any] = {"checkpoint": folder, "dataset": Path(dataset).name, "split": split, "clips": len(rows)}
     hits: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as work:
         output = export(folder, work)
@@ -59,15 +59,15 @@ def measure(folder: str, dataset: str, features: str, text_column: str, split: s
                 hit = 100.0 * (ranks(texts, clips) <= 1)
                 hits[precision].append(hit)
                 recall[language] = float(hit.mean())
-            found[precision] = {
+            results[precision] = {
                 "R@1": {name: float(value) for name, value in average_over_languages(recall).items()},
                 "MiB": round((output / name).stat().st_size / 2**20, 1),
                 "seconds": round(seconds, 1),
             }
     lost = np.mean(np.stack(hits["float32"]) - np.stack(hits["int8"]), axis=0)  # (clips,): average of the languages
-    found["lost_points"] = float(lost.mean())
-    found["lost_points_ci95"] = list(bootstrap_interval(lost))
-    return found
+    results["lost_points"] = float(lost.mean())
+    results["lost_points_ci95"] = list(bootstrap_interval(lost))
+    return results
 
 
 def main(argv: Sequence[str] | None = None):
@@ -81,9 +81,9 @@ def main(argv: Sequence[str] | None = None):
     parser.add_argument("--output", type=Path, help="JSON file to write")
     arguments = vars(parser.parse_args(argv))
     output = arguments.pop("output")
-    found = measure(**arguments)
-    found["command"] = " ".join(["python experiments/int8.py", *(sys.argv[1:] if argv is None else argv)])
-    text = json.dumps(found, indent=1)
+    results = measure(**arguments)
+    results["command"] = " ".join(["python experiments/int8.py", *(sys.argv[1:] if argv is None else argv)])
+    text = json.dumps(results, indent=1)
     print(text)
     if output:
         output.write_text(text + "\n", encoding="utf-8")

@@ -237,7 +237,7 @@ class Run:
 
 
 def gather_table(
-    found: Mapping[tuple[str, int], Mapping[str, Any]], names: Sequence[str], seeds: Sequence[int]
+    outputs: Mapping[tuple[str, int], Mapping[str, Any]], names: Sequence[str], seeds: Sequence[int]
 ) -> dict[str, Any]:
     """`results.json`'s rows and comparisons."""
     ranks = {
@@ -245,7 +245,7 @@ def gather_table(
             split: {part: as_arrays(values) for part, values in of_split.items()}
             for split, of_split in run["ranks"].items()
         }
-        for key, run in found.items()
+        for key, run in outputs.items()
     }
     rows = []
     for name in names:
@@ -260,8 +260,8 @@ def gather_table(
                     "without_flags": summarise_seeds([run["without_is_flag"] for run in runs]),
                     "n_queries": len(runs[0]["all"]["t2v"]["en"]),
                     "command": f"mmt train emoji9/{name} --seed {{{','.join(map(str, seeds))}}}",
-                    "commit": ", ".join(sorted({found[name, seed]["done"]["commit"] for seed in seeds})),
-                    "seconds": [training_seconds(found[name, seed]["metrics"]) for seed in seeds],
+                    "commit": ", ".join(sorted({outputs[name, seed]["done"]["commit"] for seed in seeds})),
+                    "seconds": [training_seconds(outputs[name, seed]["metrics"]) for seed in seeds],
                 }
             )
     comparisons = []
@@ -291,12 +291,12 @@ def gather_table(
 
 
 def gather_ablations(
-    found: Mapping[tuple[str, int], Mapping[str, Any]], names: Sequence[str], seeds: Sequence[int]
+    outputs: Mapping[tuple[str, int], Mapping[str, Any]], names: Sequence[str], seeds: Sequence[int]
 ) -> dict[str, Any]:
     """`ablations.json`'s rows: English names, and keywords in nine languages, on validation alone."""
     rows = []
     for name in names:
-        runs = [found[name, seed]["metrics"]["figures"] for seed in seeds]
+        runs = [outputs[name, seed]["metrics"]["figures"] for seed in seeds]
         names_en = [run["validation"]["all"]["t2v"]["en"] for run in runs]
         keywords = [run["validation_keywords"]["all"]["t2v"] for run in runs]
         rows.append(
@@ -308,7 +308,7 @@ def gather_ablations(
                     metric: float(np.mean([f[lang][metric] for f in keywords for lang in FOREIGN]))
                     for metric in ("R@1", "MRR")
                 },
-                "seconds": [training_seconds(found[name, seed]["metrics"]) for seed in seeds],
+                "seconds": [training_seconds(outputs[name, seed]["metrics"]) for seed in seeds],
             }
         )
     return {"split": "validation", "rows": rows}
@@ -328,11 +328,11 @@ def ablation_table(results: Mapping[str, Any]) -> str:
 
 
 def gather_pixels(
-    found: Mapping[tuple[str, int], Mapping[str, Any]], names: Sequence[str], seeds: Sequence[int]
+    outputs: Mapping[tuple[str, int], Mapping[str, Any]], names: Sequence[str], seeds: Sequence[int]
 ) -> dict[str, Any]:
     """`pixels.json`'s rows: English names on validation, each row beside the first."""
     ranks = {
-        name: np.array([found[name, seed]["ranks"]["validation"]["all"]["t2v"]["en"] for seed in seeds])
+        name: np.array([outputs[name, seed]["ranks"]["validation"]["all"]["t2v"]["en"] for seed in seeds])
         for name in names
     }  # (seeds, clips) each
     rows = []
@@ -344,9 +344,9 @@ def gather_pixels(
                 **{f"R@{k}": float(100 * (ranks[name] <= k).mean()) for k in (1, 10)},
                 "MRR": float(100 * (1 / ranks[name]).mean()),
                 "MRR beside the first": paired_test(100 / ranks[name], 100 / ranks[names[0]]),
-                "curve": [found[name, seed]["metrics"]["finetuning"]["curve"] for seed in seeds],
-                "seconds": [training_seconds(found[name, seed]["metrics"]) for seed in seeds],
-                "commit": ", ".join(sorted({found[name, seed]["done"]["commit"] for seed in seeds})),
+                "curve": [outputs[name, seed]["metrics"]["finetuning"]["curve"] for seed in seeds],
+                "seconds": [training_seconds(outputs[name, seed]["metrics"]) for seed in seeds],
+                "commit": ", ".join(sorted({outputs[name, seed]["done"]["commit"] for seed in seeds})),
             }
         )
     return {"split": "validation", "n_queries": int(ranks[names[0]].shape[1]), "rows": rows}
@@ -365,8 +365,8 @@ def pixel_table(results: Mapping[str, Any]) -> str:
         beside = f"{test['difference']:+.1f} [{low:+.1f}, {high:+.1f}] | {test['p']:.2f}"
         beside = "- | -" if row is results["rows"][0] else beside
         lines.append(f"| {row['difference']} | {cells} | {beside} | {np.mean(row['seconds']):.0f} |")
-    told = f"English names, {results['n_queries']} validation clips, seeds {results['seeds']}; {results['machine']}."
-    return "\n".join([*lines, "", told, ""])
+    note = f"English names, {results['n_queries']} validation clips, seeds {results['seeds']}; {results['machine']}."
+    return "\n".join([*lines, "", note, ""])
 
 
 def read_recipe(name: str) -> dict[str, Any]:
@@ -402,7 +402,10 @@ def training_seconds(metrics: Mapping[str, Any]) -> float:
 
 def as_arrays(ranks: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, dict[str, np.ndarray]]:
     """`ranks.json`'s lists as arrays."""
-    return {way: {lang: np.array(values) for lang, values in of_way.items()} for way, of_way in ranks.items()}
+    return {
+        direction: {lang: np.array(values) for lang, values in by_language.items()}
+        for direction, by_language in ranks.items()
+    }
 
 
 def slug(name: str) -> str:

@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     with ThreadPoolExecutor(arguments.jobs) as pool:
         for number, ((name, seed), one) in enumerate(runs.items()):
             pool.submit(one.start, environment, f"[{number + 1}/{len(runs)}] {name}, seed {seed}")
-    found = {key: one.read() for key, one in runs.items()}
+    outputs = {key: one.read() for key, one in runs.items()}
     results = run.provenance(arguments.seeds) | {"splits": {}, "rows": [], "comparisons": []}
     for split in ("validation", "test"):
         stories = stories_of_queries(data, split)
@@ -71,10 +71,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             "pages": len(load_split(data["dataset"], None, split, ["story"])),
             "queries": {language: len(of) for language, of in stories.items()},
         }
-        results["rows"] += [row(name, split, found, stories, arguments.seeds) for name in ROWS]
+        results["rows"] += [row(name, split, outputs, stories, arguments.seeds) for name in ROWS]
         if split == "test":
             results["comparisons"] = [
-                comparison(metric, a, b, found, stories, arguments.seeds) for metric in SHOWN for a, b in COMPARISONS
+                comparison(metric, a, b, outputs, stories, arguments.seeds) for metric in SHOWN for a, b in COMPARISONS
             ]
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
     text = json.dumps(results, indent=1, ensure_ascii=False) + "\n"
@@ -111,14 +111,14 @@ def by_story(ranks: Mapping[str, Sequence[float]], stories: Mapping[str, np.ndar
 def row(
     name: str,
     split: str,
-    found: Mapping[tuple[str, int], Mapping[str, Any]],
+    outputs: Mapping[tuple[str, int], Mapping[str, Any]],
     stories: Mapping[str, np.ndarray],
     seeds: Sequence[int],
 ) -> dict[str, Any]:
     """One row of `results.json`: text to video, the mean over seeds and its interval over stories."""
     figures: dict[str, Any] = {}
     for metric in METRICS:
-        tables = np.stack([by_story(ranks(found[name, seed], split), stories, metric) for seed in seeds], axis=-1)
+        tables = np.stack([by_story(ranks(outputs[name, seed], split), stories, metric) for seed in seeds], axis=-1)
         by_language = average_over_languages(
             dict(zip(stories, tables.swapaxes(0, 1), strict=True))
         )  # (stories, seeds)
@@ -136,8 +136,8 @@ def row(
         "split": split,
         "t2v": figures,
         "command": f"mmt train storybook8/{name} --seed {{{','.join(map(str, seeds))}}}",
-        "commit": ", ".join(sorted({found[name, seed]["done"]["commit"] for seed in seeds})),
-        "seconds": [run.training_seconds(found[name, seed]["metrics"]) for seed in seeds],
+        "commit": ", ".join(sorted({outputs[name, seed]["done"]["commit"] for seed in seeds})),
+        "seconds": [run.training_seconds(outputs[name, seed]["metrics"]) for seed in seeds],
     }
 
 
@@ -145,14 +145,14 @@ def comparison(
     metric: str,
     a: str,
     b: str,
-    found: Mapping[tuple[str, int], Mapping[str, Any]],
+    outputs: Mapping[tuple[str, int], Mapping[str, Any]],
     stories: Mapping[str, np.ndarray],
     seeds: Sequence[int],
 ) -> dict[str, Any]:
     """Is row `a` better than row `b` on the non-English metric of test? Paired over stories and seeds."""
     foreign = [column for column, language in enumerate(stories) if language != "en"]
     values = [
-        np.stack([by_story(ranks(found[name, seed], "test"), stories, metric)[:, foreign] for seed in seeds])
+        np.stack([by_story(ranks(outputs[name, seed], "test"), stories, metric)[:, foreign] for seed in seeds])
         for name in (a, b)
     ]
     names = {"a": "/".join(ROWS[a]), "b": "/".join(ROWS[b]), "metric": metric, "scope": "non-English"}

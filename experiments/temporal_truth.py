@@ -62,19 +62,19 @@ def encoded_clips(
     files: Iterable[Path], encoder: StepEncoder, batch_size: int = 16
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Each file's name and features `(NUM_SAMPLES, D_v)`; equal pictures are encoded once and have equal features."""
-    known: dict[bytes, np.ndarray] = {}
+    cache: dict[bytes, np.ndarray] = {}
     for path in files:
         frames = decoded_frames(path)
         keys = [frame.tobytes() for frame in frames]
-        new = [place for place, key in enumerate(keys) if key not in known and keys.index(key) == place]
+        new = [place for place, key in enumerate(keys) if key not in cache and keys.index(key) == place]
         for start in range(0, len(new), batch_size):
             places = new[start : start + batch_size]
             pixels = torch.from_numpy(np.stack([np.asarray(frames[place]) for place in places])).permute(0, 3, 1, 2)
             features = encoder.encode(encoder.prepare(pixels).numpy())
-            known |= {keys[place]: row for place, row in zip(places, features, strict=True)}
-        yield path.stem, np.stack([known[key] for key in keys])
-        if len(known) > 50_000:  # twins are neighbours: what is old does not come again
-            known.clear()
+            cache |= {keys[place]: row for place, row in zip(places, features, strict=True)}
+        yield path.stem, np.stack([cache[key] for key in keys])
+        if len(cache) > 50_000:  # twins are neighbours: what is old does not come again
+            cache.clear()
 
 
 def extract(folder: Path = CLIPS, output_dir: Path = FEATURES) -> FeatureStore:
@@ -118,8 +118,8 @@ def answers(similarity: np.ndarray, twins: np.ndarray, tie: float = TIE) -> dict
     others[rows, rows] = -np.inf
     alone = first(own, others)
     others[rows, twins] = -np.inf
-    found = {"pair": pair, "R@1": alone, "R@1 of the pair": first(np.maximum(own, twin), others)}
-    return {name: 100.0 * np.asarray(hits, dtype=np.float64) for name, hits in found.items()}
+    figures = {"pair": pair, "R@1": alone, "R@1 of the pair": first(np.maximum(own, twin), others)}
+    return {name: 100.0 * np.asarray(hits, dtype=np.float64) for name, hits in figures.items()}
 
 
 def measure(checkpoint: str | Path, split: str, languages: Sequence[str]) -> dict[str, Any]:
@@ -131,22 +131,22 @@ def measure(checkpoint: str | Path, split: str, languages: Sequence[str]) -> dic
     model, processor = open_checkpoint(str(checkpoint))
     cache = FrozenTextCache(model.text_model, FROZEN)
     view = CachedProcessor(processor, cache)
-    found: dict[str, Any] = {}
+    figures: dict[str, Any] = {}
     for kind in emoji_motion.KINDS:
         spec = EvalSpec(str(CLIPS / kind), features=[str(FEATURES)], split=split, languages=languages)
         corpus = open_corpus(spec)
         place = {video_id: row for row, video_id in enumerate(corpus.rows["video_id"])}
         rows, twins = np.arange(len(place)), np.array([place[twin] for twin in corpus.rows["twin"]])
         clips = embed_videos(model, view, corpus.clips).double().numpy()
-        found[kind] = {"pairs": np.minimum(rows, twins), "largest_gap": 0.0}
+        figures[kind] = {"pairs": np.minimum(rows, twins), "largest_gap": 0.0}
         for language in languages:
             similarity = embed_texts(model, view, corpus.captions[language]).double().numpy() @ clips.T
             gap = np.abs(similarity[rows, rows] - similarity[rows, twins]).max()
-            found[kind]["largest_gap"] = max(found[kind]["largest_gap"], float(gap))
+            figures[kind]["largest_gap"] = max(figures[kind]["largest_gap"], float(gap))
             for name, hits in answers(similarity, twins).items():
-                found[kind].setdefault(name, {})[language] = hits
+                figures[kind].setdefault(name, {})[language] = hits
     cache.save()
-    return found
+    return figures
 
 
 def train(recipe: str, seed: int, *changes: str, folder: Path | None = None) -> Path:
@@ -168,7 +168,7 @@ def train(recipe: str, seed: int, *changes: str, folder: Path | None = None) -> 
 def probe(ridge: float = PROBE_RIDGE) -> dict[str, Any]:
     """Trains the probe on the training clips of each pair of words; its accuracy on validation and test, 0 to 100."""
     store = FeatureStore(FEATURES)
-    found: dict[str, Any] = {}
+    figures: dict[str, Any] = {}
     for kind, words in (
         ("motion", ("right", "left")),
         ("motion", ("down", "up")),
@@ -187,17 +187,17 @@ def probe(ridge: float = PROBE_RIDGE) -> dict[str, Any]:
         x = x / scale
         weights = x.T @ np.linalg.solve(x @ x.T + ridge * np.eye(len(x)), y)
         name = f"{kind}: {' or '.join(words)}"
-        found[name] = {"train_pairs": len(y) // 2}
+        figures[name] = {"train_pairs": len(y) // 2}
         for split in ("validation", "test"):
             x, y = changes(split)
             hits = 100.0 * (np.sign(x / scale @ weights) == y)
             interval = bootstrap_interval(hits, groups=np.arange(len(y)) // 2)
-            found[name][split] = {
+            figures[name][split] = {
                 "pairs": len(y) // 2,
                 "accuracy": round(float(hits.mean()), 1),
                 "ci95": [round(end, 1) for end in interval],
             }
-    return found
+    return figures
 
 
 def summarise(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -237,16 +237,18 @@ def results(recipes: Sequence[str], seeds: Sequence[int], output_dir: Path = RES
         rows[recipe] = {"test": summarise(runs), "training": cost}
     manifest = FeatureStore(FEATURES).manifest
     features = {key: manifest[key] for key in ("extractor", "revision", "source")}
-    found = provenance(seeds) | {"commit": commit(), "features": features, "tie": TIE, "rows": rows}
+    figures = provenance(seeds) | {"commit": commit(), "features": features, "tie": TIE, "rows": rows}
     output_dir.mkdir(parents=True, exist_ok=True)
-    (output_dir / "results.json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    (output_dir / "README.md").write_text(page(found), encoding="utf-8")
-    return found
+    (output_dir / "results.json").write_text(
+        json.dumps(figures, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
+    (output_dir / "README.md").write_text(page(figures), encoding="utf-8")
+    return figures
 
 
-def page(found: Mapping[str, Any]) -> str:
+def page(figures: Mapping[str, Any]) -> str:
     """`results.json` as tables."""
-    seeds = " ".join(map(str, found["seeds"]))
+    seeds = " ".join(map(str, figures["seeds"]))
     parts = [
         "# Temporal truth: does the order of frames matter to the video head?",
         "Clips of `emoji_motion` come in pairs of twins with the same frames in another order. **Pair accuracy**: "
@@ -258,7 +260,7 @@ def page(found: Mapping[str, Any]) -> str:
         head = ["kind", "recipe", *LANGUAGES, "avg"]
         lines = ["| " + " | ".join(head) + " |", "| --- | --- |" + " ---: |" * (len(head) - 2)]
         for kind in emoji_motion.KINDS:
-            for recipe, row in found["rows"].items():
+            for recipe, row in figures["rows"].items():
                 of = row["test"][kind][name]
                 cells = [f"{of[language]['mean']:.1f}" for language in LANGUAGES]
                 low, high = of["avg"]["ci95"]
@@ -269,14 +271,14 @@ def page(found: Mapping[str, Any]) -> str:
         parts += [f"## {'Pair accuracy' if name == 'pair' else name}", "\n".join(lines)]
     gaps = [
         f"{recipe}, {kind}: {row['test'][kind]['largest_gap']:.1e}"
-        for recipe, row in found["rows"].items()
+        for recipe, row in figures["rows"].items()
         for kind in emoji_motion.KINDS
     ]
-    cpu = {recipe: [run["cpu"] for run in row["training"]] for recipe, row in found["rows"].items()}
+    cpu = {recipe: [run["cpu"] for run in row["training"]] for recipe, row in figures["rows"].items()}
     parts += [
-        f"Scores that differ by at most {found['tie']:g} are ties, and a tie counts half. The largest difference "
+        f"Scores that differ by at most {figures['tie']:g} are ties, and a tie counts half. The largest difference "
         f"between a clip's and its twin's score: {'; '.join(gaps)}.",
-        f"Seeds {seeds}; {found['machine']}; commit {found['commit']}; CPU seconds of training, by seed: {cpu}. "
+        f"Seeds {seeds}; {figures['machine']}; commit {figures['commit']}; CPU seconds of training, by seed: {cpu}. "
         "Commands: `python experiments/temporal_truth.py clips`, then `features`, "
         f"`train --seeds {seeds}`, `results --seeds {seeds}`.",
     ]
@@ -311,10 +313,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif arguments.what == "features":
         extract()
     elif arguments.what == "probe":
-        found = provenance([]) | {"commit": commit(), "ridge": PROBE_RIDGE, "probe": probe()}
+        figures = provenance([]) | {"commit": commit(), "ridge": PROBE_RIDGE, "probe": probe()}
         contact_sheet(RESULTS / "clips.png")
-        (RESULTS / "probe.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        print(json.dumps(found["probe"], indent=1))
+        (RESULTS / "probe.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        print(json.dumps(figures["probe"], indent=1))
     elif arguments.what == "train":
         for recipe in arguments.recipes:
             for seed in arguments.seeds:

@@ -239,10 +239,10 @@ class MMTConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def _take_vision(self):
-        given = self.vision_config
-        if given is None:
+        vision = self.vision_config
+        if vision is None:
             return
-        encoders = list(given) if isinstance(given, list | tuple) else [given]
+        encoders = list(vision) if isinstance(vision, list | tuple) else [vision]
         if not 0 < len(encoders) <= MAX_LAYERS:
             raise ValueError("vision_config is an empty list; None is for features that were extracted beforehand")
         for number, encoder in enumerate(encoders):
@@ -268,8 +268,8 @@ class MMTConfig(PreTrainedConfig):
     @property
     def vision_configs(self) -> list[PreTrainedConfig]:
         """Of every vision encoder, in order; empty where features come from elsewhere."""
-        given = [getattr(self, name) for name in self.sub_configs if name.startswith("vision_config")]
-        return [config for config in given if config is not None]
+        configs = [getattr(self, name) for name in self.sub_configs if name.startswith("vision_config")]
+        return [config for config in configs if config is not None]
 
     def to_dict(self) -> dict[str, Any]:
         """As `PreTrainedConfig.to_dict`, with `vision_config` the list of all encoders' without their provenance."""
@@ -284,8 +284,8 @@ class MMTConfig(PreTrainedConfig):
         return deepcopy(vars(self).get("custom_pipelines", {}) | CUSTOM_PIPELINES)
 
     @custom_pipelines.setter
-    def custom_pipelines(self, given: Mapping[str, Any]):
-        others = {task: deepcopy(info) for task, info in given.items() if task not in CUSTOM_PIPELINES}
+    def custom_pipelines(self, pipelines: Mapping[str, Any]):
+        others = {task: deepcopy(info) for task, info in pipelines.items() if task not in CUSTOM_PIPELINES}
         vars(self).update({"custom_pipelines": others} if others else {})
 
     @property

@@ -101,16 +101,16 @@ class DualEncoder:
                 )
 
     @classmethod
-    def from_fields(cls, given: Any) -> "DualEncoder":
+    def from_fields(cls, fields: Any) -> "DualEncoder":
         """From itself, or from what a `config.json` has in its place."""
-        if isinstance(given, cls):
-            return given
-        unknown = sorted(set(given) - set(cls.__dataclass_fields__)) if isinstance(given, Mapping) else ["?"]
-        if unknown or "text_pooling" not in given:
+        if isinstance(fields, cls):
+            return fields
+        unknown = sorted(set(fields) - set(cls.__dataclass_fields__)) if isinstance(fields, Mapping) else ["?"]
+        if unknown or "text_pooling" not in fields:
             raise ValueError(
-                f"MMTConfig.dual_encoder is {given!r:.100}; allowed: {', '.join(cls.__dataclass_fields__)}"
+                f"MMTConfig.dual_encoder is {fields!r:.100}; allowed: {', '.join(cls.__dataclass_fields__)}"
             )
-        return cls(**given)
+        return cls(**fields)
 
 
 @dataclass
@@ -214,7 +214,7 @@ def load_dual_encoder(
         return _whole(name, text_hub)
     if modules is None:
         raise ValueError(
-            f"{name} has no modules.json, so it is no sentence-transformers text model; leave vision_model "
+            f"{name} has no modules.json, so it is not a sentence-transformers text model; leave vision_model "
             f"{vision_model!r} out, or take new heads with MMTModel.from_encoders"
         )
     pair = _whole(vision_model, {"revision": vision_revision, "cache_dir": cache_dir})
@@ -242,10 +242,10 @@ def caption_rule(name: str, *, revision: str | None = None, cache_dir=None) -> t
     return tokenizer, family.padding, min(own or positions, positions, tokenizer.model_max_length)
 
 
-def leave_half_out(encoder: PreTrainedModel, kept: str):
-    """Take out of a whole dual encoder what its `kept` tower (`"text"` or `"vision"`) does not use."""
+def leave_half_out(encoder: PreTrainedModel, half: str):
+    """Take out of a whole dual encoder what its `half` tower (`"text"` or `"vision"`) does not use."""
     for name, _ in list(encoder.named_children()):
-        if name.startswith(OTHER_HALF[kept]):
+        if name.startswith(OTHER_HALF[half]):
             setattr(encoder, name, None)
 
 
@@ -257,7 +257,7 @@ def features_of(output: Any) -> torch.Tensor:
 def _whole(name: str, hub: Mapping[str, Any]) -> PretrainedDualEncoder:
     model_type = AutoConfig.from_pretrained(name, **hub).model_type
     if model_type in REFUSED:
-        raise ValueError(f"{name}: {model_type} cannot be taken: {REFUSED[model_type]}")
+        raise ValueError(f"{name}: {model_type} cannot be imported: {REFUSED[model_type]}")
     model: Any
     model, info = load_pretrained(name, use_safetensors=True, **hub)
     family = FAMILIES.get(model_type)
@@ -294,8 +294,8 @@ def _check_methods(name: str, model: PreTrainedModel):
     lacking = [method for method in ("get_text_features", "get_image_features") if not hasattr(model, method)]
     if lacking:
         raise ValueError(
-            f"{name}: {type(model).__name__} has no {' and no '.join(lacking)}, so it is no dual encoder of text and "
-            f"pictures; known are {', '.join(FAMILIES)}"
+            f"{name}: {type(model).__name__} has no {' and no '.join(lacking)}, so it is not a dual encoder of text "
+            f"and pictures; known are {', '.join(FAMILIES)}"
         )
 
 
@@ -316,10 +316,10 @@ def _features_width(name: str, model: PreTrainedModel) -> int:
             raise ValueError(
                 f"{name}: {type(model).__name__}.{method} refuses {'/'.join(inputs)}: {reason}"
             ) from error
-    found = set(shapes.values())
-    if len(found) != 1 or len(next(iter(found))) != 2:
-        raise ValueError(f"{name}: {shapes} are no embeddings (1, P) of one space")
-    return next(iter(found))[1]
+    distinct = set(shapes.values())
+    if len(distinct) != 1 or len(next(iter(distinct))) != 2:
+        raise ValueError(f"{name}: {shapes} are not embeddings (1, P) of one space")
+    return next(iter(distinct))[1]
 
 
 def _out_width(text: Tower) -> int:

@@ -159,9 +159,9 @@ def on_background(pixels: torch.Tensor) -> torch.Tensor:
     """`(H, W, 4)` uint8 RGBA to `(H, W, 3)` on `BACKGROUND`, rounded; a band at a time, since it is done in float."""
     shown = torch.empty(*pixels.shape[:2], 3, dtype=torch.uint8)
     rows = max(1, BAND_PIXELS // pixels.shape[1])
-    for band, given in zip(shown.split(rows), pixels.split(rows), strict=True):
-        alpha = given[..., 3:].float() / 255
-        band.copy_((given[..., :3] * alpha + torch.tensor(BACKGROUND) * (1 - alpha)).round())
+    for band, source in zip(shown.split(rows), pixels.split(rows), strict=True):
+        alpha = source[..., 3:].float() / 255
+        band.copy_((source[..., :3] * alpha + torch.tensor(BACKGROUND) * (1 - alpha)).round())
     return shown
 
 

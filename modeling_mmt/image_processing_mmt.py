@@ -280,6 +280,8 @@ def _processor_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 def _naflex_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The fields from what SigLIP 2's NaFlex processor saves: its patches are cut from pictures of any shape."""
     patch, patches = settings.get("patch_size", 16), settings["max_num_patches"]
+    if not (_is_side(patch) and _is_side(patches, MAX_SIDE**2)):
+        raise ValueError(f"max_num_patches is {patches!r} and patch_size {patch!r}; expected whole numbers")
     side = patch * math.isqrt(patches)
     rest = {name: value for name, value in settings.items() if name not in ("max_num_patches", "crop_size")}
     square = _processor_settings(rest | {"size": {"height": side, "width": side}, "do_center_crop": False})

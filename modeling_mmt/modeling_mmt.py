@@ -426,12 +426,12 @@ class MMTVideoModel(MMTTower):
             )
         pixels = [pixel_values]
         for number in range(1, len(self.config.vision_configs)):
-            given = (more_pixels or {}).get(pixels_name(number))
-            if given is None:
+            values = (more_pixels or {}).get(pixels_name(number))
+            if values is None:
                 raise ValueError(
-                    f"{pixels_name(number)} is missing: vision_config has another encoder, which wants it"
+                    f"{pixels_name(number)} is missing: vision_config has a further encoder, which needs it"
                 )
-            pixels.append(given)
+            pixels.append(values)
         if pixel_values.shape[1] > self.config.max_video_length:
             raise ValueError(
                 f"pixel_values has {pixel_values.shape[1]} steps; max_video_length is "
@@ -694,11 +694,11 @@ class MMTModel(MMTPreTrainedModel):
                 embeds[f"{prefix}video_embeds"] = unit_norm(projected.pooler_output)
                 video = video or (self.video_model.pooling.embed(states), mask)
         for prefix in ("", "noised_", "paired_", "noised_paired_"):
-            ids, kept = batch.get(f"{prefix}input_ids"), batch.get(f"{prefix}text_states")
-            if ids is None and kept is None:
+            ids, text_states = batch.get(f"{prefix}input_ids"), batch.get(f"{prefix}text_states")
+            if ids is None and text_states is None:
                 continue
-            given = batch.get("paired_attention_mask" if "paired" in prefix else "attention_mask")
-            states, mask = self.text_model.read(ids, given, kept, **kwargs)
+            attention_mask = batch.get("paired_attention_mask" if "paired" in prefix else "attention_mask")
+            states, mask = self.text_model.read(ids, attention_mask, text_states, **kwargs)
             projected = self.text_model.pool_and_project(self.text_projection, states, mask, **kwargs)
             embeds[f"{prefix}text_embeds"] = unit_norm(projected.pooler_output)
             if is_paired and video and "noised" not in prefix and self.config.cross_weight:

@@ -59,18 +59,20 @@ class MMTVideoFeatureExtractor(FeatureExtractionMixin):
         self.pixels: Any = None  # plain values, as they are saved
         self.sampling: Any = None
         if pixels is not None:
-            settings = [given if isinstance(given, PixelSettings) else PixelSettings(**given) for given in pixels]
-            self.pixels = [{name: _plain(value) for name, value in asdict(given).items()} for given in settings]
+            settings = [
+                encoder if isinstance(encoder, PixelSettings) else PixelSettings(**encoder) for encoder in pixels
+            ]
+            self.pixels = [{name: _plain(value) for name, value in asdict(encoder).items()} for encoder in settings]
             if sampling is None:
                 sampling = FrameSampling(num_frames=(FrameSampling().num_frames or 1) * self.frames_per_step)
             elif not isinstance(sampling, FrameSampling):
                 sampling = FrameSampling(**sampling)
             self.sampling = asdict(sampling)
-            for given in settings:
-                if self.frames_per_step % (given.frames_per_step or 1):
+            for encoder in settings:
+                if self.frames_per_step % (encoder.frames_per_step or 1):
                     raise ValueError(
-                        f"frames_per_step is {given.frames_per_step} of one vision encoder and {self.frames_per_step} "
-                        "of another; the smaller must divide the larger"
+                        f"frames_per_step is {encoder.frames_per_step} of one vision encoder and "
+                        f"{self.frames_per_step} of another; the smaller must divide the larger"
                     )
         self.max_side = max_side
 
@@ -135,14 +137,14 @@ class MMTVideoFeatureExtractor(FeatureExtractionMixin):
         batch: dict[str, torch.Tensor] = {}
         mask = torch.zeros(0)
         for number, settings in enumerate(experts):
-            taken = settings.frames_per_step or 1
-            each = self.frames_per_step // taken
+            frames_per_step = settings.frames_per_step or 1
+            each = self.frames_per_step // frames_per_step
             steps = [self._steps(clip[number])[:, each // 2 :: each] for clip in clips]  # the middle of each part
             if number == 0:
                 mask = torch.zeros(len(clips), max(map(len, steps)), dtype=torch.long)
             height, width = (max(clip.shape[axis] for clip in steps) for axis in (-2, -1))
             empty = 0.0 if settings.max_patches is None else math.nan  # the encoder tells smaller pictures by it
-            pixels = torch.full((*mask.shape, taken, 3, height, width), empty)
+            pixels = torch.full((*mask.shape, frames_per_step, 3, height, width), empty)
             for row, clip in enumerate(steps):
                 mask[row, : len(clip)] = 1
                 pixels[row, : len(clip), ..., : clip.shape[-2], : clip.shape[-1]] = settings.normalized(clip)
@@ -187,18 +189,18 @@ class MMTVideoFeatureExtractor(FeatureExtractionMixin):
             mask[row, : len(clip)] = 1
         return BatchFeature({"video_features": batch, "video_mask": mask})
 
-    def _check(self, index: int, given: Any) -> torch.Tensor:
+    def _check(self, index: int, value: Any) -> torch.Tensor:
         try:
-            if isinstance(given, list | tuple) and hasattr(next(iter(given), None), "__array__"):
-                given = torch.stack([torch.as_tensor(step) for step in given])
-            clip = torch.as_tensor(given, dtype=torch.float32)
+            if isinstance(value, list | tuple) and hasattr(next(iter(value), None), "__array__"):
+                value = torch.stack([torch.as_tensor(step) for step in value])
+            clip = torch.as_tensor(value, dtype=torch.float32)
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(
-                f"clip {index} is no array of (steps, {self.feature_dim}) numbers, but {type(given).__name__}: "
+                f"clip {index} is not an array of (steps, {self.feature_dim}) numbers, but {type(value).__name__}: "
                 "pictures and videos go first through the feature extractor that the card names, or to a model that "
                 "has vision encoders (MMTModel.from_encoders)"
             ) from error
-        if isinstance(given, list) and clip.dim() == 1 and len(clip) % self.feature_dim == 0:
+        if isinstance(value, list) and clip.dim() == 1 and len(clip) % self.feature_dim == 0:
             clip = clip.view(-1, self.feature_dim)  # sentence-transformers flattens a dataset's list of lists
         if clip.dim() != 2 or clip.shape[1] != self.feature_dim:
             raise ValueError(f"clip {index} has shape {tuple(clip.shape)}; expected (steps, {self.feature_dim})")
@@ -330,8 +332,8 @@ class MMTProcessor(ProcessorMixin):
         vision_hub = text_hub if vision_model is None else {"revision": vision_revision, "cache_dir": cache_dir}
         pictures = name if vision_model is None else vision_model
         config = AutoConfig.from_pretrained(pictures, **vision_hub)
-        told = vision_width(vision_encoder_config(config)) if config.model_type in FAMILIES else None
-        width = told or config.projection_dim
+        image_width = vision_width(vision_encoder_config(config)) if config.model_type in FAMILIES else None
+        width = image_width or config.projection_dim
         pixels = replace(PixelSettings.from_pretrained(pictures, **vision_hub), resize_by="pillow")
         tokenizer, padding, longest = caption_rule(name, **text_hub)
         rule: dict[str, Any] = {"max_text_length": longest, "text_padding": padding, "clean_text": False}
@@ -370,7 +372,7 @@ class MMTProcessor(ProcessorMixin):
             ValueError: neither is given, or clips under two names, or an option twice; a caption is not a string or is
                 empty.
         """
-        clips = [given for given in (video_features, videos, images) if given is not None]
+        clips = [values for values in (video_features, videos, images) if values is not None]
         if len(clips) > 1:
             raise ValueError("clips are given under two names; choose video_features, videos or images")
         if text is None and not clips:
@@ -392,8 +394,8 @@ class MMTProcessor(ProcessorMixin):
             return BatchFeature(batch)
         if images is not None:
             clips = [[image[None] if getattr(image, "ndim", 2) == 1 else image for image in images]]
-        for given in clips:
-            batch.update(self.feature_extractor(given, return_tensors=return_tensors))
+        for values in clips:
+            batch.update(self.feature_extractor(values, return_tensors=return_tensors))
         if sources is not None:  # sentence-transformers' trainer drops what has none of the names that it knows
             batch["input_features"] = batch.pop("video_features")
         return BatchFeature(batch)

@@ -222,7 +222,7 @@ def _kind(head: bytes, name: str) -> str:
         if head.startswith(signature):
             return kind
     raise VideoDecodingError(
-        f"{name} is no video or picture that is read here: it begins with {head[:8]!r}. Convert it to mp4 or webm"
+        f"{name} is not a supported video or picture: it begins with {head[:8]!r}. Convert it to mp4 or webm"
     )
 
 

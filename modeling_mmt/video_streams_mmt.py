@@ -194,18 +194,18 @@ def _pyav_frames(
     def sampled() -> Frames:
         ready = [container] if is_indexed(container) else []  # it can go back
         try:
-            for way in (_by_shortcuts, _one_by_one):  # the second finds what the first left in `targets`
+            for decode in (_by_shortcuts, _one_by_one):  # the second finds what the first left in `targets`
                 with ready.pop() if ready else opened() as video:
                     stream = _video_stream(video, name)
                     try:
-                        for frame in way(video, stream, _codec(stream), targets, keyframe):
+                        for frame in decode(video, stream, _codec(stream), targets, keyframe):
                             if frame.is_corrupt:
                                 raise VideoDecodingError(
                                     f"{name} is damaged at {(frame.pts - first) * base:g} seconds"
                                 )
                             yield max((frame.pts - first) * base - span.start, 0.0), _rgb(frame, stream, name)
                     except (LostError, av.FFmpegError):
-                        if way is _one_by_one:
+                        if decode is _one_by_one:
                             raise
                 if not targets:
                     return
@@ -250,10 +250,10 @@ def _codec(stream: Any) -> Any:
 def _within_memory(codec: Any) -> tuple[int, int]:
     """The most pixels that a frame may have, and how many threads a decoder may have at the declared size."""
     bits = 12 if codec.pix_fmt is None else av.VideoFormat(codec.pix_fmt).padded_bits_per_pixel
-    held = _HELD_FRAMES.get(codec.name, 4)
+    num_held = _HELD_FRAMES.get(codec.name, 4)
     total = MAX_DECODER_BYTES * 8 // bits  # pixels of all frames
-    spare = total // max(codec.width * codec.height, 1) - held
-    return min(MAX_PIXELS, total // held), max(1, min(spare + 1, torch.get_num_threads(), MAX_THREADS))
+    spare = total // max(codec.width * codec.height, 1) - num_held
+    return min(MAX_PIXELS, total // num_held), max(1, min(spare + 1, torch.get_num_threads(), MAX_THREADS))
 
 
 def _frames(container: Any, stream: Any, codec: Any, keyframe: int | None) -> Iterator[Any]:
@@ -310,7 +310,7 @@ def _by_shortcuts(container: Any, stream: Any, codec: Any, targets: list[int], k
     waiting: dict[int, int] = {}  # pts of a frame in the decoder -> how many targets it is for
     ahead = list(targets)  # targets whose packet was not met yet
 
-    def found(frames: list[Any]) -> Iterator[Any]:
+    def reached_frames(frames: list[Any]) -> Iterator[Any]:
         for frame in frames:
             if frame.pts in waiting:
                 if frame.pts != min(waiting) or (ahead and ahead[0] < frame.pts):
@@ -327,7 +327,7 @@ def _by_shortcuts(container: Any, stream: Any, codec: Any, targets: list[int], k
                 del ahead[low:high]
             if droppable:
                 codec.skip_frame = "DEFAULT" if is_shown else "NONREF"
-            yield from found(codec.decode(packet))
+            yield from reached_frames(codec.decode(packet))
             if packet.is_keyframe and packet.dts is not None:
                 delay = packet.pts - packet.dts  # mp4's index counts in dts
             if is_shown and (not ahead or keyframe_before(container, stream, ahead[0] - delay) > packet.pts):
@@ -335,7 +335,7 @@ def _by_shortcuts(container: Any, stream: Any, codec: Any, targets: list[int], k
         else:
             if ahead:
                 raise LostError("the packets end before the last target")
-        yield from found(codec.decode(None))
+        yield from reached_frames(codec.decode(None))
         if waiting:
             raise LostError("a frame did not come")
         codec.flush_buffers()

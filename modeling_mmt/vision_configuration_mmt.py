@@ -21,17 +21,17 @@ def numbered(name: str, expert: int) -> str:
     return f"{name}_{expert}" if expert else name
 
 
-def vision_encoder_config(given: Any, whole: bool = False) -> PreTrainedConfig:
+def vision_encoder_config(config: Any, whole: bool = False) -> PreTrainedConfig:
     """A vision encoder's configuration, with the defaults of the installed transformers written out.
 
     Args:
-        given: its `config.json` as a dict or a `PreTrainedConfig`; of a model of pictures and text, the vision half.
+        config: its `config.json` as a dict or a `PreTrainedConfig`; of a model of pictures and text, the vision half.
         whole: whether such a model stays whole instead.
 
     Raises:
         ValueError: it is neither, has no `model_type`, or a size that no encoder has.
     """
-    fields = given.to_dict() if isinstance(given, PreTrainedConfig) else given
+    fields = config.to_dict() if isinstance(config, PreTrainedConfig) else config
     if isinstance(fields, dict) and isinstance(fields.get("vision_config"), dict) and not whole:
         fields = fields["vision_config"]
     if not isinstance(fields, dict) or "model_type" not in fields:

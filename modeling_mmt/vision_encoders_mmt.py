@@ -172,9 +172,9 @@ class MMTVisionEncoder(nn.Module):
             and (len(module) == depth if isinstance(depth, int) else name.rpartition(".")[2] in LAYER_STACKS)
         ]
         if not stacks or len(stacks[0]) < at_least:
-            found = f"a stack of {len(stacks[0])} layers" if stacks else "no stack of layers found"
+            stack = f"a stack of {len(stacks[0])} layers" if stacks else "no stack of layers found"
             raise ValueError(
-                f"learn_vision_layers is {at_least}, but {self.config.model_type} has {found}; 0 freezes the encoder, "
+                f"learn_vision_layers is {at_least}, but {self.config.model_type} has {stack}; 0 freezes the encoder, "
                 "None trains all of it"
             )
         return stacks[0]

@@ -55,9 +55,9 @@ def build(name: str, options: Sequence[str]) -> Any:
     Raises:
         InputError, OSError: as `main`.
     """
-    known = [builder for builder, _ in builders()]
-    if name not in known:
-        raise InputError(f"no builder is called {name!r}; the name comes first, one of {', '.join(known)}")
+    names = [builder for builder, _ in builders()]
+    if name not in names:
+        raise InputError(f"no builder is called {name!r}; the name comes first, one of {', '.join(names)}")
     try:
         module, shared = (import_module(f"{BUILDERS}.{part}") for part in (name, "corpus"))
     except ModuleNotFoundError as error:

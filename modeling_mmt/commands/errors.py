@@ -33,14 +33,14 @@ def exit_code_of(program: str, call: Callable[[], int | None], traceback: bool =
         print(f"{program}: interrupted", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
-        if traceback or not is_about_what_was_given(error):
+        if traceback or not is_bad_input(error):
             raise
         words = " ".join(str(error).split()) or type(error).__name__
         print(f"{program}: {printable(words)}", file=sys.stderr)
         return BAD_INPUT
 
 
-def is_about_what_was_given(error: Exception) -> bool:
+def is_bad_input(error: Exception) -> bool:
     """Whether an error says, in one line, what is wrong with what was given.
 
     So do ours (`InputError` and its kinds, and the `ValueError`s of the files that ship with a checkpoint, where there

@@ -18,9 +18,9 @@ def main(checkpoint: str, as_json: bool = False, **options: Any):
         as_json: print JSON, as in a checkpoint's metrics.json.
         options: of `EvaluationOptions`.
     """
-    asked = EvaluationOptions(**options)
-    model, processor = open_checkpoint(checkpoint, asked.revision)
-    corpus, name = asked.open(checkpoint), Path(checkpoint).name
+    evaluation = EvaluationOptions(**options)
+    model, processor = open_checkpoint(checkpoint, evaluation.revision)
+    corpus, name = evaluation.open(checkpoint), Path(checkpoint).name
     figures = evaluate(model, processor, corpus, name, progress=is_watched(sys.stderr)).figures
     if not as_json:
         print_tables(name, corpus, figures)

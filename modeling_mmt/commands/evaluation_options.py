@@ -35,9 +35,9 @@ class EvaluationOptions:
 
     def spec(self, checkpoint: str) -> EvalSpec:
         """What the checkpoint's recipe evaluates on, with what is given here put over it."""
-        given: dict[str, Any] = {key: value for key, value in vars(self).items() if value is not None}
-        revision, dataset_revision = given.pop("revision", None), given.pop("dataset_revision", None)
-        return EvalSpec.of_checkpoint(checkpoint, revision, **given, revision=dataset_revision)
+        changes: dict[str, Any] = {key: value for key, value in vars(self).items() if value is not None}
+        revision, dataset_revision = changes.pop("revision", None), changes.pop("dataset_revision", None)
+        return EvalSpec.of_checkpoint(checkpoint, revision, **changes, revision=dataset_revision)
 
     def open(self, checkpoint: str) -> Corpus:
         """The same, opened."""

@@ -25,7 +25,7 @@ def main(name: str | None = None, as_json: bool = False):
             print("\n".join(f"{name:{max(map(len, recipes))}}  {about}" for name, about in recipes.items()))
         return
     if name not in recipes:
-        raise InputError(f"{name} is no recipe of the package; `mmt recipes` lists them")
+        raise InputError(f"{name} is not a bundled recipe; `mmt recipes` lists them")
     text = recipe_path(name).read_text(encoding="utf-8")
     if as_json:
         print_json(yaml.safe_load(text))

@@ -50,16 +50,16 @@ def main(
     names = label(list(dict.fromkeys([first, *compare, *filter(None, (zero_shot, translate_train))])))
     for source in names:
         check_checkpoint(path_of(source))
-    asked = EvaluationOptions(**options)
-    given = {"name": name, "compare": compare, "zero_shot": zero_shot, "translate_train": translate_train}
+    evaluation = EvaluationOptions(**options)
+    explicit = {"name": name, "compare": compare, "zero_shot": zero_shot, "translate_train": translate_train}
     measures, page = write_report(
         {label: path_of(source) for source, label in names.items()},
-        asked.open(checkpoint),
+        evaluation.open(checkpoint),
         output_dir,
         zero_shot=names.get(zero_shot or ""),
         translate_train=names.get(translate_train or ""),
-        revision=asked.revision,
-        command=command_of(checkpoint, given | options | {"output_dir": output_dir}),
+        revision=evaluation.revision,
+        command=command_of(checkpoint, explicit | options | {"output_dir": output_dir}),
         progress=is_watched(sys.stderr),
     )
     if as_json:
@@ -86,8 +86,8 @@ def label(sources: Sequence[str]) -> dict[str, str]:
         shared_start = len(next(iter(parts.values()))) - 1
     names = {}
     for source, of in parts.items():
-        given, sign, _ = source.rpartition("=")
-        names[source] = given if sign else "/".join(of[shared_start : len(of) - shared_end])
+        name, sign, _ = source.rpartition("=")
+        names[source] = name if sign else "/".join(of[shared_start : len(of) - shared_end])
     twice = [name for name in names.values() if list(names.values()).count(name) > 1]
     if twice:
         raise InputError(f"two checkpoints are called {twice[0]!r}; name them, as in --compare first=FOLDER")

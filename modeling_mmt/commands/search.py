@@ -46,35 +46,35 @@ def main(
     """
     texts = [check_query(query, number) for number, query in enumerate(queries, start=1)]
     conditions = dict(check_condition(text) for text in where)
-    asked = EvaluationOptions(**options)
+    evaluation = EvaluationOptions(**options)
     if (Path(place) / INDEX).is_file():
         if index:
             raise InputError(f"{place} is an index already; leave --index {index} out, or name a checkpoint first")
-        index, known = place, SearchIndex.load(place)
-        place, asked = known.model, replace(asked, revision=known.revision)
+        index, stored = place, SearchIndex.load(place)
+        place, evaluation = stored.model, replace(evaluation, revision=stored.revision)
     folder = Path(index) if index else None
-    model, processor = open_checkpoint(place, asked.revision)
+    model, processor = open_checkpoint(place, evaluation.revision)
     if folder and folder.exists():
         searched = SearchIndex.load(folder, model)
-        check_source(folder, place, asked)
+        check_source(folder, place, evaluation)
     else:
-        corpus = asked.open(place)
+        corpus = evaluation.open(place)
         searched = SearchIndex.build(
             model,
             processor,
             corpus.rows,
             corpus.clips,
             columns=columns_of(corpus),
-            revision=asked.revision,
+            revision=evaluation.revision,
             progress="clips" if is_watched(sys.stderr) else None,
         )
         if folder:
             searched.save(folder)
             write_json(folder / SOURCE, source_of(corpus.spec))
-    found = searched.search_texts(model, processor, texts, top, conditions)
+    hits_of_queries = searched.search_texts(model, processor, texts, top, conditions)
     results: list[dict[str, Any]] = [
         {"query": text, "hits": [shown(searched, hit) for hit in hits]}
-        for text, hits in zip(texts, found, strict=True)
+        for text, hits in zip(texts, hits_of_queries, strict=True)
     ]
     if as_json:
         print_json(results)
@@ -122,26 +122,26 @@ def source_of(spec: EvalSpec) -> dict[str, Any]:
     }
 
 
-def check_source(folder: Path, checkpoint: str, asked: EvaluationOptions):
+def check_source(folder: Path, checkpoint: str, evaluation: EvaluationOptions):
     """Refuse options that name other clips than the index holds.
 
     Raises:
         InputError: names the option, and what the index was built from.
     """
-    given = [name for name in SOURCE_FIELDS if getattr(asked, name)]
-    if not given:
+    named = [name for name in SOURCE_FIELDS if getattr(evaluation, name)]
+    if not named:
         return
     path = folder / SOURCE
     try:
         source = dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
     except (ValueError, TypeError) as error:
         raise InputError(f"{path}: not the JSON that `mmt search` writes ({error}); build the index again") from error
-    wanted = source_of(asked.spec(checkpoint))
-    for name in given:
-        if name not in source or source[name] != wanted[name]:
+    requested = source_of(evaluation.spec(checkpoint))
+    for name in named:
+        if name not in source or source[name] != requested[name]:
             raise InputError(
                 f"--index {folder} was built from {name} {source.get(name, '(not known)')}, and --{name} is "
-                f"{wanted[name]}; leave --{name} out, or name another folder for another index"
+                f"{requested[name]}; leave --{name} out, or name another folder for another index"
             )
 
 
@@ -152,7 +152,7 @@ def check_query(query: str, place: int) -> str:
         InputError: nothing is left of it, or it is longer than anyone would type.
     """
     if len(query) > MAX_QUERY:
-        raise InputError(f"query {place} has {len(query):,} characters; at most {MAX_QUERY:,} are taken")
+        raise InputError(f"query {place} has {len(query):,} characters; at most {MAX_QUERY:,} are allowed")
     try:
         return clean_caption(query, place)
     except ValueError:

@@ -86,7 +86,7 @@ def repeated_clips(rows: Dataset) -> Iterator[str]:
     times = counts.field("counts").to_numpy()
     if len(counts) < len(rows):
         video_id, most = counts.field("values")[times.argmax()].as_py(), times.max()
-        yield f"video_id {video_id!r} stands in {most} rows; give a clip one row, and all its texts there as a list"
+        yield f"video_id {video_id!r} is in {most} rows; give a clip one row, and all its texts there as a list"
 
 
 def not_boolean(rows: Dataset, column: str) -> Iterator[str]:

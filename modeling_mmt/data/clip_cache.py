@@ -1,4 +1,4 @@
-"""Clips that cost something to make: made when they are asked for, once, and kept while there is room."""
+"""Clips that are expensive to make: made on first access and cached within a memory budget."""
 
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -9,43 +9,43 @@ import torch
 from torch.utils.data import DataLoader
 
 
-class Room:
-    """Bytes that several `KeptClips` share.
+class MemoryBudget:
+    """Bytes that several `CachedClips` share.
 
     Args:
-        num_bytes: all of them.
+        num_bytes: the bytes that are left.
     """
 
     def __init__(self, num_bytes: int):
         self.num_bytes = num_bytes
 
-    def take(self, num_bytes: int) -> bool:
-        """Whether there are so many left; then they are taken."""
+    def reserve(self, num_bytes: int) -> bool:
+        """Whether this many bytes are left; if so, they are taken from the budget."""
         fits = num_bytes <= self.num_bytes
         self.num_bytes -= num_bytes if fits else 0
         return fits
 
 
-class KeptClips(Mapping[str, Any]):
-    """Ids to clips. One that finds no room is made again each time: slower, never different.
+class CachedClips(Mapping[str, Any]):
+    """Ids to clips. A clip beyond the budget is made again on each access: slower, never different.
 
     Args:
         ids: of the clips.
         make: an id's clip: a tensor, or one for each vision encoder.
-        room: that is taken from.
-        encode: what is kept in place of the clip that `make` gives; `None` keeps that.
+        budget: of the cache, which several caches may share.
+        encode: turns a clip from `make` into what is cached in its place; `None` caches the clip itself.
     """
 
     def __init__(
         self,
         ids: Sequence[str],
         make: Callable[[str], Any],
-        room: Room,
+        budget: MemoryBudget,
         encode: Callable[[Any], Any] | None = None,
     ):
-        self._ids, self.make, self._room, self.encode = dict.fromkeys(ids), make, room, encode
-        self._kept: dict[str, Any] = {}
-        self._arrived: dict[str, Any] = {}  # the clips of this batch that workers made
+        self._ids, self.make, self._budget, self.encode = dict.fromkeys(ids), make, budget, encode
+        self._cache: dict[str, Any] = {}
+        self._prefetched: dict[str, Any] = {}  # the clips of this batch that workers made
 
     def __getitem__(self, video_id: str) -> Any:
         """The clip.
@@ -53,12 +53,12 @@ class KeptClips(Mapping[str, Any]):
         Raises:
             KeyError: no such id.
         """
-        for clips in (self._kept, self._arrived):
+        for clips in (self._cache, self._prefetched):
             if video_id in clips:
                 return clips[video_id]
         if video_id not in self._ids:
             raise KeyError(video_id)
-        return self._keep(video_id, self.make(video_id))
+        return self._store(video_id, self.make(video_id))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._ids)
@@ -66,53 +66,55 @@ class KeptClips(Mapping[str, Any]):
     def __len__(self) -> int:
         return len(self._ids)
 
-    def ahead(self, batches: Iterable[Sequence[str]], num_workers: int) -> Iterator[None]:
-        """Go through batches of ids; the clips of each are at hand when it is its turn.
+    def prefetch(self, batches: Iterable[Sequence[str]], num_workers: int) -> Iterator[None]:
+        """Go through batches of ids; the clips of a batch are in memory when its turn comes.
 
-        Worker processes make those that are not kept, while earlier batches are used. Each is two batches ahead at
-        most, and what they make is held here for its batch alone, unless there is room to keep it. A clip that a
-        worker cannot make is made here when it is asked for, so that the error is its own.
+        Worker processes make the clips that are not cached while earlier batches are used, each at most two batches
+        ahead. A clip stays in memory for its batch alone, unless the cache has space for it. A clip that a worker
+        cannot make is made in this process on access, which raises the original error.
 
         Args:
             batches: of ids.
             num_workers: processes, started anew (spawn): `make` must be picklable, and give one tensor `(F, ...)` for
                 each vision encoder, of equal shapes but for F.
         """
-        if len(self._kept) == len(self._ids):
+        if len(self._cache) == len(self._ids):
             yield from (None for _ in batches)
             return
         loader: DataLoader[Any] = DataLoader(
-            _Maker(self.make),
+            _Loader(self.make),
             batch_size=None,
-            sampler=([name for name in dict.fromkeys(ids) if name not in self._kept] for ids in batches),  # type: ignore[arg-type]
-            collate_fn=_as_it_is,
+            sampler=([name for name in dict.fromkeys(ids) if name not in self._cache] for ids in batches),  # type: ignore[arg-type]
+            collate_fn=_identity,
             num_workers=num_workers,
             multiprocessing_context="spawn",
             worker_init_fn=_ignore_signals,
             generator=torch.Generator(),  # or the iterator draws from the generator that dropout resumes with
         )
-        for made, parts in loader:
+        for video_ids, parts in loader:
             clips = zip(*(whole.split(sizes) for whole, sizes in parts), strict=True)
-            for video_id, clip in zip(made, clips, strict=True):
-                self._arrived[video_id] = self._keep(video_id, [part.clone() for part in clip])  # out of shared memory
+            for video_id, clip in zip(video_ids, clips, strict=True):
+                self._prefetched[video_id] = self._store(
+                    video_id, [part.clone() for part in clip]
+                )  # out of shared memory
             yield
-            self._arrived.clear()
+            self._prefetched.clear()
 
-    def forget(self):
-        """Give the room back."""
-        self._room.num_bytes += sum(map(_num_bytes, self._kept.values()))
-        self._kept.clear()
+    def clear(self):
+        """Empty the cache and return its bytes to the budget."""
+        self._budget.num_bytes += sum(map(_num_bytes, self._cache.values()))
+        self._cache.clear()
 
-    def _keep(self, video_id: str, clip: Any) -> Any:
-        if video_id in self._kept:
-            return self._kept[video_id]
+    def _store(self, video_id: str, clip: Any) -> Any:
+        if video_id in self._cache:
+            return self._cache[video_id]
         clip = clip if self.encode is None else self.encode(clip)
-        if self._room.take(_num_bytes(clip)):
-            self._kept[video_id] = clip
+        if self._budget.reserve(_num_bytes(clip)):
+            self._cache[video_id] = clip
         return clip
 
 
-class _Maker(torch.utils.data.Dataset):
+class _Loader(torch.utils.data.Dataset):
     """Lists of ids to those that could be made, and their clips, one after another in one tensor an encoder."""
 
     def __init__(self, make: Callable[[str], Any]):
@@ -126,8 +128,8 @@ class _Maker(torch.utils.data.Dataset):
         return list(clips), [(torch.cat(parts), [*map(len, parts)]) for parts in zip(*clips.values(), strict=True)]
 
 
-def _as_it_is(made: Any) -> Any:
-    return made
+def _identity(batch: Any) -> Any:
+    return batch
 
 
 def _ignore_signals(worker: int):
@@ -136,8 +138,8 @@ def _ignore_signals(worker: int):
         signal.signal(number, signal.SIG_IGN)
 
 
-class InOrder(Sequence[Any]):
-    """Values of a mapping by position, each looked up when it is asked for.
+class ClipSequence(Sequence[Any]):
+    """Values of a mapping by position, each looked up on access.
 
     Args:
         values: the mapping.

@@ -67,8 +67,8 @@ class ClipColumn(Mapping[str, Any]):
                 continue
             path = self.folder / (source["path"] if isinstance(source, Mapping) else source or "")
             for file in sorted(path.iterdir()) if path.is_dir() else [path]:
-                told = file.stat() if file.exists() else None
-                digest.update(f"{file} {told and (told.st_size, told.st_mtime_ns)}\n".encode())
+                status = file.stat() if file.exists() else None
+                digest.update(f"{file} {status and (status.st_size, status.st_mtime_ns)}\n".encode())
         return digest.hexdigest()[:32]
 
     def __iter__(self) -> Iterator[str]:

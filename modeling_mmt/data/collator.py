@@ -78,8 +78,8 @@ class ArrowColumns(dict[str, pa.Array]):
     def filled(self, name: str) -> list[bool]:
         """Of each row, whether the column's text or list is neither null nor empty; all False of no such column."""
         if name not in self._filled:
-            found = are_filled(self[name]) if name in self.names else np.zeros(len(self.table), dtype=bool)
-            self._filled[name] = found.tolist()
+            present = are_filled(self[name]) if name in self.names else np.zeros(len(self.table), dtype=bool)
+            self._filled[name] = present.tolist()
         return self._filled[name]
 
 
@@ -230,10 +230,10 @@ class MMTDataCollator:
             clips = self._clips(rows, generators)
             batch.update(clips)
             if self.noise_probability:
-                keep = self._kept_steps(batch["video_mask"], generators)
+                step_mask = self._step_mask(batch["video_mask"], generators)
                 for name, value in clips.items():
                     if name != "video_mask":
-                        batch[f"noised_{name}"] = value * keep.view(*keep.shape, *[1] * (value.dim() - 2))
+                        batch[f"noised_{name}"] = value * step_mask.view(*step_mask.shape, *[1] * (value.dim() - 2))
         batch["positive_ids"] = torch.stack(ids, dim=1)  # (B, 2 or 3): clip, caption x, caption y
         return batch
 
@@ -242,18 +242,18 @@ class MMTDataCollator:
     ) -> Mapping[str, torch.Tensor]:
         extractor = self.processor.feature_extractor
         kinds = ("video_features", "video_frames")
-        given = [[kind for kind in kinds if row.get(kind) is not None] for row in rows]
-        for row, found in zip(rows, given, strict=True):
-            if not found:
+        kinds_of_rows = [[kind for kind in kinds if row.get(kind) is not None] for row in rows]
+        for row, present in zip(rows, kinds_of_rows, strict=True):
+            if not present:
                 raise ValueError(
                     f"clip {row['video_id']!r} has no video_features, and no video_frames; drop it, or set with_video "
                     "to false"
                 )
-            if found != given[0] or len(found) > 1:
+            if present != kinds_of_rows[0] or len(present) > 1:
                 raise ValueError(
-                    f"clip {row['video_id']!r} has {found}, the first {given[0]}; give all one of {kinds}"
+                    f"clip {row['video_id']!r} has {present}, the first {kinds_of_rows[0]}; give all one of {kinds}"
                 )
-        if given[0] == ["video_features"]:
+        if kinds_of_rows[0] == ["video_features"]:
             return extractor([row["video_features"] for row in rows])
         clips = [row["video_frames"] for row in rows]
         if self.augmentation is not None:
@@ -283,8 +283,8 @@ class MMTDataCollator:
         value = row.get(f"{self.text_column}_{language}") or ""
         if self.exclude_text_column is None or isinstance(value, str):
             return value
-        taken = row.get(f"{self.exclude_text_column}_{language}") or []
-        excluded = {text.casefold() for text in ([taken] if isinstance(taken, str) else taken)}
+        others = row.get(f"{self.exclude_text_column}_{language}") or []
+        excluded = {text.casefold() for text in ([others] if isinstance(others, str) else others)}
         return [keyword for keyword in value if keyword.casefold() not in excluded]
 
     def _caption(self, row: Mapping[str, Any], language: str, generator: np.random.Generator) -> str:
@@ -315,14 +315,14 @@ class MMTDataCollator:
         special = torch.isin(tokens, torch.tensor(self.processor.tokenizer.all_special_ids))
         return tokens.masked_fill(torch.from_numpy(lost) & ~special, self.processor.tokenizer.mask_token_id)
 
-    def _kept_steps(self, video_mask: torch.Tensor, generators) -> torch.Tensor:
+    def _step_mask(self, video_mask: torch.Tensor, generators) -> torch.Tensor:
         lengths = video_mask.sum(dim=1).tolist()
-        keep = torch.ones_like(video_mask, dtype=torch.float32)
+        step_mask = torch.ones_like(video_mask, dtype=torch.float32)
         for row, (length, generator) in enumerate(zip(lengths, generators, strict=True)):
             lost = generator.random(length) < self.noise_probability
             if not lost.all():  # a clip without any step left would say nothing about itself
-                keep[row, :length] = torch.from_numpy(~lost)
-        return keep
+                step_mask[row, :length] = torch.from_numpy(~lost)
+        return step_mask
 
 
 def caption_keys(batch: Mapping[str, Any], view: str = "") -> torch.Tensor:

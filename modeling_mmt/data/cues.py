@@ -153,42 +153,42 @@ class CueCleaner:
 
     def _without_roll_up(self, cues: list[tuple[float, float, str]]) -> list[tuple[float, float, str]]:
         """Roll-up subtitles show a line twice: as the new one, then above the next."""
-        kept: list[tuple[float, float, str]] = []
+        merged: list[tuple[float, float, str]] = []
         shown = ""  # what the cue before showed, its beginning included
         for start, end, text in cues:
             new = text
-            if kept and start <= kept[-1][1] + TOUCH:
+            if merged and start <= merged[-1][1] + TOUCH:
                 new = without_beginning(shown, text)
-            if kept and not new:
+            if merged and not new:
                 self.tally.count("repeated_cue")
-                kept[-1] = (kept[-1][0], max(end, kept[-1][1]), kept[-1][2])
+                merged[-1] = (merged[-1][0], max(end, merged[-1][1]), merged[-1][2])
             else:
                 if new != text:
                     self.tally.count("roll_up")
-                kept.append((start, end, new))
+                merged.append((start, end, new))
             shown = text
-        return kept
+        return merged
 
     def _without_overlap(self, cues: list[tuple[float, float, str]]) -> list[tuple[float, float, str]]:
-        kept: list[tuple[float, float, str]] = []
+        merged: list[tuple[float, float, str]] = []
         for start, end, text in cues:
-            if kept and start == kept[-1][0]:
+            if merged and start == merged[-1][0]:
                 self.tally.count("same_start")
-                kept[-1] = (start, max(end, kept[-1][1]), f"{kept[-1][2]} {text}")
+                merged[-1] = (start, max(end, merged[-1][1]), f"{merged[-1][2]} {text}")
                 continue
-            if kept and start < kept[-1][1]:
+            if merged and start < merged[-1][1]:
                 self.tally.count("overlap")
-                kept[-1] = (kept[-1][0], start, kept[-1][2])
-            kept.append((start, end, text))
-        return kept
+                merged[-1] = (merged[-1][0], start, merged[-1][2])
+            merged.append((start, end, text))
+        return merged
 
     def _within(self, cues: list[tuple[float, float, str]], seconds: float) -> list[tuple[float, float, str]]:
-        kept = [cue for cue in cues if cue[0] < seconds]
-        self.tally.count("beyond", len(cues) - len(kept))
-        if kept and kept[-1][1] > seconds:
+        inside = [cue for cue in cues if cue[0] < seconds]
+        self.tally.count("beyond", len(cues) - len(inside))
+        if inside and inside[-1][1] > seconds:
             self.tally.count("cut")
-            kept[-1] = (kept[-1][0], seconds, kept[-1][2])
-        return kept
+            inside[-1] = (inside[-1][0], seconds, inside[-1][2])
+        return inside
 
 
 def is_seconds(value: Any) -> bool:

@@ -33,6 +33,7 @@ def naming_input(name: str, error_type: type[InputError] = InputError) -> Iterat
             if isinstance(error, error_type) or (name in words and type(error) is not InputError):
                 raise
             raise error_type(words if name in words else f"{name}: {words}") from error
-        words = words if is_clear else f"{type(error).__name__}: {words}; is it whole, and what it is taken for?"
+        if not is_clear:
+            words = f"{type(error).__name__}: {words}; check that the file is complete and of the expected kind"
         words = words if name in words else f"{name}: {words}"
         raise error_type(f"{words} ({Path(last.filename).name}, line {last.lineno})") from error

@@ -88,16 +88,16 @@ class FeatureStoreWriter:
             shutil.rmtree(self.partial, ignore_errors=True)
             self.partial.mkdir()
             return
-        found = json.loads(progress.read_text(encoding="utf-8"))
+        saved = json.loads(progress.read_text(encoding="utf-8"))
         for field, value in self._settings.items():
-            if found[field] != value:
+            if saved[field] != value:
                 raise FeatureStoreError(
-                    f"{progress}: {field} is {found[field]!r}, now {value!r}; the interrupted store was made in "
-                    f"another way: finish it as it was begun, or delete {self.partial}"
+                    f"{progress}: {field} is {saved[field]!r}, now {value!r}; the interrupted store was written with "
+                    f"other settings: finish it with those, or delete {self.partial}"
                 )
-        self._dim, self._shards = found["dim"], found["shards"]
+        self._dim, self._shards = saved["dim"], saved["shards"]
         for shard in self._shards:
-            self.stored_ids.update(read_shard(self.partial, shard, found).index)
+            self.stored_ids.update(read_shard(self.partial, shard, saved).index)
 
     def add(self, video_id: str, features: np.ndarray) -> None:
         """Adds a clip.
@@ -113,7 +113,7 @@ class FeatureStoreWriter:
         if not isinstance(video_id, str) or not video_id:
             raise FeatureStoreError(f"{where}: the id must be a text that is not empty")
         if video_id in self.stored_ids:
-            raise FeatureStoreError(f"{where} is there already; give each clip once")
+            raise FeatureStoreError(f"{where} already exists; give each clip once")
         values = checked_values(where, features, self.dtype, self._dim)
         self._dim = values.shape[1]
         if self._num_waiting_values + values.size > MAX_SHARD_VALUES:
@@ -144,9 +144,9 @@ class FeatureStoreWriter:
         self._write_shard()
         if not self._shards:
             raise FeatureStoreError(f"{self.folder}: no clip was given, and an empty store is of no use")
-        known = {MANIFEST, *(shard["file"] for shard in self._shards)}
+        own_files = {MANIFEST, *(shard["file"] for shard in self._shards)}
         for file in self.partial.iterdir():  # a shard that was written, but not listed, when a writer was killed
-            if file.name not in known:
+            if file.name not in own_files:
                 file.unlink()
         put_in_place(self.partial, self.folder)
         self._is_finished = True

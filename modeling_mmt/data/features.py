@@ -70,7 +70,7 @@ class FeatureStore(Mapping[str, np.ndarray]):
         path = self.folder / MANIFEST
         if not path.is_file():
             raise FileNotFoundError(
-                f"{path} is not there; {self.folder} is no finished feature store: write it (again)"
+                f"{path} does not exist; {self.folder} is not a finished feature store: write it (again)"
             )
         try:
             self.manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -84,8 +84,8 @@ class FeatureStore(Mapping[str, np.ndarray]):
         for field, wanted in (("extractor", extractor), ("revision", revision)):
             if wanted is not None and self.manifest[field] != wanted:
                 raise FeatureStoreError(
-                    f"{path}: {field} is {self.manifest[field]!r}, but {wanted!r} is asked for; features of different "
-                    "extractors do not mix: extract again, or correct what is asked for"
+                    f"{path}: {field} is {self.manifest[field]!r}, but {wanted!r} was requested; features of "
+                    "different extractors cannot be mixed: extract again, or request these"
                 )
         self._rows: dict[str, tuple[int, int]] = {}
         self._open: dict[int, _Shard] = {}
@@ -176,7 +176,7 @@ def _check_size(folder: Path, shard: Mapping[str, Any]) -> Path:
         raise FeatureStoreError(f"{folder / MANIFEST}: no name of a shard: {shard['file']!r}; write the store again")
     path = folder / shard["file"]
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is not there, but {folder / MANIFEST} lists it; write the store again")
+        raise FileNotFoundError(f"{path} does not exist, but {folder / MANIFEST} lists it; write the store again")
     if path.stat().st_size != shard["num_bytes"]:
         raise FeatureStoreError(
             f"{path}: {path.stat().st_size} bytes, the manifest says {shard['num_bytes']}; the file was cut short or "
@@ -215,10 +215,10 @@ def read_shard(folder: Path, shard: Mapping[str, Any], manifest: Mapping[str, An
     else:
         table = pq.read_table(pa.BufferReader(data), columns=["video_id", "video_features"])
     for field in ("extractor", "revision"):  # a shard of ours says whose it is; one of others need not
-        found = (table.schema.metadata or {}).get(field.encode(), manifest[field].encode()).decode()
-        if found != manifest[field]:
+        value = (table.schema.metadata or {}).get(field.encode(), manifest[field].encode()).decode()
+        if value != manifest[field]:
             raise FeatureStoreError(
-                f"{path}: {field} is {found!r}, the manifest says {manifest[field]!r}; shards of two stores were mixed"
+                f"{path}: {field} is {value!r}, the manifest says {manifest[field]!r}; shards of two stores were mixed"
             )
     wanted = pa.list_(pa.list_(DTYPES[manifest["dtype"]]))
     column = table["video_features"].combine_chunks()
@@ -267,12 +267,12 @@ class FeatureStores(Mapping[str, Any]):
 
     def __getitem__(self, video_id: str) -> np.ndarray:
         """`(F, D_v)` float: `D_v` is the sum of the streams' widths."""
-        found = [store[video_id] for store in self.stores]
-        if len({len(stream) for stream in found}) > 1:
+        streams = [store[video_id] for store in self.stores]
+        if len({len(stream) for stream in streams}) > 1:
             raise ValueError(
-                f"clip {video_id!r} has {[len(s) for s in found]} steps in its stores; extract at one rate"
+                f"clip {video_id!r} has {[len(s) for s in streams]} steps in its stores; extract at one rate"
             )
-        return self._side_by_side(found)
+        return self._side_by_side(streams)
 
     def problems(self, video_ids: Sequence[str]) -> Iterator[tuple[str, str]]:
         """For each store that lacks clips, its folder and a sentence: how many, which, and what to do."""
@@ -295,12 +295,13 @@ class FeatureStores(Mapping[str, Any]):
         """Steps `start` to `stop` of a clip, `(stop - start, D_v)`."""
         return self._side_by_side([store.window(video_id, start, stop) for store in self.stores])
 
-    def _side_by_side(self, found: Sequence[np.ndarray]) -> np.ndarray:
+    def _side_by_side(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
         if len(self.streams) == 1:
-            return found[0]
-        values = iter(found)
+            return arrays[0]
+        values = iter(arrays)
         parts = [
-            np.zeros((len(found[0]), s), found[0].dtype) if isinstance(s, int) else next(values) for s in self.streams
+            np.zeros((len(arrays[0]), s), arrays[0].dtype) if isinstance(s, int) else next(values)
+            for s in self.streams
         ]
         return np.concatenate(parts, axis=1)
 

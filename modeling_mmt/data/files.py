@@ -145,7 +145,7 @@ def writing_folder(path: str | os.PathLike, replace: bool = False) -> Iterator[P
         yield partial
         if path.exists():
             if not replace:
-                raise FileExistsError(f"{path} is there already; remove it, or choose another folder")
+                raise FileExistsError(f"{path} already exists; remove it, or choose another folder")
             os.replace(path, old)
         put_in_place(partial, path)
     finally:

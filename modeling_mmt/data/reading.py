@@ -86,12 +86,12 @@ def verify_snapshot(folder: str | os.PathLike):
         seen[name] = [blob.name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
         if verified.get(name) == seen[name]:
             continue
-        found = file_hash(blob, blob.name)
-        if found != blob.name:
+        digest = file_hash(blob, blob.name)
+        if digest != blob.name:
             path.unlink()
             blob.unlink()
             raise SnapshotError(
-                f"{path}: damaged, its hash is {found}, the repository says {blob.name}; load it again"
+                f"{path}: damaged, its hash is {digest}, the repository says {blob.name}; load it again"
             )
     if seen != verified:
         with suppress(OSError):

@@ -82,7 +82,7 @@ class Sources:
             if (self.folder / name).is_file():
                 return name
         raise FileNotFoundError(
-            f"{self.folder / names[0]} is not there{' (nor ' + ', '.join(names[1:]) + ')' if names[1:] else ''}; "
+            f"{self.folder / names[0]} does not exist{' (nor ' + ', '.join(names[1:]) + ')' if names[1:] else ''}; "
             f"--data_dir must hold the official files:\n{self.layout}"
         )
 
@@ -107,7 +107,7 @@ class Sources:
                 while hashing.read(1 << 20):
                     pass
             except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-                raise SourceError(f"{path}: no whole gzip file ({error}); download it again") from error
+                raise SourceError(f"{path}: not a complete gzip file ({error}); download it again") from error
         self.sha256[name] = hashing.digest.hexdigest()
 
     def text(self, name: str) -> str:
@@ -142,13 +142,13 @@ class Sources:
             value = dict(pairs)
             if len(value) < len(pairs):
                 double = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-                raise SourceError(f"{where}: key {double!r} is there twice in one object; remove one of them")
+                raise SourceError(f"{where}: key {double!r} appears twice in one object; remove one of them")
             return value
 
         try:
             return json.loads(self.text(name), object_pairs_hook=once)
         except (json.JSONDecodeError, RecursionError) as error:
-            raise SourceError(f"{where}: no whole JSON ({error}); download it again") from error
+            raise SourceError(f"{where}: incomplete or invalid JSON ({error}); download it again") from error
 
 
 class _Hashing(io.RawIOBase):
@@ -188,8 +188,8 @@ def checked_id(value: Any, where: str, in_folders: bool = False) -> str:
         shown = repr(value) if len(repr(value)) < 100 else repr(value)[:100] + "..."
         without = "empty folders, backslashes" if in_folders else "slashes"
         raise SourceError(
-            f"{where}: {shown} is no clip id; give 1 to 200 bytes without {without}, control characters and outer "
-            "spaces"
+            f"{where}: {shown} is not a valid clip id; give 1 to 200 bytes without {without}, control characters "
+            "and outer spaces"
         )
     return value
 
@@ -204,18 +204,18 @@ def _is_name(part: Any) -> bool:
     )
 
 
-def checked_language(value: Any, where: str, known: Sequence[str] | None = None) -> str:
+def checked_language(value: Any, where: str, languages: Sequence[str] | None = None) -> str:
     """A language code such as `en` or `pt-BR`.
 
     Raises:
-        SourceError: it is none, or not one of `known`.
+        SourceError: it is none, or not one of `languages`.
     """
     if value == "cz":
         raise SourceError(f"{where}: language 'cz' is a country; Czech is 'cs': rename it")
     if not isinstance(value, str) or not re.fullmatch(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*", value):
         raise SourceError(f"{where}: language is {value!r}; write its BCP-47 code, such as en or sw")
-    if known is not None and value not in known:
-        raise SourceError(f"{where}: language {value!r} is unknown; known are {', '.join(known)}")
+    if languages is not None and value not in languages:
+        raise SourceError(f"{where}: language {value!r} is unknown; known are {', '.join(languages)}")
     return value
 
 
@@ -262,6 +262,15 @@ def as_object(value: Any, where: str, fields: Sequence[str] = ()) -> dict[str, A
         if one not in value:
             raise SourceError(f"{where}: field {one!r} is missing; it has {', '.join(map(str, value)) or 'none'}")
     return value
+
+
+def json_object(text: str, where: str, fields: Sequence[str] = ()) -> dict[str, Any]:
+    """A line of JSON Lines, which must be an object with these fields."""
+    try:
+        value = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise SourceError(f"{where}: not valid JSON ({error}); write one object a line") from error
+    return as_object(value, where, fields)
 
 
 def id_list(sources: Sources, name: str) -> list[str]:

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from modeling_mmt.data.sources import SourceError, Sources, as_object
+from modeling_mmt.data.sources import SourceError, Sources, json_object
 from modeling_mmt.data.tables import read_table
 
 LISTS = (".txt", ".csv", ".tsv", ".jsonl")
@@ -49,7 +49,7 @@ def find_videos(place: str | Path) -> list[Video]:
         listed = next((name for name in METADATA if (place / name).is_file()), None)
         videos = list(_listed(place / listed, inside=True) if listed else _walked(place))
     elif not place.is_file():
-        raise FileNotFoundError(f"{place} is not there; give a folder of videos or a list ({', '.join(LISTS)})")
+        raise FileNotFoundError(f"{place} does not exist; give a folder of videos or a list ({', '.join(LISTS)})")
     elif place.suffix not in LISTS:
         raise SourceError(f"{place}: a list of videos ends in one of {', '.join(LISTS)}; a single video: list it")
     else:
@@ -66,7 +66,7 @@ def check_ids(videos: Iterable[Video], where: str) -> None:
     Raises:
         SourceError: an id is so.
     """
-    known: dict[str, Any] = {}
+    source_of: dict[str, Any] = {}
     for video_id, source, *_ in videos:
         shown = f"{where}: id {str(video_id)[:100]!r} of {source if isinstance(source, str) else 'a clip'}"
         if not isinstance(video_id, str) or not video_id.strip():
@@ -74,11 +74,11 @@ def check_ids(videos: Iterable[Video], where: str) -> None:
         if len(video_id.encode(errors="replace")) > MAX_ID_BYTES:
             raise SourceError(f"{shown} is longer than {MAX_ID_BYTES} bytes; give shorter ids in a list")
         if any(unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") for char in video_id):
-            raise SourceError(f"{shown} has control characters or is no Unicode; give other ids in a list")
-        if video_id in known:
-            also = f", also of {known[video_id]}" if isinstance(known[video_id], str) else ""
-            raise SourceError(f"{shown} is there twice{also}; give the clips ids of their own in a list (video_id)")
-        known[video_id] = source
+            raise SourceError(f"{shown} has control characters or is not valid Unicode; give other ids in a list")
+        if video_id in source_of:
+            also = f", also of {source_of[video_id]}" if isinstance(source_of[video_id], str) else ""
+            raise SourceError(f"{shown} appears twice{also}; give the clips ids of their own in a list (video_id)")
+        source_of[video_id] = source
 
 
 def fingerprint(videos: Sequence[Video], folder: str | Path) -> str:
@@ -92,15 +92,15 @@ def fingerprint(videos: Sequence[Video], folder: str | Path) -> str:
 
 
 def _walked(folder: Path) -> Iterator[Video]:
-    found = []
+    paths = []
     for inner, subfolders, names in os.walk(folder):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        found += [
+        paths += [
             Path(inner, name)
             for name in names
             if not name.startswith(".") and Path(name).suffix.lower() in VIDEO_SUFFIXES
         ]
-    for path in sorted(found, key=lambda path: path.relative_to(folder).parts):
+    for path in sorted(paths, key=lambda path: path.relative_to(folder).parts):
         yield Video(path.relative_to(folder).with_suffix("").as_posix(), str(path))
 
 
@@ -130,20 +130,16 @@ def _lines(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
         if path.suffix == ".txt":
             yield where, {"file_name": text.strip()}
             continue
-        try:
-            line = json.loads(text)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise SourceError(f"{where}: no JSON ({error}); write one object a line") from error
-        yield where, as_object(line, where, fields)
+        yield where, json_object(text, where, fields)
 
 
 def _span(line: Mapping[str, Any], where: str) -> tuple[float, float | None]:
-    given = {key: line[key] for key in ("start", "end") if line.get(key) not in (None, "")}
+    times = {key: line[key] for key in ("start", "end") if line.get(key) not in (None, "")}
     try:
-        start = float(given.get("start", 0.0))
-        end = float(given["end"]) if "end" in given else None
+        start = float(times.get("start", 0.0))
+        end = float(times["end"]) if "end" in times else None
     except (ValueError, TypeError) as error:
-        raise SourceError(f"{where}: start and end are {given}; write seconds") from error
+        raise SourceError(f"{where}: start and end are {times}; write seconds") from error
     if not 0 <= start < (float("inf") if end is None else end):
-        raise SourceError(f"{where}: start and end are {given}; 0 <= start < end must hold")
+        raise SourceError(f"{where}: start and end are {times}; 0 <= start < end must hold")
     return start, end

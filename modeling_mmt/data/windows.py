@@ -254,5 +254,5 @@ def common_rate(features: FeatureStores) -> float:
     rate = rates.pop()
     if rates or rate is None:
         folders = ", ".join(str(store.folder) for store in features.stores)
-        raise ValueError(f"{folders}: windows are seconds; every store needs one and the same rate in its manifest")
+        raise ValueError(f"{folders}: windows are seconds; every store needs the same rate in its manifest")
     return float(rate)

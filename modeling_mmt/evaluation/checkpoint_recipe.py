@@ -60,8 +60,8 @@ def searched_data(path: Path) -> Mapping[str, Any]:
             raise InputError(f"{path}: data.{key} is {data[key]!r}, no {kind.__name__}; {REMEDY}")
     start = folder_of_the_run(path, str(recipe.get("output_dir", "")))
     return data | {
-        "dataset": found_from(start, data["dataset"]),
-        "features": [found_from(start, str(name)) for name in data["features"]],
+        "dataset": resolve_path(start, data["dataset"]),
+        "features": [resolve_path(start, str(name)) for name in data["features"]],
     }
 
 
@@ -73,7 +73,7 @@ def folder_of_the_run(path: Path, output_dir: str) -> Path | None:
     return Path(*folder.parts[: -len(inside)])
 
 
-def found_from(start: Path | None, name: str) -> str:
+def resolve_path(start: Path | None, name: str) -> str:
     """A folder's name, as it is where it is there or is nowhere, else seen from `start`."""
     if start is None or Path(dataset_folder(name)).exists() or not (start / name).exists():
         return name

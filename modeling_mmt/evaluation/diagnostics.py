@@ -222,26 +222,26 @@ def text_similarity(texts: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
 class Confusion:
     """A clip asked for, the wrong clip that came first, and in which languages."""
 
-    asked: int
-    found: int
+    expected: int
+    retrieved: int
     languages: tuple[str, ...]
 
 
-def confusions(first: np.ndarray, asked: Sequence[int], languages: Sequence[str]) -> list[Confusion]:
+def confusions(first: np.ndarray, expected: Sequence[int], languages: Sequence[str]) -> list[Confusion]:
     """Which wrong clip comes first in place of which, most languages first, then in the order of the clips.
 
     Args:
         first: `(L, N)` best gallery row of each query.
-        asked: `(N,)` right gallery row.
+        expected: `(N,)` right gallery row.
         languages: `(L,)` codes.
     """
-    found: dict[tuple[int, int], list[str]] = {}
+    by_pair: dict[tuple[int, int], list[str]] = {}
     for language, row in zip(languages, first, strict=True):
-        for right, best in zip(asked, row.tolist(), strict=True):
+        for right, best in zip(expected, row.tolist(), strict=True):
             if best != right:
-                found.setdefault((right, best), []).append(language)
-    pairs = [Confusion(asked, best, tuple(of)) for (asked, best), of in found.items()]
-    return sorted(pairs, key=lambda pair: (-len(pair.languages), pair.asked, pair.found))
+                by_pair.setdefault((right, best), []).append(language)
+    pairs = [Confusion(expected, best, tuple(of)) for (expected, best), of in by_pair.items()]
+    return sorted(pairs, key=lambda pair: (-len(pair.languages), pair.expected, pair.retrieved))
 
 
 def hardest(ranks: np.ndarray) -> list[int]:

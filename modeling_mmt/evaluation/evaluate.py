@@ -18,7 +18,7 @@ from huggingface_hub.errors import StrictDataclassError
 from tqdm.auto import tqdm
 
 from modeling_mmt.data.checks import CorpusError, flat_captions, missing_columns, search_problems
-from modeling_mmt.data.clip_cache import InOrder
+from modeling_mmt.data.clip_cache import ClipSequence
 from modeling_mmt.data.clips import ClipColumn
 from modeling_mmt.data.features import FeatureStores
 from modeling_mmt.data.files import CheckpointError, check_finite, naming_torn_weights
@@ -79,9 +79,9 @@ class EvalSpec:
             same = {key: data[key] for key in ("dataset", "revision", "features", "text_column", "languages")}
             same["video_column"] = data.get("video_column")
             spec = cls(**same, split=data["test_split"] or "validation", exclude_column=data["exclude_column"])
-        given = changes.get("dataset")
-        if given is not None and _folder(given) != _folder(spec.dataset):
-            spec = cls(dataset=given)  # the recipe's columns and features are another dataset's
+        dataset = changes.get("dataset")
+        if dataset is not None and _folder(dataset) != _folder(spec.dataset):
+            spec = cls(dataset=dataset)  # the recipe's columns and features are another dataset's
         if changes.get("features"):
             spec = replace(spec, video_column=None)
         elif changes.get("video_column"):
@@ -163,7 +163,7 @@ class Evaluation:
         """As in `metrics.json`: part -> direction -> language -> R@1, R@5, R@10, MedR, MeanR, MRR."""
         return {
             part: {
-                direction: {lang: retrieval_metrics(found[~np.isnan(found)]) for lang, found in by_language.items()}
+                direction: {lang: retrieval_metrics(values[~np.isnan(values)]) for lang, values in by_language.items()}
                 for direction, by_language in ranks.items()
             }
             for part, ranks in self.ranks.items()
@@ -195,7 +195,7 @@ def open_corpus(spec: EvalSpec) -> Corpus:
         stores = FeatureStores(spec.features)
         clips: Sequence[Any] = [stores[key] for key in rows["video_id"]]
     elif spec.video_column:
-        clips = InOrder(ClipColumn(rows, spec.video_column, spec.dataset), rows["video_id"][:])
+        clips = ClipSequence(ClipColumn(rows, spec.video_column, spec.dataset), rows["video_id"][:])
     else:
         clips = rows["video_features"][:]
     return corpus_of(spec, rows, clips)
@@ -259,9 +259,9 @@ def _suspect(source: str, *names: str) -> str:
     for path in (Path(source) / name for name in names if Path(source).is_dir()):
         try:
             if not isinstance(json.loads(path.read_text(encoding="utf-8")), dict):
-                return f"{path} holds no JSON object"
+                return f"{path} is not a JSON object"
         except FileNotFoundError:
-            return f"{path} is not there"
+            return f"{path} does not exist"
         except ValueError:
             return f"{path} is not JSON"
     return source
@@ -288,9 +288,9 @@ def evaluate(
     Raises:
         ValueError: a caption is empty, a clip has the wrong width, or an embedding is not finite; names which.
     """
-    found = search_corpus(model, processor, corpus, name, progress)
+    evaluation = search_corpus(model, processor, corpus, name, progress)
     tokens = {language: token_counts(processor, captions) for language, captions in corpus.captions.items()}
-    return replace(found, max_text_length=processor.max_text_length, tokens=tokens)
+    return replace(evaluation, max_text_length=processor.max_text_length, tokens=tokens)
 
 
 def search_corpus(

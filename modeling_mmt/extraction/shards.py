@@ -83,7 +83,7 @@ class Extraction:
         self._make_plan(self.settings | {"num_clips": len(videos), "shard_size": shard_size})
         self._lock = ExitStack()
         name = f"process {rank} of {num_processes}"
-        busy = FeatureStoreError(f"{self.folder}: {name} runs already; wait for it, or end it first")
+        busy = FeatureStoreError(f"{self.folder}: {name} is already running; wait for it, or stop it first")
         self._lock.enter_context(locked(self.progress / f"{name.replace(' ', '-')}.lock", busy))
 
     def _make_plan(self, plan: Mapping[str, Any]) -> None:
@@ -100,14 +100,14 @@ class Extraction:
         path = self.progress / "plan.json"
         if not path.is_file():
             raise FeatureStoreError(
-                f"{self.partial} was not begun by an extraction; delete it, or choose another folder"
+                f"{self.partial} was not started by an extraction; delete it, or choose another folder"
             )
-        found = json.loads(path.read_text(encoding="utf-8"))
+        saved = json.loads(path.read_text(encoding="utf-8"))
         for field, value in plan.items():
-            if found.get(field) != value:
+            if saved.get(field) != value:
                 raise FeatureStoreError(
-                    f"{path}: {field} is {found.get(field)!r}, now {value!r}; what was begun was made in another way: "
-                    f"finish it as it was begun, or delete {self.partial}"
+                    f"{path}: {field} is {saved.get(field)!r}, now {value!r}; the interrupted extraction used "
+                    f"other settings: finish it with those, or delete {self.partial}"
                 )
 
     def records(self) -> dict[int, dict[str, Any]]:
@@ -261,8 +261,8 @@ def run(
                 _check(extraction, failures, max_failures)
 
             clips = []
-            read = _good(((video, next(reading)) for video in extraction.clips_of(number)), fail)
-            for video, features in encode_clips(read, encode, batch_size):
+            decoded = _good(((video, next(reading)) for video in extraction.clips_of(number)), fail)
+            for video, features in encode_clips(decoded, encode, batch_size):
                 try:
                     values = checked_values("features", features, extraction.settings["dtype"])
                 except FeatureStoreError as error:
@@ -306,9 +306,11 @@ def encode_clips(
     yield from whole_clips(lengths, features)
 
 
-def _good(read: Iterable[tuple[Video, Any]], fail: Callable[[Video, str], None]) -> Iterator[tuple[Video, np.ndarray]]:
+def _good(
+    clips: Iterable[tuple[Video, Any]], fail: Callable[[Video, str], None]
+) -> Iterator[tuple[Video, np.ndarray]]:
     """The clips that could be read; the others fail."""
-    for video, pixels in read:
+    for video, pixels in clips:
         if isinstance(pixels, CallFailedError):
             fail(video, str(pixels))
         elif not len(pixels):
@@ -323,7 +325,8 @@ def _check(extraction: Extraction, new: Sequence[Mapping[str, str]], max_failure
     if len(failures) > max_failures:
         listed = extraction.list_failures(failures)
         raise TooManyFailuresError(
-            f"{len(failures)} of {len(extraction.videos)} clips failed, {max_failures:g} may: {_listing(failures)}\n"
+            f"{len(failures)} of {len(extraction.videos)} clips failed, more than --max_failures {max_failures:g}: "
+            f"{_listing(failures)}\n"
             f"{listed} has them all. Finished shards are kept. Raise --max_failures, or mend the cause and delete "
             f"{extraction.progress}/*.failures.json to have those shards done again"
         )

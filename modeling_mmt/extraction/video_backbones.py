@@ -261,7 +261,7 @@ def load_backbone(path: str | Path) -> VideoBackbone:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is not there; download the weight file that its authors published")
+        raise FileNotFoundError(f"{path} does not exist; download the weight file that its authors published")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the file's old format

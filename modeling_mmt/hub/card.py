@@ -39,22 +39,22 @@ def write_card(folder: str | os.PathLike, *, model_id: str | None = None, revisi
     config = MMTConfig.from_pretrained(folder)
     recipe, metrics = (json.loads((folder / name).read_text(encoding="utf-8")) for name in (RECIPE, METRICS_FILE))
     extractors = metrics["video_extractors"]
-    told_recipe = without_local_paths(recipe)
-    data, told = told_recipe["data"], told_recipe["card"]
+    public_recipe = without_local_paths(recipe)
+    data, card_fields = public_recipe["data"], public_recipe["card"]
     split = data["test_split"] or "validation"
     figures = metrics["figures"][data["test_split"] and "test" or "validation"]
     results = _tables(figures["all"])
     excluded = next((part for name, part in figures.items() if name != "all"), None)
-    dataset = told.get("dataset_name", data["dataset"])
+    dataset = card_fields.get("dataset_name", data["dataset"])
     stages = [name for name in ("pretraining", "finetuning") if recipe[name]]
     languages = list(figures["all"]["t2v"])
     card_data = ModelCardData(
         language=languages,
-        license=told.get("weights_license"),
+        license=card_fields.get("weights_license"),
         library_name="transformers",
         pipeline_tag="sentence-similarity",  # by sentence-transformers; the Hub has no tag of video search
         tags=["sentence-transformers", "text-to-video-retrieval", "multilingual", "mmt"],
-        base_model=told.get("base_model"),
+        base_model=card_fields.get("base_model"),
         model_name=model_id,
         eval_results=[
             EvalResult(
@@ -77,16 +77,16 @@ def write_card(folder: str | os.PathLike, *, model_id: str | None = None, revisi
         revision=revision,
         languages=languages,
         text_encoder={
-            "name": told_recipe["model"].get("dual_encoder") or told_recipe["model"]["text_model"],
-            "revision": told_recipe["model"]["text_revision"],
-            "license": told.get("text_license", NOT_STATED),
+            "name": public_recipe["model"].get("dual_encoder") or public_recipe["model"]["text_model"],
+            "revision": public_recipe["model"]["text_revision"],
+            "license": card_fields.get("text_license", NOT_STATED),
             "output_layer": config.num_text_layers,
             "frozen_layers": config.freeze_text_layers,
         },
         video={
             "extractor": ", ".join(store["extractor"] for store in extractors) or "the dataset's own features",
             "revision": ", ".join(str(store["revision"]) for store in extractors),
-            "license": told.get("video_license", NOT_STATED),
+            "license": card_fields.get("video_license", NOT_STATED),
             "from_pixels": config.vision_config is not None,
             "learns": _learning_layers(config),
             "rate": extractors[0]["rate"] if extractors else None,
@@ -96,16 +96,16 @@ def write_card(folder: str | os.PathLike, *, model_id: str | None = None, revisi
         dataset={
             "name": dataset,
             "revision": data["revision"],
-            "license": told.get("dataset_license", NOT_STATED),
+            "license": card_fields.get("dataset_license", NOT_STATED),
             "split": split,
             "n_clips": metrics["n_clips"],
-            "description": told.get("dataset_description", ""),
+            "description": card_fields.get("dataset_description", ""),
         },
         results=results,
         without_flags=_tables(excluded) if excluded else None,
         training={
-            "pretraining": _told_sources(recipe["pretraining"]) if recipe["pretraining"] else "nothing",
-            "finetuning": _told_sources(recipe["finetuning"]) if recipe["finetuning"] else "nothing",
+            "pretraining": _sources_text(recipe["pretraining"]) if recipe["pretraining"] else "nothing",
+            "finetuning": _sources_text(recipe["finetuning"]) if recipe["finetuning"] else "nothing",
             "seed": recipe["seed"],
             "steps": sum(metrics[name]["steps"] for name in stages),
             "seconds": sum(metrics[name]["seconds"] for name in stages),
@@ -114,7 +114,7 @@ def write_card(folder: str | os.PathLike, *, model_id: str | None = None, revisi
         },
         results_command=f"mmt train recipe.json --seed {recipe['seed']}",
         versions={name: version(name) for name in PACKAGES},
-        weights_license=told.get("weights_license", NOT_STATED),
+        weights_license=card_fields.get("weights_license", NOT_STATED),
     )
     card.save(folder / "README.md")
     return [folder / "README.md", *_write_eval_results(folder, recipe, figures["all"]["t2v"])]
@@ -170,13 +170,13 @@ def _write_eval_results(folder: Path, recipe: Mapping[str, Any], figures: Mappin
 
 def _tables(part: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, dict[str, float]]]:
     return {
-        DIRECTIONS[way].replace(" ", "-"): {
+        DIRECTIONS[direction].replace(" ", "-"): {
             metric: average_over_languages({language: float(values[metric]) for language, values in of.items()})
             for metric in SHOWN_METRICS
         }
-        for way, of in part.items()
+        for direction, of in part.items()
     }
 
 
-def _told_sources(stage: Mapping[str, Any]) -> str:
+def _sources_text(stage: Mapping[str, Any]) -> str:
     return " and ".join(f"{source['text_column']} in {', '.join(source['languages'])}" for source in stage["sources"])

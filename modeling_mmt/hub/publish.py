@@ -153,7 +153,9 @@ def check_checkpoint(folder: Path, files: Mapping[str, Path]):
     if index := files.get("model.safetensors.index.json"):
         wanted = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         if missing := sorted(wanted - set(weights)):
-            raise PublishError(f"{folder}: {missing[0]} is not there, but {index.name} lists it; save the model again")
+            raise PublishError(
+                f"{folder}: {missing[0]} does not exist, but {index.name} lists it; save the model again"
+            )
     elif "model.safetensors" not in weights:
         raise PublishError(f"{folder}: no model.safetensors; save the model with save_pretrained")
     for name in weights:
@@ -165,7 +167,9 @@ def check_checkpoint(folder: Path, files: Mapping[str, Path]):
     auto_map = json.loads(files["config.json"].read_text(encoding="utf-8")).get("auto_map", {})
     for reference in auto_map.values():
         if f"{reference.partition('.')[0]}.py" not in files:
-            raise PublishError(f"{folder}: config.json names the code {reference}, which is not there; save it again")
+            raise PublishError(
+                f"{folder}: config.json names the code {reference}, which does not exist; save it again"
+            )
 
 
 def can_write_card(folder: Path) -> bool:
@@ -191,15 +195,15 @@ def check_secrets(files: Mapping[str, Path], token: str | None):
     """Raise `PublishError` where a file holds the access token or another secret of the environment, or looks so."""
     secrets = {token or ""} | {value for name, value in os.environ.items() if SECRET_NAME.search(name)}
     words = [re.escape(secret.encode()) for secret in sorted(secrets) if len(secret) >= SECRET_LENGTH]
-    known = re.compile(b"|".join([TOKEN.pattern, *words]))
+    pattern = re.compile(b"|".join([TOKEN.pattern, *words]))
     for name, path in files.items():
         if path.stat().st_size == 0:
             continue
         if path.suffix == ".parquet":
-            check_rows(name, path, known)
+            check_rows(name, path, pattern)
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            if found := known.search(content):
-                raise PublishError(f"{name}, byte {found.start()}: an access token; take it out and revoke it")
+            if match := pattern.search(content):
+                raise PublishError(f"{name}, byte {match.start()}: an access token; take it out and revoke it")
 
 
 def check_rows(name: str, path: Path, secret: re.Pattern[bytes]):

@@ -112,18 +112,18 @@ def _example(kind: str, tower: Any, pixels: Pixels, batch_size: int, length: int
     generator = torch.Generator().manual_seed(batch_size)
     mask = torch.ones(batch_size, length, dtype=torch.long)
     mask[0, length // 2 :] = 0
-    given: list[torch.Tensor] = []
+    values: list[torch.Tensor] = []
     if kind == "text":
         words = tower.config.text_config.vocab_size
-        given = [torch.randint(words, (batch_size, length), generator=generator)]
+        values = [torch.randint(words, (batch_size, length), generator=generator)]
     elif kind == "video":
-        given = [torch.randn(batch_size, length, tower.config.video_feature_dim, generator=generator)]
+        values = [torch.randn(batch_size, length, tower.config.video_feature_dim, generator=generator)]
     else:
         for each in pixels:
             frames = [each["frames_per_step"]] if each["frames_per_step"] else []
             shape = (batch_size, length, *frames, 3, each["height"], each["width"])
-            given.append(torch.randn(shape, generator=generator))
-    return dict(zip(_names(kind, tower.config), [*given, mask], strict=True))
+            values.append(torch.randn(shape, generator=generator))
+    return dict(zip(_names(kind, tower.config), [*values, mask], strict=True))
 
 
 def _export_tower(kind: str, tower: Any, path: Path, pixels: Pixels = ()):
@@ -154,15 +154,17 @@ def _compare(kind: str, tower: Any, path: Path, pixels: Pixels = ()):
     for batch_size, length in ((1, 2), (3, longest)):
         inputs = _example(kind, tower, pixels, batch_size, length)
         with torch.inference_mode():
-            wanted = UnitNormTower(tower, list(inputs))(*inputs.values()).numpy()
+            expected = UnitNormTower(tower, list(inputs))(*inputs.values()).numpy()
         feed = {name: value.numpy() for name, value in inputs.items()}
         try:
-            found = session.run(None, feed)[0]
+            output = session.run(None, feed)[0]
         except (Fail, InvalidArgument, RuntimeException) as error:
             raise ValueError(f"{path} does not run at {batch_size} x {length}: {error}") from error
-        apart = float(np.abs(found - wanted).max())
-        if not apart <= TOLERANCE:
-            raise ValueError(f"{path}: an embedding is {apart:.2g} off the checkpoint's at {batch_size} x {length}")
+        difference = float(np.abs(output - expected).max())
+        if not difference <= TOLERANCE:
+            raise ValueError(
+                f"{path}: an embedding is {difference:.2g} off the checkpoint's at {batch_size} x {length}"
+            )
 
 
 def _session(path: Path) -> onnxruntime.InferenceSession:
@@ -205,5 +207,5 @@ class OnnxModel:
 
     def _run(self, kind: str, inputs: dict[str, torch.Tensor]) -> BaseModelOutputWithPooling:
         session = self.sessions[kind]
-        feed = {given.name: inputs[given.name].numpy() for given in session.get_inputs()}
+        feed = {node.name: inputs[node.name].numpy() for node in session.get_inputs()}
         return BaseModelOutputWithPooling(pooler_output=torch.from_numpy(session.run(None, feed)[0]))

@@ -66,8 +66,8 @@ def measure(
     }
     if zero_shot and translate_train and corpus.aligned[0] and set(corpus.languages) - {"en"}:
         result["gap_closed"] = {
-            way: closed(first, by_name[zero_shot], by_name[translate_train], corpus, way, num_samples)
-            for way in DIRECTIONS
+            direction: closed(first, by_name[zero_shot], by_name[translate_train], corpus, direction, num_samples)
+            for direction in DIRECTIONS
         }
     return result
 
@@ -82,8 +82,10 @@ def measure_one(evaluation: Evaluation, corpus: Corpus, num_samples: int) -> dic
     result: dict[str, Any] = {
         "figures": figures,
         "gap_to_english": {
-            way: gap_to_english({language: figures["all"][way]["R@1"][language]["value"] for language in languages})
-            for way in DIRECTIONS
+            direction: gap_to_english(
+                {language: figures["all"][direction]["R@1"][language]["value"] for language in languages}
+            )
+            for direction in DIRECTIONS
         },
         "tokens": {language: token_figures(evaluation, language) for language in languages},
         "n_aligned": len(rows),
@@ -123,7 +125,7 @@ def measure_one(evaluation: Evaluation, corpus: Corpus, num_samples: int) -> dic
         for place in hardest(ranks)[:SHOWN]
     ]
     result["confusions"] = [
-        {"asked": pair.asked, "found": pair.found, "languages": list(pair.languages)}
+        {"asked": pair.expected, "found": pair.retrieved, "languages": list(pair.languages)}
         for pair in confusions(found[..., 0], rows, languages)[:SHOWN]
     ]
     return result
@@ -138,23 +140,25 @@ def with_intervals(
     in all of them at once.
     """
     summary = summarise_seeds([ranks], num_samples) if corpus.is_paired else None
-    result: dict[str, Any] = {way: {metric: {} for metric in SHOWN_METRICS} for way in DIRECTIONS}
-    kept = ~corpus.parts[part]
-    for way, of_way in ranks.items():
+    result: dict[str, Any] = {direction: {metric: {} for metric in SHOWN_METRICS} for direction in DIRECTIONS}
+    is_included = ~corpus.parts[part]
+    for direction, by_language in ranks.items():
         for metric in SHOWN_METRICS:
-            means = average_over_languages({language: figures[way][language][metric] for language in of_way})
+            means = average_over_languages(
+                {language: figures[direction][language][metric] for language in by_language}
+            )
             for key, mean in means.items():
                 interval = None
                 if summary is not None:
-                    interval = summary[way][metric][key]["ci95"]
-                elif key in of_way:
+                    interval = summary[direction][metric][key]["ci95"]
+                elif key in by_language:
                     owners = np.array(corpus.clip_of[key])
-                    values = per_query(metric, of_way[key][~np.isnan(of_way[key])])
-                    groups = owners[kept[owners]] if way == "t2v" else None
+                    values = per_query(metric, by_language[key][~np.isnan(by_language[key])])
+                    groups = owners[is_included[owners]] if direction == "t2v" else None
                     interval = list(
                         bootstrap_interval(values, num_samples, statistic=STATISTIC[metric], groups=groups)
                     )
-                result[way][metric][key] = {"value": float(mean), "ci95": interval}
+                result[direction][metric][key] = {"value": float(mean), "ci95": interval}
     return result
 
 
@@ -176,13 +180,13 @@ def aligned_ranks(evaluation: Evaluation, corpus: Corpus) -> np.ndarray:
     return np.stack([evaluation.ranks["all"]["t2v"][language][places[language]] for language in corpus.languages])
 
 
-def hits_by_clip(evaluation: Evaluation, corpus: Corpus, way: str) -> dict[str, np.ndarray]:
+def hits_by_clip(evaluation: Evaluation, corpus: Corpus, direction: str) -> dict[str, np.ndarray]:
     """Language -> `(N,)` R@1 (0 to 100) of each clip that has a caption in every language, its captions averaged."""
     rows, _ = corpus.aligned
     result = {}
-    for language, found in evaluation.ranks["all"][way].items():
-        hits = 100.0 * (found <= 1)
-        if way == "t2v":
+    for language, ranks in evaluation.ranks["all"][direction].items():
+        hits = 100.0 * (ranks <= 1)
+        if direction == "t2v":
             owners = np.array(corpus.clip_of[language])
             total = np.bincount(owners, weights=hits, minlength=len(corpus.rows))
             hits = total / np.maximum(1, np.bincount(owners, minlength=len(corpus.rows)))
@@ -197,22 +201,27 @@ def comparisons(evaluations: Sequence[Evaluation], corpus: Corpus, num_samples: 
     scopes = {"en": ["en"], "all but en": foreign} if 0 < len(foreign) < len(languages) else {"all": languages}
     tests: list[dict[str, Any]] = []
     for a, b in combinations(evaluations if corpus.aligned[0] else [], 2):
-        for way in DIRECTIONS:
-            left, right = hits_by_clip(a, corpus, way), hits_by_clip(b, corpus, way)
+        for direction in DIRECTIONS:
+            left, right = hits_by_clip(a, corpus, direction), hits_by_clip(b, corpus, direction)
             for scope, chosen in scopes.items():
                 values = [np.stack([of[language] for language in chosen], axis=-1)[None] for of in (left, right)]
                 test = paired_test(values[0], values[1], num_samples)
-                tests.append({"a": a.name, "b": b.name, "way": way, "scope": scope, **test})
+                tests.append({"a": a.name, "b": b.name, "way": direction, "scope": scope, **test})
     for test, p in zip(tests, holm([test["p"] for test in tests]), strict=True):
         test["p_holm"] = p
     return tests
 
 
 def closed(
-    ours: Evaluation, zero_shot: Evaluation, translate_train: Evaluation, corpus: Corpus, way: str, num_samples: int
+    ours: Evaluation,
+    zero_shot: Evaluation,
+    translate_train: Evaluation,
+    corpus: Corpus,
+    direction: str,
+    num_samples: int,
 ) -> dict[str, Any]:
     """How much of the gap in non-English R@1 is closed: on average with its interval, and in each language."""
-    three = [hits_by_clip(evaluation, corpus, way) for evaluation in (ours, zero_shot, translate_train)]
+    three = [hits_by_clip(evaluation, corpus, direction) for evaluation in (ours, zero_shot, translate_train)]
     foreign = [language for language in corpus.languages if language != "en"]
     by_clip = [np.mean([of[language] for language in foreign], axis=0) for of in three]
     means = [float(values.mean()) for values in by_clip]

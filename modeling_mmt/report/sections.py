@@ -104,15 +104,15 @@ class Reporter:
             Heading("Search in each language"),
             Figure("r1_by_language", r1_by_language(rows, tuple(AVERAGES)), "R@1 by language and checkpoint"),
         ]
-        for way, words in DIRECTIONS.items():
-            keys, gap = list(figures[way]["R@1"]), self.mine["gap_to_english"][way]
+        for direction, words in DIRECTIONS.items():
+            keys, gap = list(figures[direction]["R@1"]), self.mine["gap_to_english"][direction]
             gap = gap | ({"avg_non_en": float(np.mean(list(gap.values())))} if gap else {})
             cells = [
                 [
                     AVERAGES.get(key, key),
-                    _with_interval(figures[way]["R@1"][key]),
+                    _with_interval(figures[direction]["R@1"][key]),
                     _signed(gap[key]) if key in gap else None,
-                    *(_with_interval(figures[way][metric][key]) for metric in SHOWN_METRICS[1:]),
+                    *(_with_interval(figures[direction][metric][key]) for metric in SHOWN_METRICS[1:]),
                 ]
                 for key in keys
             ]
@@ -121,16 +121,16 @@ class Reporter:
                 Text(f"{words.capitalize()}:"),
                 Table(["language", "R@1", "− en", *SHOWN_METRICS[1:]], cells, strong),
             ]
-        for part, ways in self.mine["figures"].items():
+        for part, by_direction in self.mine["figures"].items():
             if part != "all":
-                keys = list(ways["t2v"]["R@1"])
-                kept = len(self.corpus.rows) - int(self.corpus.parts[part].sum())
+                keys = list(by_direction["t2v"]["R@1"])
+                num_clips = len(self.corpus.rows) - int(self.corpus.parts[part].sum())
                 blocks += [
-                    Text(f"{part.capitalize().replace('_', ' ', 1)} ({kept:,} clips), R@1:"),
+                    Text(f"{part.capitalize().replace('_', ' ', 1)} ({num_clips:,} clips), R@1:"),
                     Table(
                         ["direction", *(AVERAGES.get(key, key) for key in keys)],
                         [
-                            [DIRECTIONS[w], *(f"{ways[w]['R@1'][key]['value']:.1f}" for key in keys)]
+                            [DIRECTIONS[w], *(f"{by_direction[w]['R@1'][key]['value']:.1f}" for key in keys)]
                             for w in DIRECTIONS
                         ],
                     ),

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 
-from modeling_mmt.search.exact import check_unit_rows
+from modeling_mmt.search.exact import check_request, check_unit_rows
 
 POINTS_AT_ONCE = 1024
 
@@ -75,7 +75,7 @@ class FaissSearch:
         self, queries: torch.Tensor, top: int, allowed: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """See the module; a filter is FAISS's own, so that an approximate index may find fewer than `top`."""
-        _check_request(queries, top, len(self), self.width, allowed)
+        check_request(queries, top, len(self), self.width, allowed)
         options = {}
         if allowed is not None:
             top = min(top, int(allowed.sum()))
@@ -156,7 +156,7 @@ class QdrantSearch:
         from qdrant_client import models
 
         size = len(self)
-        _check_request(queries, top, size, self.width, allowed)
+        check_request(queries, top, size, self.width, allowed)
         condition = None
         if allowed is not None:
             top = min(top, int(allowed.sum()))
@@ -165,20 +165,10 @@ class QdrantSearch:
         scores = torch.full((len(queries), top), -torch.inf, dtype=torch.float64)
         rows = torch.full((len(queries), top), -1)
         for number, answer in enumerate(self.client.query_batch_points(self.collection, requests)):
-            found = len(answer.points)
-            scores[number, :found] = torch.tensor([point.score for point in answer.points], dtype=torch.float64)
-            rows[number, :found] = torch.tensor([point.id for point in answer.points], dtype=torch.int64)
+            num_hits = len(answer.points)
+            scores[number, :num_hits] = torch.tensor([point.score for point in answer.points], dtype=torch.float64)
+            rows[number, :num_hits] = torch.tensor([point.id for point in answer.points], dtype=torch.int64)
         return scores, rows
-
-
-def _check_request(queries: torch.Tensor, top: int, size: int, width: int, allowed: torch.Tensor | None) -> None:
-    if not 1 <= top <= size:
-        raise ValueError(f"top is {top}; there are {size} clips, so choose from 1 to {size}")
-    if queries.ndim != 2 or queries.shape[1] != width or len(queries) == 0:
-        raise ValueError(f"queries have shape {tuple(queries.shape)}; expected (at least one, {width})")
-    check_unit_rows("queries", queries)
-    if allowed is not None and not allowed.any():
-        raise ValueError("the filter leaves no clip; widen it")
 
 
 def _last_line(error: Exception) -> str:

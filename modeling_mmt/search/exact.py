@@ -119,17 +119,11 @@ class ExactSearch:
                 nothing allowed.
         """
         num_rows, width = self.embeddings.shape
-        if not 1 <= top <= num_rows:
-            raise ValueError(f"top is {top}; there are {num_rows} clips, so choose from 1 to {num_rows}")
-        if queries.ndim != 2 or queries.shape[1] != width or len(queries) == 0:
-            raise ValueError(f"queries have shape {tuple(queries.shape)}; expected (at least one, {width})")
         queries = queries.float()
-        check_unit_rows("queries", queries)
+        check_request(queries, top, num_rows, width, allowed)
         if allowed is None:
             return self._search(queries, top, None)
         num_allowed = int(allowed.sum())
-        if num_allowed == 0:
-            raise ValueError("the filter leaves no clip; widen it")
         top = min(top, num_allowed)
         if num_allowed * 8 > num_rows:
             return self._search(queries, top, allowed)
@@ -370,6 +364,22 @@ def _make_screen(embeddings: torch.Tensor, kind: str) -> _Screen:
         if kind != "float32":
             values[start : start + size] = coarse.flatten(0, 1)[: len(embeddings[start : start + size])]
     return _Screen(values, scale, residual, norm)
+
+
+def check_request(queries: torch.Tensor, top: int, size: int, width: int, allowed: torch.Tensor | None) -> None:
+    """Refuse a search that no engine can answer: `queries` `(q, P)`, `top` and the filter `allowed` `(N,)`.
+
+    Raises:
+        ValueError: `top` outside the corpus, another width, a query that is not finite or not of unit norm, or
+            nothing allowed.
+    """
+    if not 1 <= top <= size:
+        raise ValueError(f"top is {top}; there are {size} clips, so choose from 1 to {size}")
+    if queries.ndim != 2 or queries.shape[1] != width or len(queries) == 0:
+        raise ValueError(f"queries have shape {tuple(queries.shape)}; expected (at least one, {width})")
+    check_unit_rows("queries", queries)
+    if allowed is not None and not allowed.any():
+        raise ValueError("the filter leaves no clip; widen it")
 
 
 def check_unit_rows(name: str, vectors: torch.Tensor) -> None:

@@ -31,7 +31,7 @@ from huggingface_hub import HfApi, snapshot_download
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from modeling_mmt.data.clip_cache import InOrder
+from modeling_mmt.data.clip_cache import ClipSequence
 from modeling_mmt.data.errors import InputError
 from modeling_mmt.data.files import file_sha256, write_json, writing_folder
 from modeling_mmt.evaluation.embedding import embed_images, embed_texts, embed_videos
@@ -94,7 +94,7 @@ class SearchIndex:
         self._rows = {video_id: row for row, video_id in enumerate(ids)}
         if len(self._rows) != len(ids):
             twice = next(video_id for row, video_id in enumerate(ids) if self._rows[video_id] != row)
-            raise SearchIndexError(f"video_id {twice!r} is there twice; a clip has one row")
+            raise SearchIndexError(f"video_id {twice!r} appears twice; a clip has one row")
         self.engine: SearchEngine = ExactSearch(embeddings) if engine is None else engine
         if len(self.engine) != len(ids):
             raise SearchIndexError(f"the engine holds {len(self.engine)} rows, the index {len(ids)}")
@@ -133,8 +133,8 @@ class SearchIndex:
             KeyError: a clip without features.
         """
         clips = rows.select_columns(["video_id", *columns])
-        in_order = InOrder(features, clips["video_id"][:]) if isinstance(features, Mapping) else features
-        embeddings = embed_videos(model, processor, in_order, progress=progress)
+        ordered = ClipSequence(features, clips["video_id"][:]) if isinstance(features, Mapping) else features
+        embeddings = embed_videos(model, processor, ordered, progress=progress)
         return cls(embeddings, clips, model_fingerprint(model), model.config._name_or_path, revision)
 
     # -- kept ---------------------------------------------------------------------------------------------------------
@@ -147,7 +147,7 @@ class SearchIndex:
         """
         folder = Path(folder)
         if folder.exists():
-            raise FileExistsError(f"{folder} is there already; remove it, or save the index elsewhere")
+            raise FileExistsError(f"{folder} already exists; remove it, or save the index elsewhere")
         with writing_folder(folder) as partial:
             save_file({"embeddings": self.embeddings.contiguous()}, partial / EMBEDDINGS)
             self.clips.to_parquet(partial / CLIPS)
@@ -347,7 +347,7 @@ def _plain(config: Any) -> Any:
 def _read_description(folder: Path) -> dict[str, Any]:
     path = folder / INDEX
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is not there; {folder} is no search index: build one")
+        raise FileNotFoundError(f"{path} does not exist; {folder} is not a search index: build one")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -360,13 +360,13 @@ def _read_description(folder: Path) -> dict[str, Any]:
     return content
 
 
-def _check_file(path: Path, told: Mapping[str, Any] | None, verify: bool) -> None:
-    if told is None or not path.is_file():
-        raise FileNotFoundError(f"{path} is not there; build or download the index again")
-    if path.stat().st_size != told["num_bytes"]:
+def _check_file(path: Path, entry: Mapping[str, Any] | None, verify: bool) -> None:
+    if entry is None or not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; build or download the index again")
+    if path.stat().st_size != entry["num_bytes"]:
         raise SearchIndexError(
-            f"{path}: {path.stat().st_size} bytes, {INDEX} says {told['num_bytes']}; the file was cut short or "
+            f"{path}: {path.stat().st_size} bytes, {INDEX} says {entry['num_bytes']}; the file was cut short or "
             "changed: build or download the index again"
         )
-    if verify and file_sha256(path) != told["sha256"]:
+    if verify and file_sha256(path) != entry["sha256"]:
         raise SearchIndexError(f"{path}: its SHA-256 is not {INDEX}'s; build or download the index again")

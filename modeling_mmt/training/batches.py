@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch.nn.utils.rnn import pad_sequence
 
 from modeling_mmt import MMTModel, MMTProcessor
-from modeling_mmt.data.clip_cache import InOrder, KeptClips, Room
+from modeling_mmt.data.clip_cache import CachedClips, ClipSequence, MemoryBudget
 from modeling_mmt.data.clips import FrameReader
 from modeling_mmt.data.collator import ClipDataset, Draw, EpochBatchSampler, MMTDataCollator
 from modeling_mmt.data.fingerprints import architecture, encoder_fingerprint, rows_fingerprint, weights_fingerprint
@@ -42,33 +42,33 @@ class RunData:
         self.corpora, self.recipe = corpora, corpora.recipe
         self.accelerator, self.model, self.processor, self.cache = accelerator, model, processor, cache
         self.tokenized = TokenizedOnce(processor)
-        self.room = Room(int(self.recipe.clip_memory * 2**30))
-        self.encoded: dict[tuple[str, str | None, str], KeptClips] = {}
-        self.decoded: dict[tuple[str, str | None, str, int], KeptClips] = {}
+        self.clip_budget = MemoryBudget(int(self.recipe.clip_memory * 2**30))
+        self.encoded: dict[tuple[str, str | None, str], CachedClips] = {}
+        self.decoded: dict[tuple[str, str | None, str, int], CachedClips] = {}
 
     def contents(self, stage: StageArguments) -> dict[str, Any]:
         """What a stage reads, hashed: the encoders, how pixels are prepared, every source's rows and features."""
         english = [f"{self.recipe.data.text_column}_en"]
-        found: dict[str, Any] = {
+        contents: dict[str, Any] = {
             "encoder": encoder_fingerprint(self.model.text_model.encoder, self.processor.tokenizer)
         }
         if (vision := self.model.video_model.vision_model) is not None:
-            found["vision"] = [weights_fingerprint(vision), *(architecture(e.config) for e in vision.encoders())]
-            found["pixels"] = self.processor.feature_extractor.pixels
+            contents["vision"] = [weights_fingerprint(vision), *(architecture(e.config) for e in vision.encoders())]
+            contents["pixels"] = self.processor.feature_extractor.pixels
         if self.recipe.model.dual_encoder is not None:  # the heads start from its weights too
             heads = (self.model.text_model.pooling, self.model.video_model.pooling)
-            found["heads"] = [weights_fingerprint(head) for head in heads]
+            contents["heads"] = [weights_fingerprint(head) for head in heads]
         for number, source in enumerate(stage.sources):
-            found[f"sources[{number}]"] = self.content(
+            contents[f"sources[{number}]"] = self.content(
                 self.corpora.home(source), "train", columns_of(source), source.with_video
             )
-        for name, split, read in (
+        for name, split, is_read in (
             ("validation", "validation", stage.evaluations),
             ("standardize_inputs", "train", self.recipe.model.standardize_inputs),
         ):
-            if read:
-                found[name] = self.content(self.recipe.data, split, english)
-        return found
+            if is_read:
+                contents[name] = self.content(self.recipe.data, split, english)
+        return contents
 
     def content(
         self, data: DataArguments | Source, split: str, columns: Sequence[str], with_video: bool = True
@@ -96,17 +96,17 @@ class RunData:
             return self.corpora.windows(source)
         return ClipDataset(rows, features if source.with_video else None)
 
-    def frames(self, data: DataArguments | Source, split: str, candidates: int = 1) -> KeptClips:
+    def frames(self, data: DataArguments | Source, split: str, candidates: int = 1) -> CachedClips:
         """A split's clips as `MMTVideoFeatureExtractor.read` gives them, decoded once while there is room."""
         key = (str(data.dataset), data.revision, split, candidates)
         if key not in self.decoded:
             sources = self.corpora.clip_column(data, split)
             assert sources is not None
             reader = FrameReader(sources, self.processor.feature_extractor.read, candidates)
-            self.decoded[key] = KeptClips(list(sources), reader, self.room)
+            self.decoded[key] = CachedClips(list(sources), reader, self.clip_budget)
         return self.decoded[key]
 
-    def encoded_clips(self, data: DataArguments | Source, split: str) -> KeptClips:
+    def encoded_clips(self, data: DataArguments | Source, split: str) -> CachedClips:
         """A split's clips as the features `(F, D_v)` that the vision encoders, frozen as they are, make of them.
 
         Each by itself: a convolution's sums depend on what else is in the batch, and a resumed run shall not.
@@ -114,7 +114,7 @@ class RunData:
         key = (str(data.dataset), data.revision, split)
         if key not in self.encoded:
             sources = self.frames(data, split)
-            self.encoded[key] = KeptClips(list(sources), sources.make, self.room, self.encode_frames)
+            self.encoded[key] = CachedClips(list(sources), sources.make, self.clip_budget, self.encode_frames)
         return self.encoded[key]
 
     @torch.no_grad()
@@ -131,7 +131,7 @@ class RunData:
         vision.learning_layers = self.model.config.learn_vision_layers = number
         if number != 0:
             for clips in self.encoded.values():
-                clips.forget()
+                clips.clear()
             self.encoded.clear()
 
     def samplers(
@@ -170,17 +170,17 @@ class RunData:
         collate = self.collator(source)
         batches = (collate(batch) for batch in self.drawn(rows, islice(sampler, count)))
         cache = self.cache_of(source)
-        return batches if cache is None else cache.ahead(batches)
+        return batches if cache is None else cache.prefetch(batches)
 
     def drawn(
         self, rows: ClipDataset | SampledClips, batches: Iterator[list[Draw]]
     ) -> Iterator[list[Mapping[str, Any]]]:
         """The rows of each batch; where their clips are to be decoded, `num_workers` processes do it ahead."""
         clips = rows.features if rows.frames is None else rows.frames
-        if self.recipe.num_workers and isinstance(clips, KeptClips):
-            batches, ahead = tee(batches)
-            ids = (rows.rows["video_id"][[row for *_, row in draws]] for draws in ahead)
-            for draws, _ in zip(batches, clips.ahead(ids, self.recipe.num_workers), strict=True):
+        if self.recipe.num_workers and isinstance(clips, CachedClips):
+            batches, upcoming = tee(batches)
+            ids = (rows.rows["video_id"][[row for *_, row in draws]] for draws in upcoming)
+            for draws, _ in zip(batches, clips.prefetch(ids, self.recipe.num_workers), strict=True):
                 yield rows.__getitems__(draws)
         else:
             yield from map(rows.__getitems__, batches)
@@ -233,8 +233,8 @@ class RunData:
         rows, features = self.corpora.rows(data, split), self.corpora.features(data)
         if vision is not None:
             if vision.learning_layers == 0:
-                return InOrder(self.encoded_clips(data, split), rows["video_id"][:])
-            return InOrder(self.frames(data, split), rows["video_id"][:])
+                return ClipSequence(self.encoded_clips(data, split), rows["video_id"][:])
+            return ClipSequence(self.frames(data, split), rows["video_id"][:])
         return [features[key] for key in rows["video_id"][:]] if features else rows["video_features"][:]
 
     def encode_ahead(self, texts: list[str]):

@@ -54,7 +54,8 @@ def load_trainable_state(model: torch.nn.Module, state: Mapping[str, torch.Tenso
     missing, unknown = sorted(parameters.keys() - state.keys()), sorted(state.keys() - parameters.keys())
     if missing or unknown:
         raise CheckpointError(
-            f"{source}: lacks {missing[:3]}, and holds {unknown[:3]} that do not learn here; it is of another model"
+            f"{source}: lacks {missing[:3]}, and holds {unknown[:3]} that this model "
+            "does not train; it belongs to another model"
         )
     with torch.no_grad():
         for name, parameter in parameters.items():

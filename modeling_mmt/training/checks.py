@@ -44,7 +44,7 @@ def _up_to_what_is_missing(problems: Iterator[str]) -> Iterator[str]:
 
 
 def encoder_problems(corpora: Corpora) -> Iterator[str]:
-    """Encoders whose configuration cannot be had, or that are not deep enough; packaged ones are fetched by pip."""
+    """Encoders whose configuration cannot be loaded, or that are not deep enough; packaged ones are fetched by pip."""
     model = corpora.recipe.model
     kind = "text model" if model.dual_encoder is None else "dual encoder"
     named = [(kind, model.dual_encoder or model.text_model, model.text_revision)]
@@ -55,7 +55,7 @@ def encoder_problems(corpora: Corpora) -> Iterator[str]:
         try:
             config = AutoConfig.from_pretrained(name, revision=revision)
         except (OSError, ValueError) as error:
-            yield f"{kind} {name} cannot be had: {str(error).splitlines()[0]}{corpora.origin(name)}"
+            yield f"{kind} {name} cannot be loaded: {str(error).splitlines()[0]}{corpora.origin(name)}"
             continue
         layer = model.config.get("text_output_layer", MMTConfig().text_output_layer)
         depth = getattr(config, "num_hidden_layers", None)
@@ -146,7 +146,7 @@ def check_recipe(recipe: Recipe) -> dict[str, list[str]]:
     """
     corpora = Corpora(recipe)
     problems = list(dict.fromkeys(recipe_problems(corpora)))
-    found = list(corpora.found())
-    for title, lines in (("there", found), ("missing or wrong", problems or ["nothing"])):
+    summary = list(corpora.summary())
+    for title, lines in (("there", summary), ("missing or wrong", problems or ["nothing"])):
         print(f"{title}:", *lines, sep="\n  ")
-    return {"found": found, "problems": problems}
+    return {"found": summary, "problems": problems}

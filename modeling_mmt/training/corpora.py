@@ -48,7 +48,7 @@ class Corpora:
         key = (name, data.revision, split)
         if key not in self.opened:
             if name in self.recipe.comes_from and not Path(name).is_dir():
-                raise RecipeError(f"dataset {name} is not there{self.origin(name)}")
+                raise RecipeError(f"dataset {name} does not exist{self.origin(name)}")
             with naming_input(name, RecipeError):
                 self.opened[key] = read_split(name, data.revision, split)
         return self.opened[key]
@@ -72,7 +72,7 @@ class Corpora:
         """Says which feature stores of a dataset are not there."""
         for name in data.features:
             if not name.startswith(ABSENT) and not Path(name).is_dir():
-                yield f"feature store {name} is not there{self.origin(name)}"
+                yield f"feature store {name} does not exist{self.origin(name)}"
 
     def clip_column(self, data: DataArguments | Source, split: str) -> ClipColumn | None:
         """A split's clips where they come as pixels, not decoded yet."""
@@ -97,7 +97,7 @@ class Corpora:
         )
         return SampledClips(self.rows(self.home(source), "train"), features, window)
 
-    def found(self) -> Iterator[str]:
+    def summary(self) -> Iterator[str]:
         """What is open, and the encoders that pip would fetch: a line each, for people."""
         for name in (self.recipe.model.dual_encoder or self.recipe.model.text_model, *self.recipe.model.vision_model):
             if name in PACKAGED_ENCODERS:

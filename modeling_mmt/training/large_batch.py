@@ -170,29 +170,29 @@ def two_pass_backward(
     last = len(chunks) - 1
     states: list[list[torch.Tensor]] = []
     outputs: list[Mapping[str, torch.Tensor]] = []
-    kept, spent, largest = 0, 0, 0
+    num_kept, spent, largest = 0, 0, 0
     for number, chunk in enumerate(chunks):
-        room = math.inf if memory_budget is None or not last else memory_budget
-        keeping = kept == number and 0 < room and spent + largest * (1 if number == last else 2) <= room
+        budget = math.inf if memory_budget is None or not last else memory_budget
+        keeps_graph = num_kept == number and 0 < budget and spent + largest * (1 if number == last else 2) <= budget
         states.append(_random_state())
-        saved = _SavedBytes() if keeping and room < math.inf else None
-        with torch.set_grad_enabled(keeping), nullcontext() if keeping and number == last else no_sync():
+        saved = _SavedBytes() if keeps_graph and budget < math.inf else None
+        with torch.set_grad_enabled(keeps_graph), nullcontext() if keeps_graph and number == last else no_sync():
             with saved or nullcontext():
                 output = encode(chunk)
         if saved is not None:
             largest = max(largest, agree(saved.total))
             spent += largest
             # Of the first chunk nothing was known. The last one's graph is armed to communicate, and must be used.
-            keeping = number == last or spent + largest <= room
-        kept += keeping
-        outputs.append(output if keeping else {name: tensor.detach() for name, tensor in output.items()})
+            keeps_graph = number == last or spent + largest <= budget
+        num_kept += keeps_graph
+        outputs.append(output if keeps_graph else {name: tensor.detach() for name, tensor in output.items()})
     torch.clear_autocast_cache()  # it holds half-precision weights made without a graph
     parts: dict[str, list[torch.Tensor]] = {}
     for output in outputs:
         for name, tensor in output.items():
             parts.setdefault(name, []).append(tensor)
     embeds = {name: tensors[0] if tensors[0].dim() == 0 else torch.cat(tensors) for name, tensors in parts.items()}
-    if kept == len(chunks):
+    if num_kept == len(chunks):
         loss = loss_fn(embeds)
         backward(loss)
         return loss.detach()
@@ -205,7 +205,7 @@ def two_pass_backward(
     remaining = {name: _gradient_parts(embeds[name].grad, parts[name]) for name in embeds}
     for number, (chunk, state) in enumerate(zip(chunks, states, strict=True)):
         with nullcontext() if number == last else no_sync():
-            if number >= kept:
+            if number >= num_kept:
                 _set_random_state(state)
                 outputs[number] = encode(chunk)
             pairs = [(tensor, remaining[name].pop(0)) for name, tensor in outputs[number].items()]

@@ -94,7 +94,7 @@ class FrozenTextCache:
         if not self._warned:  # else the cache is full, and what is encoded now would be encoded again
             self._fill(self._missing(batches), progress, until_full=True)
 
-    def ahead(
+    def prefetch(
         self, batches: Iterable[MutableMapping[str, Any]], count: int = 16, max_bytes: int = 2**28
     ) -> Iterator[MutableMapping[str, Any]]:
         """The same batches, untouched, each yielded when what it asks for is kept: faster, never different.
@@ -104,17 +104,17 @@ class FrozenTextCache:
             count: batches held at most.
             max_bytes: of the tensors held; one batch is, whatever its size.
         """
-        held: list[MutableMapping[str, Any]] = []
+        window: list[MutableMapping[str, Any]] = []
         size = 0
         for batch in batches:
-            held.append(batch)
+            window.append(batch)
             size += sum(value.nbytes for value in batch.values() if isinstance(value, torch.Tensor))
-            if len(held) == count or size >= max_bytes:
-                self.fill(held)
-                yield from held
-                held, size = [], 0
-        self.fill(held)
-        yield from held
+            if len(window) == count or size >= max_bytes:
+                self.fill(window)
+                yield from window
+                window, size = [], 0
+        self.fill(window)
+        yield from window
 
     def save(self):
         """Write what no shard in the folder has yet as one more: whole or not at all.
@@ -150,36 +150,40 @@ class FrozenTextCache:
         """A shard's lengths, token ids and states; one that does not fit is refused."""
         try:
             with safe_open(path, framework="pt") as shard:
-                told = shard.metadata() or {}
+                metadata = shard.metadata() or {}
                 tensors = {name: shard.get_tensor(name) for name in ("lengths", "input_ids", "states")}
         except SafetensorError as error:
             raise ValueError(f"{path}: not a readable shard of the layer cache ({error}); delete the file") from error
         lengths, ids, states = tensors.values()
-        found = told.get("fingerprint")
-        if found != self.fingerprint or states.shape != (int(lengths.sum()), self.width) or len(ids) != len(states):
-            raise ValueError(f"{path}: fingerprint {found} does not fit these frozen weights; delete the file")
-        if told.get("crc32") != _crc32(tensors):
-            raise ValueError(f"{path}: it does not hold what was written; delete the file")
+        fingerprint = metadata.get("fingerprint")
+        if (
+            fingerprint != self.fingerprint
+            or states.shape != (int(lengths.sum()), self.width)
+            or len(ids) != len(states)
+        ):
+            raise ValueError(f"{path}: fingerprint {fingerprint} does not fit these frozen weights; delete the file")
+        if metadata.get("crc32") != _crc32(tensors):
+            raise ValueError(f"{path}: its content does not match its checksum; delete the file")
         self._shards.add(path)
         return lengths, ids, states
 
     def _load(self, path: Path):
         lengths, ids, states = self._read(path)
         sizes = lengths.tolist()
-        for (key, _), kept in zip(_keyed(ids.split(sizes)), states.split(sizes), strict=True):
-            self._keep(key, kept)
+        for (key, _), rows in zip(_keyed(ids.split(sizes)), states.split(sizes), strict=True):
+            self._store(key, rows)
 
     def _missing(self, batches: Iterable[Mapping[str, Any]]) -> Captions:
         """The token ids of the captions that are not kept yet."""
-        found: Captions = {}
+        missing: Captions = {}
         for batch in batches:
             for view in _views(batch):
                 ids, keys = batch[f"{view}input_ids"], caption_keys(batch, view).tolist()
                 mask = batch["paired_attention_mask" if "paired" in view else "attention_mask"]
                 for row, key in enumerate(keys):
-                    if key not in self._rows and key not in found:
-                        found[key] = ids[row, : int(mask[row].sum())].cpu()
-        return found
+                    if key not in self._rows and key not in missing:
+                        missing[key] = ids[row, : int(mask[row].sum())].cpu()
+        return missing
 
     def _fill(self, missing: Captions, progress: str | None = None, until_full: bool = False) -> Captions:
         """Encode captions; return the states that did not fit the bound, or with `until_full` stop there.
@@ -202,7 +206,7 @@ class FrozenTextCache:
                 states = self.text_model.frozen_states(ids.to(device), mask.to(device)).float().cpu()
             for key, state in zip(chunk, states, strict=False):  # rows beyond the captions are padding
                 state = state[: len(missing[key])]
-                if self._keep(key, state):
+                if self._store(key, state):
                     self._unsaved[key] = missing[key]
                 else:
                     overflow[key] = state
@@ -225,7 +229,7 @@ class FrozenTextCache:
     def _padded_length(self, length: int) -> int:
         return max(length, min(-(-length // LENGTH_STEP) * LENGTH_STEP, self.max_length))
 
-    def _keep(self, key: int, states: torch.Tensor) -> bool:
+    def _store(self, key: int, states: torch.Tensor) -> bool:
         if key in self._rows:
             return True
         end = self._num_rows + len(states)

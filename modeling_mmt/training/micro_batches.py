@@ -39,16 +39,16 @@ class MicroBatches:
         Returns:
             `(B, P)` each, by the names that `MMTModel.embed` gives for the whole batch.
         """
-        found: dict[str, torch.Tensor] = {}
+        embeddings: dict[str, torch.Tensor] = {}
         for name, value in embeds.items():
             if value.dim() == 0:
-                found[name] = value
+                embeddings[name] = value
                 continue
             kind = "video" if "video" in name else "text"
             views = self.views[kind]
             parts = value[self.orders[kind].to(value.device)].chunk(len(views))
-            found |= {f"{view}{name}": part for view, part in zip(views, parts, strict=True)}
-        return found
+            embeddings |= {f"{view}{name}": part for view, part in zip(views, parts, strict=True)}
+        return embeddings
 
 
 def micro_batches(batch: Mapping[str, torch.Tensor], max_tokens: int | None = None, at_least: int = 1) -> MicroBatches:
@@ -154,14 +154,16 @@ def _widen(tokens: torch.Tensor, length: int) -> torch.Tensor:
 
 def _cut(rows: Mapping[str, torch.Tensor], piece: torch.Tensor) -> dict[str, torch.Tensor]:
     """Some rows, without the positions that none of them has."""
-    taken = {name: value[piece.to(value.device)] for name, value in rows.items()}
-    longest = {name: int(value.sum(dim=1).max()) for name, value in taken.items() if name.endswith("mask")}
+    selected = {name: value[piece.to(value.device)] for name, value in rows.items()}
+    longest = {name: int(value.sum(dim=1).max()) for name, value in selected.items() if name.endswith("mask")}
 
     def mask_of(name: str) -> str:
         is_clip = "video" in name or "pixel" in name
         return "video_mask" if is_clip else "paired_attention_mask" if "paired" in name else "attention_mask"
 
-    return {name: value if value.dim() == 1 else value[:, : longest[mask_of(name)]] for name, value in taken.items()}
+    return {
+        name: value if value.dim() == 1 else value[:, : longest[mask_of(name)]] for name, value in selected.items()
+    }
 
 
 def token_budget_batches(lengths: torch.Tensor, budget: int | None, at_least: int = 1) -> list[torch.Tensor]:

@@ -37,10 +37,10 @@ class RecipeError(InputError):
     """A recipe, or one of its values, cannot be run; the message is one line that names file, field and remedy."""
 
 
-def near(name: str, known: Iterable[str]) -> str:
+def near(name: str, names: Iterable[str]) -> str:
     """What may be meant by a name that is not known."""
-    found = difflib.get_close_matches(name, list(known), n=2)
-    return f"did you mean {' or '.join(found)}?" if found else f"known are {', '.join(sorted(known))}"
+    matches = difflib.get_close_matches(name, list(names), n=2)
+    return f"did you mean {' or '.join(matches)}?" if matches else f"known are {', '.join(sorted(names))}"
 
 
 def _no_bool(value: Any) -> Any:
@@ -130,16 +130,16 @@ class ModelArguments:
 
     def __post_init__(self):
         """Check the names of `MMTConfig`'s fields; their values are checked where one is built."""
-        known = {known.name for known in fields(MMTConfig)}
+        allowed = {each.name for each in fields(MMTConfig)}
         for name in self.config:
-            if name not in known:
-                raise RecipeError(f"config.{name} is no field of MMTConfig; {near(name, known)}")
+            if name not in allowed:
+                raise RecipeError(f"config.{name} is not a field of MMTConfig; {near(name, allowed)}")
         if self.dual_encoder is None:
             return
         own = ("text_model", "text_prefix", "max_text_length", "vision_model", "vision_revision", "image_size")
         for name in (*own, "standardize_inputs"):
             if getattr(self, name) != getattr(ModelArguments(), name):
-                raise RecipeError(f"{name} is {getattr(self, name)!r}, which dual_encoder tells; leave one out")
+                raise RecipeError(f"{name} is {getattr(self, name)!r}, which dual_encoder already sets; leave one out")
 
 
 @dataclass(config=STRICT)
@@ -188,7 +188,7 @@ class Source:
         for name in ("revision", "features"):
             if self.dataset is None and getattr(self, name):
                 raise RecipeError(
-                    f"{name} is {getattr(self, name)!r}, and there is no dataset beside it; else data's are read"
+                    f"{name} is {getattr(self, name)!r}, and there is not a dataset beside it; else data's are read"
                 )
         if self.clip_seconds is not None and self.clip_seconds[0] > self.clip_seconds[1]:
             raise RecipeError(f"clip_seconds is {self.clip_seconds}; give [shortest, longest]")
@@ -323,12 +323,12 @@ def misfits(recipe: Recipe) -> Iterator[str]:
     data, model = recipe.data, recipe.model
     if recipe.finetuning is None and recipe.pretraining is None:
         yield "finetuning and pretraining are both null; give one stage, or two"
-    said = {"text_config": "model.text_model", "vision_config": "model.vision_model"}
-    said |= {"learn_vision_layers": "a stage's learn_vision_layers"}
-    said |= {"video_feature_dims": "data.features"} if data.features else {}
+    set_by = {"text_config": "model.text_model", "vision_config": "model.vision_model"}
+    set_by |= {"learn_vision_layers": "a stage's learn_vision_layers"}
+    set_by |= {"video_feature_dims": "data.features"} if data.features else {}
     for name in model.config:
-        if name in said:
-            yield f"model.config has {name!r}, which {said[name]} says; leave it out"
+        if name in set_by:
+            yield f"model.config has {name!r}, which {set_by[name]} already sets; leave it out"
     pixels = f"data.video_column is {data.video_column!r}"
     if data.video_column and data.features:
         yield f"{pixels} and data.features {data.features}: clips come as pixels or as features; leave one out"
@@ -356,6 +356,9 @@ def stages(
 
     `contents` of a stage are hashes of what the recipe only gives names of: rows, feature stores, the text encoder.
     """
+    model = asdict(recipe.model)
+    if model["dual_encoder"] is None:  # stages that were finished before there was such a field keep their names
+        del model["dual_encoder"]
     before = None
     for name in STAGES:
         stage = getattr(recipe, name)
@@ -363,7 +366,7 @@ def stages(
             continue
         identity = {
             "data": {key: value for key, value in asdict(recipe.data).items() if key not in EVALUATION_ONLY},
-            "model": asdict(recipe.model),
+            "model": model,
             "stage": {key: value for key, value in asdict(stage).items() if key != "save_steps"},
             "contents": contents(stage),
             "seed": recipe.seed,

@@ -70,14 +70,16 @@ def load_recipe(argv: Sequence[str], description: str = "") -> Recipe:
         raise SystemExit(0)
     name, options = split_options(argv)
     values = read_file(name) if name is not None else {}
-    given = [set_option(values, option, text) for option, text in options]
+    option_paths = [set_option(values, option, text) for option, text in options]
     try:
         return TypeAdapter(Recipe).validate_python(values)
     except ValidationError as invalid:
         errors = invalid.errors()
         error = next((error for error in errors if error["type"] == UNKNOWN), errors[0])
         path = error["loc"]
-        by_option = any(path[: len(p)] == p or (error["type"] == UNKNOWN and p[: len(path)] == path) for p in given)
+        by_option = any(
+            path[: len(p)] == p or (error["type"] == UNKNOWN and p[: len(path)] == path) for p in option_paths
+        )
         where = "the command line" if by_option or name is None else name
         raise RecipeError(" ".join(f"{where}: {in_words(error)}".split())) from None
 
@@ -97,8 +99,8 @@ def split_options(argv: Sequence[str]) -> tuple[str | None, list[tuple[str, str]
             raise RecipeError(f"the command line: {option} has no value")
         options.append((option[2:], value))
     if len(names) > 1 or not argv:
-        found = " and ".join(names) or "no recipe"
-        raise RecipeError(f"the command line: {found}; give one recipe, such as emoji9/mmp_en")
+        named = " and ".join(names) or "no recipe"
+        raise RecipeError(f"the command line: {named}; give one recipe, such as emoji9/mmp_en")
     return next(iter(names), None), options
 
 
@@ -185,8 +187,8 @@ def in_words(error: Mapping[str, Any]) -> str:
     cause = error.get("ctx", {}).get("error")
     if error["type"] == UNKNOWN:
         part = required(field_type(error["loc"][:-1]))
-        known = [each.name for each in fields(part)]
-        return f"{path} is no field of {part.__name__}; {near(error['loc'][-1], known)}"
+        field_names = [each.name for each in fields(part)]
+        return f"{path} is not a field of {part.__name__}; {near(error['loc'][-1], field_names)}"
     if error["type"] == "missing":
         return f"{path} is missing; it has no default"
     if cause and is_dataclass(required(field_type(error["loc"]))):  # by a part's own check, which names the field

@@ -76,12 +76,12 @@ def check_machine(recipe: Recipe):
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")  # "no" too where nobody asked
     if launched not in ("no", recipe.mixed_precision):
         raise RecipeError(
-            f"mixed_precision is {recipe.mixed_precision}, and accelerate launch was told {launched}: the recipe "
+            f"mixed_precision is {recipe.mixed_precision}, and accelerate launch set {launched}: the recipe "
             f"decides; give train.py --mixed_precision {launched}, or launch without it"
         )
     if (steps := os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")) != "1":
         raise RecipeError(
-            f"accelerate launch was told gradient_accumulation_steps {steps}, which would make fewer negatives of a "
+            f"accelerate launch set gradient_accumulation_steps to {steps}, which would leave fewer negatives in a "
             "batch; leave it out, and let micro_batch_tokens fit the batch into memory"
         )
     for name in ("output_dir", "work_dir", "frozen_states_dir"):
@@ -160,24 +160,24 @@ class Run:
         data = self.recipe.data
         searches = {"validation": ("validation", data.text_column), "test": (data.test_split, data.text_column)}
         searches |= {f"validation_{kind}": ("validation", kind) for kind in data.other_text_columns}
-        found = {}
+        results = {}
         for name, (split, kind) in tqdm(searches.items(), "search", disable=not self.accelerator.is_main_process):
             if split:
                 evaluation = search_split(self.data, split, kind, data.languages, data.exclude_column)
-                found[name] = {"figures": evaluation.figures, "ranks": as_lists(evaluation.ranks)}
+                results[name] = {"figures": evaluation.figures, "ranks": as_lists(evaluation.ranks)}
         self.data.save_cache()
-        return found
+        return results
 
-    def save(self, found: Mapping[str, Any]):
+    def save(self, results: Mapping[str, Any]):
         """Write weights, code, processor, metrics and card, and publish them if the recipe says so.
 
         Args:
-            found: as `search_in_every_language` returns it.
+            results: as `search_in_every_language` returns it.
 
         Raises:
             PublishError, UploadError: everything is written, and could not be published.
         """
-        self.metrics["figures"] = {name: of["figures"] for name, of in found.items()}
+        self.metrics["figures"] = {name: of["figures"] for name, of in results.items()}
         self.metrics["video_extractors"] = video_extractors(self.data)
         self.metrics["n_clips"] = len(
             self.data.corpora.rows(self.recipe.data, self.recipe.data.test_split or "validation")
@@ -189,7 +189,7 @@ class Run:
         self.data.processor.save_pretrained(output_dir)
         apply_umask(output_dir)
         write_json(output_dir / "metrics.json", self.metrics)
-        write_json(output_dir / "ranks.json", {name: of["ranks"] for name, of in found.items()})
+        write_json(output_dir / "ranks.json", {name: of["ranks"] for name, of in results.items()})
         write_json(output_dir / "recipe.json", {k: v for k, v in asdict(self.recipe).items() if k not in HUB_OPTIONS})
         write_training_log(output_dir / "training_log.jsonl", self.metrics)
         write_card(output_dir)
@@ -221,7 +221,7 @@ def model_problems(data: RunData) -> Iterator[str]:
     if around >= processor.max_text_length:
         yield (
             f"model.max_text_length is {processor.max_text_length}, and prefix and special tokens are {around}: "
-            "nothing of a caption would be read; raise it"
+            "no token is left for a caption; raise it"
         )
     for name, stage in data.corpora.stages.items():
         for prefix in stage.freeze:

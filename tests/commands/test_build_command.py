@@ -59,7 +59,7 @@ HEADER = b"video_id,language,caption,split\n"
         (lambda folder: ["--data_dir", "x", "own_clips"], "the name comes first"),
         (lambda folder: ["corpus"], "no builder is called 'corpus'"),
         (lambda folder: ["../hub"], "no builder is called '../hub'"),
-        (lambda folder: ["own_clips", "--data_dir", folder, "--output_dir", folder / "out"], "is not there"),
+        (lambda folder: ["own_clips", "--data_dir", folder, "--output_dir", folder / "out"], "does not exist"),
         (lambda folder: own(folder / "a", b"a;b\n1;2\n"), "no column 'video_id'"),
         (lambda folder: own(folder / "a", HEADER + "x,ru,пёс".encode()[:-1] + b",train\n"), "is not UTF-8"),
         (lambda folder: own(folder / "a", HEADER + b"x,en,\x81,train\n"), "is not cp1252"),
@@ -112,7 +112,7 @@ def test_converted_features_are_a_store_and_a_bad_array_is_one_line(tmp_path, ca
     code, out, _ = call(capsys, "convert", tmp_path / "npy", "--output_dir", tmp_path / "store", *CONVERT)
     assert code == 0 and "1 clips of width 4; 0 left out" in out and list(FeatureStore(tmp_path / "store")) == ["a"]
     for name, data, message in (
-        ("b.npy", b"\x93NUMPY\x01\x00cut", "no whole .npy"),
+        ("b.npy", b"\x93NUMPY\x01\x00cut", "not a complete .npy file"),
         ("c.pth", b"", "a pickle"),
     ):
         (tmp_path / "npy" / name).write_bytes(data)

@@ -61,7 +61,9 @@ def test_other_endings_have_their_codes(capsys):
 
 
 def test_a_librarys_error_names_what_was_opened_and_stays_its_cause():
-    with pytest.raises(RecipeError, match=r"^encoder: KeyError: 'model'; is it whole.*\(test_errors.py") as raised:
+    with pytest.raises(
+        RecipeError, match=r"^encoder: KeyError: 'model'; check that the file is complete.*\(test_errors.py"
+    ) as raised:
         with naming_input("encoder", RecipeError):
             raise KeyError("model")
     assert isinstance(raised.value.__cause__, KeyError)

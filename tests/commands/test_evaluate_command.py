@@ -71,7 +71,7 @@ def test_another_dataset_takes_nothing_from_the_recipe(checkpoint, corpus, capsy
         (["--languages", "en", "xx"], "no caption in language 'xx'; there are en, de"),
         (["--text_column", "title"], "no column title_<language>; found"),
         (["--exclude_column", "is_long"], "no column is_long; found"),
-        (["--features", "nowhere"], "nowhere is no finished feature store"),
+        (["--features", "nowhere"], "nowhere is not a finished feature store"),
         (["--dataset", "no/where/at/all"], "no/where/at/all"),
         (["--split", "dev"], "dev"),
     ],
@@ -132,12 +132,12 @@ def change_data(folder, **fields):
         (change("recipe.json", data={"dataset": "x"}), "recipe.json: no data.revision"),
         (lambda folder: change_data(folder, dataset=3), "recipe.json: data.dataset is 3, no str; "),
         (lambda folder: change_data(folder, languages="en"), "recipe.json: data.languages is 'en', no list; "),
-        (lambda folder: (folder / "config.json").write_text("3"), "/config.json holds no JSON object: "),
-        (lambda folder: (folder / "processor_config.json").write_text("[]"), "/processor_config.json holds no JSON"),
-        (lambda folder: (folder / "processor_config.json").unlink(), "/processor_config.json is not there: "),
+        (lambda folder: (folder / "config.json").write_text("3"), "/config.json is not a JSON object: "),
+        (lambda folder: (folder / "processor_config.json").write_text("[]"), "/processor_config.json is not a JSON"),
+        (lambda folder: (folder / "processor_config.json").unlink(), "/processor_config.json does not exist: "),
         (lambda folder: (folder / "tokenizer.json").write_text("{"), "/tokenizer.json is not JSON: "),
-        (lambda folder: (folder / "tokenizer_config.json").write_text("[]"), "/tokenizer_config.json holds no JSON"),
-        (lambda folder: (folder / "tokenizer_config.json").unlink(), "/tokenizer_config.json is not there: .*pad"),
+        (lambda folder: (folder / "tokenizer_config.json").write_text("[]"), "/tokenizer_config.json is not a JSON"),
+        (lambda folder: (folder / "tokenizer_config.json").unlink(), "/tokenizer_config.json does not exist: .*pad"),
     ],
 )
 def test_a_checkpoint_whose_files_do_not_fit_is_refused_by_name(checkpoint, tmp_path, capsys, damage, message):
@@ -180,7 +180,7 @@ def test_a_row_a_caption_is_refused(checkpoint, corpus, tmp_path, capsys):
     write_split(tmp_path / "rows", "test", [*rows, rows[3]])
     code, out, err = call(capsys, "evaluate", checkpoint, "--dataset", tmp_path / "rows", "--features",
                           *(corpus / name for name in ("colours", "animals")))  # fmt: skip
-    assert (code, out) == (2, "") and f"video_id '{rows[3]['video_id']}' stands in 2 rows; give a clip one row" in err
+    assert (code, out) == (2, "") and f"video_id '{rows[3]['video_id']}' is in 2 rows; give a clip one row" in err
 
 
 def test_clips_are_not_left_out_by_a_column_of_texts(checkpoint, capsys):

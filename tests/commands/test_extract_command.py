@@ -54,7 +54,7 @@ def test_videos_become_a_store_and_one_that_cannot_be_decoded_ends_in_exit_code_
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["no_folder"], "no_folder is not there; give a folder of videos or a list"),
+        (["no_folder"], "no_folder does not exist; give a folder of videos or a list"),
         (["videos", "--batch_size", "0"], "batch_size is 0; give 1 or more"),
         (["videos", "--max_failures", "1.5"], "max_failures is 1.5"),
         (["emoji9", "--encoder", "no/where/at/all"], "no/where/at/all"),

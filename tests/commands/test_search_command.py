@@ -127,7 +127,7 @@ def test_a_broken_record_of_an_index_is_named_where_it_is_needed(checkpoint, tmp
 
 @pytest.mark.parametrize(
     ("query", "words"),
-    [("", "query 1 is empty: ''"), (" \t\x00\x1b", "query 1 is empty"), ("a" * 2**20, "at most 10,000 are taken")],
+    [("", "query 1 is empty: ''"), (" \t\x00\x1b", "query 1 is empty"), ("a" * 2**20, "at most 10,000 are allowed")],
 )
 def test_a_query_with_nothing_in_it_or_too_much_is_refused(query, words):
     with pytest.raises(ValueError, match=words):

@@ -99,7 +99,7 @@ def test_a_large_number_fits_into_float32(tmp_path):
 
 def test_repeated_and_empty_ids_no_clips_and_unknown_types_are_refused(tmp_path):
     one = np.zeros((1, 2))
-    with pytest.raises(FeatureStoreError, match="is there already"):
+    with pytest.raises(FeatureStoreError, match="already exists"):
         write_feature_store(tmp_path / "store", [("a", one), ("a", one)], **SETTINGS)
     with pytest.raises(FeatureStoreError, match="not empty"):
         write_feature_store(tmp_path / "store", [("", one)], **SETTINGS)
@@ -131,7 +131,7 @@ def interrupt_after(folder, clips, num_clips):
 def test_an_interrupted_writer_leaves_no_store_and_resumes_at_the_last_whole_shard(tmp_path):
     clips = ragged_clips(7)
     interrupt_after(tmp_path / "store", clips, 5)
-    with pytest.raises(FileNotFoundError, match="no finished feature store"):
+    with pytest.raises(FileNotFoundError, match="not a finished feature store"):
         FeatureStore(tmp_path / "store")
     (tmp_path / "store.partial" / "features-00002.parquet").write_bytes(b"half a shard of a killed writer")
     with FeatureStoreWriter(tmp_path / "store", **SETTINGS, clips_per_shard=2, resume=True) as writer:
@@ -201,7 +201,7 @@ def test_a_changed_value_is_refused_when_the_shard_is_read(store_folder):
 
 def test_a_missing_shard_or_manifest_field_is_refused(store_folder):
     (store_folder / "features-00000.parquet").rename(store_folder / "elsewhere.parquet")
-    with pytest.raises(FileNotFoundError, match="features-00000.parquet is not there"):
+    with pytest.raises(FileNotFoundError, match="features-00000.parquet does not exist"):
         FeatureStore(store_folder)
     manifest = json.loads((store_folder / MANIFEST).read_text())
     del manifest["dim"]

@@ -78,7 +78,7 @@ def test_a_block_that_fails_leaves_what_was_there_and_nothing_else(tmp_path):
 def test_a_folder_is_replaced_whole_or_refused_if_another_writer_was_faster(tmp_path):
     with writing_folder(tmp_path / "a") as partial:
         (partial / "one").write_text("1")
-    with pytest.raises(FileExistsError, match="a is there already"), writing_folder(tmp_path / "a") as partial:
+    with pytest.raises(FileExistsError, match="a already exists"), writing_folder(tmp_path / "a") as partial:
         (partial / "two").write_text("2")
     assert [path.name for path in tmp_path.rglob("*")] == ["a", "one"]
     with writing_folder(tmp_path / "a", replace=True) as partial:

@@ -24,7 +24,7 @@ def test_a_folder_gives_its_videos_by_their_paths(folder):
 
 def test_two_files_of_one_id_are_refused_with_both_names(folder):
     (folder / "b.avi").touch()
-    with pytest.raises(SourceError, match=r"b\.mp4 is there twice, also of .*b\.avi"):
+    with pytest.raises(SourceError, match=r"b\.mp4 appears twice, also of .*b\.avi"):
         find_videos(folder)
 
 
@@ -64,7 +64,7 @@ def test_lists_name_files_ids_and_spans(folder, tmp_path):
     [
         ("l.csv", "path\nx.mp4\n", "no column 'file_name'"),
         ("l.jsonl", '{"file_name": 3}', "file_name is 3"),
-        ("l.jsonl", "{", "line 1: no JSON"),
+        ("l.jsonl", "{", "line 1: not valid JSON"),
         ("l.jsonl", '{"file_name": "x.mp4", "video_id": 7}', "must be a text"),
         ("l.jsonl", '{"file_name": "x.mp4", "video_id": "a\\nb"}', "control characters"),
         ("l.jsonl", '{"file_name": "x.mp4", "video_id": "' + "a" * 1001 + '"}', "longer than 1000"),
@@ -83,7 +83,7 @@ def test_a_bad_list_is_refused_with_its_line_and_the_remedy(tmp_path, name, text
 
 
 def test_no_folder_and_no_list_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere is not there"):
+    with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
         find_videos(tmp_path / "nowhere")
 
 

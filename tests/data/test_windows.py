@@ -244,7 +244,7 @@ def test_videos_without_enough_languages_have_no_index(built):
 def test_stores_without_a_clock_are_refused(built, tmp_path):
     folder, stores = built
     write_feature_store(tmp_path / "still", [("a", np.ones((1, 2)))], extractor="x", revision="1")
-    with pytest.raises(ValueError, match="every store needs one and the same rate"):
+    with pytest.raises(ValueError, match="every store needs the same rate"):
         SampledClips(
             load_dataset(str(folder), split="train"), FeatureStores([str(tmp_path / "still")]), WindowSampler(["en"])
         )

@@ -141,10 +141,10 @@ def test_stores_of_different_rates_do_not_go_together(tmp_path):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda data: data[: len(data) // 2], "no whole JSON"),
+        (lambda data: data[: len(data) // 2], "incomplete or invalid JSON"),
         (lambda data: b"\xff\xfe" + data.decode().encode("utf-16-le"), "UTF-8|no JSON object"),
         (lambda data: data.replace(b"red", b"r\xe9d", 1), "not UTF-8"),
-        (lambda data: b"", "no whole JSON|no JSON object"),
+        (lambda data: b"", "incomplete or invalid JSON|no JSON object"),
         (lambda data: b"3", "instead of|no JSON object"),
     ],
     ids=["cut short", "UTF-16", "Latin-1", "empty", "a number"],
@@ -162,10 +162,10 @@ def test_damaged_json_is_refused_by_name_and_nothing_is_written(name, damage, me
     "video_id", ["../x", "/etc/passwd", "a\0b", "", " ", ".", "a\\b", "a\nb", "x" * 201, "\ud800"]
 )
 def test_an_id_that_is_no_name_is_refused(video_id):
-    with pytest.raises(SourceError, match="here: .*is no clip id; give"):
+    with pytest.raises(SourceError, match="here: .*is not a valid clip id; give"):
         sources.checked_id(video_id, "here")
     for value in (None, 3, ["a"]):
-        with pytest.raises(SourceError, match="is no clip id"):
+        with pytest.raises(SourceError, match="is not a valid clip id"):
             sources.checked_id(value, "here")
 
 
@@ -178,7 +178,7 @@ def test_a_path_for_an_id_stops_every_builder(name, tmp_path):
             path.write_text(
                 text.replace(f'"{ids[0]}"', '"../x"').replace(f"{ids[0]},", "../x,").replace(f"{ids[0]}.", "../x.")
             )
-    with pytest.raises(SourceError, match="'../x' is no clip id"):
+    with pytest.raises(SourceError, match="'../x' is not a valid clip id"):
         run(name, tmp_path)
 
 
@@ -245,7 +245,7 @@ def test_multi30k_refuses_texts_that_do_not_align(tmp_path):
         run("multi30k", tmp_path)
     official_files.multi30k(tmp_path / "source")
     path.write_bytes(path.read_bytes()[:-12])
-    with pytest.raises(SourceError, match="train.3.de.gz: no whole gzip file"):
+    with pytest.raises(SourceError, match="train.3.de.gz: not a complete gzip file"):
         run("multi30k", tmp_path)
     official_files.multi30k(tmp_path / "source")
     listed = tmp_path / "source/data/task2/image_splits/train_images.txt"
@@ -310,7 +310,7 @@ def test_msrvtt_flags_a_pair_that_the_official_list_does_not_hold_out(tmp_path):
     path.write_text(path.read_text() + "ret9,msr0,video0,red dog\n")
     assert rule(run("msrvtt", tmp_path)[1], "other_split") == 1
     path.write_text(path.read_text() + "ret9,msr0,video0,red dog\n")
-    with pytest.raises(SourceError, match="line 7: 'video0' is there twice"):
+    with pytest.raises(SourceError, match="line 7: 'video0' appears twice"):
         run("msrvtt", tmp_path)
 
 
@@ -318,10 +318,13 @@ def test_msrvtt_flags_a_pair_that_the_official_list_does_not_hold_out(tmp_path):
     ("change", "message"),
     [
         (lambda data: data.pop("videos"), "field 'videos' is missing"),
-        (lambda data: data["videos"].append(data["videos"][0]), r"videos\[17\]: 'video0' is there twice"),
+        (lambda data: data["videos"].append(data["videos"][0]), r"videos\[17\]: 'video0' appears twice"),
         (lambda data: data["videos"][2].update(split="dev"), r"videos\[2\]: split is 'dev'; known are train"),
         (lambda data: data["videos"][2].update(split=["train"]), r"videos\[2\]: split is \['train'\]; known are"),
-        (lambda data: data["sentences"][0].update(video_id=["video0"]), r"sentences\[0\]: \['video0'\] is no clip id"),
+        (
+            lambda data: data["sentences"][0].update(video_id=["video0"]),
+            r"sentences\[0\]: \['video0'\] is not a valid clip id",
+        ),
         (lambda data: data["videos"][2].pop("split"), r"videos\[2\]: field 'split' is missing"),
         (lambda data: data["sentences"].append({"video_id": "videoX", "caption": "x"}), "'videoX' is not among"),
         (lambda data: data.update(sentences={}), "sentences: dict instead of a list"),
@@ -341,7 +344,7 @@ def test_a_key_twice_in_json_is_refused(tmp_path):
     official_files.msrvtt(tmp_path / "source")
     path = tmp_path / "source/multilingual_test/test_sw.json"
     path.write_text('{"video11.mp4": ["a"], "video11.mp4": ["b"]}')
-    with pytest.raises(SourceError, match="test_sw.json: key 'video11.mp4' is there twice"):
+    with pytest.raises(SourceError, match="test_sw.json: key 'video11.mp4' appears twice"):
         run("msrvtt", tmp_path)
 
 
@@ -366,7 +369,7 @@ def test_vatex_refuses_a_clip_that_is_there_twice(tmp_path, name):
     path = tmp_path / "source" / name
     items = json.loads(path.read_text())
     path.write_text(json.dumps([*items, items[0]]))
-    with pytest.raises(SourceError, match=f"{name}, item {len(items)}: {items[0]['videoID']!r} is there twice"):
+    with pytest.raises(SourceError, match=f"{name}, item {len(items)}: {items[0]['videoID']!r} appears twice"):
         run("vatex", tmp_path)
 
 
@@ -399,7 +402,7 @@ def test_vatex_takes_hgrs_arrays_and_refuses_pickled_ones(tmp_path):
 def test_vatex_without_lists_keeps_validation_whole_when_told_to(tmp_path):
     official_files.vatex(tmp_path / "source")
     (tmp_path / "source/val_names.txt").unlink()
-    with pytest.raises(FileNotFoundError, match="val_names.txt is not there"):
+    with pytest.raises(FileNotFoundError, match="val_names.txt does not exist"):
         run("vatex", tmp_path)
     assert run("vatex", tmp_path, "--no_halves")[0] == {"train": 8, "validation": 6}
 
@@ -603,7 +606,7 @@ def test_own_clips_take_any_language_and_split_by_a_hash_where_none_is_given(tmp
         ("own0,english,x,train", "line 20, column 'language': language is 'english'"),
         ("own0,en,x,dev", "line 20, column 'split': 'dev' is no split"),
         ("own0,en,x,train", "clip 'own0' is .*'train'.*before it was .*validation"),
-        ("../own0,en,x,train", "'../own0' is no clip id"),
+        ("../own0,en,x,train", "'../own0' is not a valid clip id"),
     ],
 )
 def test_own_clips_refuse_a_bad_line(line, message, tmp_path):
@@ -638,7 +641,7 @@ def gives_rows_or_says_why(read, folder, name, data):
     try:
         list(read(Sources(folder)))
     except (SourceError, FileNotFoundError) as error:
-        assert str(folder) in str(error) or "is no clip id" in str(error)
+        assert str(folder) in str(error) or "is not a valid clip id" in str(error)
 
 
 PARSERS = {
@@ -653,7 +656,7 @@ PARSERS = {
     "captions.csv": lambda s: own_clips.read(s, Tally(own_clips.RULES), corpus.Clock())[1],
     "captions.jsonl": lambda s: own_clips.read(s, Tally(own_clips.RULES), corpus.Clock())[1],
     "storybook8.jsonl": lambda s: [
-        storybook8.read_page(s, line, str(s.folder), Tally()) for line in s.lines("storybook8.jsonl")
+        storybook8.read_page(line, str(s.folder), Tally()) for line in s.lines("storybook8.jsonl")
     ],
     "data/task1/image_splits/train.txt": lambda s: multi30k.image_list(s, "data/task1/image_splits/train.txt"),
     "data/task1/raw/train.en.gz": lambda s: multi30k.aligned(s, "data/task1/raw/train.en.gz", ["a"]),

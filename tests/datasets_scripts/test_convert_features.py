@@ -79,7 +79,7 @@ def test_a_truncated_file_is_a_clip_that_cannot_be_used(tmp_path):
     source = write("npy", tmp_path, ragged_clips(4))
     path = source / "clip2.npy"
     path.write_bytes(path.read_bytes()[:-3])
-    with pytest.raises(SourceError, match="clip2.npy: no whole .npy"):
+    with pytest.raises(SourceError, match="clip2.npy: not a complete .npy file"):
         convert(source, tmp_path / "store", extractor="x", revision="1", rate=None)
     store, skipped = convert(
         source, tmp_path / "s", extractor="x", revision="1", rate=None, skip=True, max_skipped=0.3
@@ -120,7 +120,7 @@ def test_pickles_are_refused_with_the_remedy_and_never_run(name, tmp_path, capsy
 
 def test_what_is_no_source_is_refused(tmp_path):
     settings = {"extractor": "x", "revision": "1", "rate": None}
-    with pytest.raises(FileNotFoundError, match="is not there; give a folder"):
+    with pytest.raises(FileNotFoundError, match="does not exist; give a folder"):
         convert(tmp_path / "nowhere", tmp_path / "store", **settings)
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="has no .npy file"):
@@ -130,10 +130,10 @@ def test_what_is_no_source_is_refused(tmp_path):
         convert(tmp_path / "x.csv", tmp_path / "store", **settings)
     with h5py.File(tmp_path / "groups.h5", "w") as file:
         file["a/b"] = np.ones((1, 2))
-    with pytest.raises(SourceError, match="'a' is no dataset"):
+    with pytest.raises(SourceError, match="'a' is not a dataset"):
         convert(tmp_path / "groups.h5", tmp_path / "store", **settings)
     np.savez(tmp_path / "paths.npz", **{"../x": np.ones((1, 2))})
-    with pytest.raises(SourceError, match="'../x' is no clip id"):
+    with pytest.raises(SourceError, match="'../x' is not a valid clip id"):
         convert(tmp_path / "paths.npz", tmp_path / "store", **settings)
 
 
@@ -211,9 +211,9 @@ def test_a_flipped_bit_in_a_shard_is_found_at_its_first_clip_and_not_before(file
 def test_features_of_another_extractor_than_asked_for_are_refused(tmp_path):
     arrow_and_parquet(tmp_path, ragged_clips(3))
     assert FeatureStore(tmp_path / "arrow", extractor="lite0", revision="abc").dim == 6
-    with pytest.raises(FeatureStoreError, match="extractor is 'lite0', but 's3d' is asked for"):
+    with pytest.raises(FeatureStoreError, match="extractor is 'lite0', but 's3d' was requested"):
         FeatureStore(tmp_path / "arrow", extractor="s3d")
-    with pytest.raises(FeatureStoreError, match="revision is 'abc', but 'def' is asked for"):
+    with pytest.raises(FeatureStoreError, match="revision is 'abc', but 'def' was requested"):
         FeatureStore(tmp_path / "arrow", extractor="lite0", revision="def")
 
 
@@ -311,5 +311,5 @@ def test_a_soft_link_inside_the_file_is_read_and_a_broken_one_named(tmp_path):
     assert list(convert(tmp_path / "clips.h5", tmp_path / "store", **settings)[0]) == ["a", "b"]
     with h5py.File(tmp_path / "clips.h5", "a") as file:
         file["c"] = h5py.SoftLink("/nowhere")
-    with pytest.raises(SourceError, match="'c' is no dataset"):
+    with pytest.raises(SourceError, match="'c' is not a dataset"):
         convert(tmp_path / "clips.h5", tmp_path / "other", **settings)

@@ -236,7 +236,7 @@ def test_a_missing_or_damaged_strip_is_refused(tmp_path):
     rows = make_source(tmp_path)
     strip = tmp_path / rows[0]["file"]
     strip.write_bytes(strip.read_bytes()[:60])
-    with pytest.raises(ValueError, match="no readable picture"):
+    with pytest.raises(ValueError, match="not a readable picture"):
         read_source(tmp_path)
     strip.write_bytes(strip_bytes(8, 0, size=64))
     with pytest.raises(ValueError, match="'RGB', 512, 64.* needs .*1024, 128"):

@@ -78,7 +78,7 @@ def test_an_emoji_moves_where_its_caption_says(folder):
             centres.append((x.mean(), y.mean()))
         (x0, y0), (x1, y1) = centres
         way = {"left": x0 - x1, "right": x1 - x0, "up": y0 - y1, "down": y1 - y0}[row["video_id"].rsplit("_")[-1]]
-        assert emoji_motion.SHORTEST_WAY - 2 < way <= emoji_motion.SIZE - emoji_motion.MOVING_SIZE + 2
+        assert emoji_motion.MIN_DISTANCE - 2 < way <= emoji_motion.SIZE - emoji_motion.MOVING_SIZE + 2
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_one_does_not(folder, tmp_path):

@@ -39,7 +39,7 @@ def integers(rng, rows, width, high=3):
 def test_a_hand_made_three_by_three_matrix():
     scores = [[0.9, 0.1, 0.2], [0.8, 0.5, 0.1], [0.4, 0.3, 0.2]]
     assert ranks_from_scores(scores).tolist() == [1, 2, 3]
-    assert ranks_from_scores(np.transpose(scores)).tolist() == [1, 1, 1.5]  # 0.2 in the last row is there twice
+    assert ranks_from_scores(np.transpose(scores)).tolist() == [1, 1, 1.5]  # 0.2 in the last row appears twice
     assert ranks(scores, np.eye(3)).tolist() == [1, 2, 3]
 
 

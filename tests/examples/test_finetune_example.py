@@ -187,7 +187,7 @@ def test_two_processes_take_the_step_of_one_with_the_whole_batch(corpus, start, 
     [
         (["--model", "nope"], "no checkpoint in nope: it has no config.json"),
         (["--dataset", "no/where/at/all"], "no/where/at/all"),
-        (["--features", "nope"], "nope is no finished feature store"),
+        (["--features", "nope"], "nope is not a finished feature store"),
         (["--text_column", "title"], r"corpus_with_features \(train\): no column title_en; found .*caption_en"),
         (["--languages", "xx"], r"\(train\): no column caption_xx; found"),
         (["--features", "one"], r"\(train\): 39 of 40 clips are not in .*one, the first"),

@@ -251,7 +251,7 @@ def spoil_name(folder):
     ("spoil", "words"),
     [
         (spoil_config, "no config.json"),
-        (spoil_shard, "is not there, but model.safetensors.index.json lists it"),
+        (spoil_shard, "does not exist, but model.safetensors.index.json lists it"),
         (spoil_weights, "not readable"),
         (spoil_code, "names the code modeling_mmt"),
         (spoil_card, "no README.md"),

@@ -385,7 +385,7 @@ def test_projections_that_the_original_ties_are_two_here(tmp_path):
 def test_x_clip_is_refused_with_the_reason(tmp_path):
     config = transformers.XCLIPConfig()
     config.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="xclip cannot be taken: its text embedding depends on the video"):
+    with pytest.raises(ValueError, match="xclip cannot be imported: its text embedding depends on the video"):
         MMTModel.from_dual_encoder(str(tmp_path))
 
 

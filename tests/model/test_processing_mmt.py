@@ -139,9 +139,9 @@ def with_value(value):
         (np.zeros((1, 2, 8)), r"clip 1 has shape \(1, 2, 8\)"),
         (with_value(np.nan), "clip 1 holds a NaN"),
         (with_value(np.inf), "clip 1 holds a NaN or an infinity"),
-        (None, "clip 1 is no array"),
-        ([[1.0] * 8, [1.0] * 7], "clip 1 is no array"),
-        ("clip.mp4", "clip 1 is no array"),
+        (None, "clip 1 is not an array"),
+        ([[1.0] * 8, [1.0] * 7], "clip 1 is not an array"),
+        ("clip.mp4", "clip 1 is not an array"),
     ],
 )
 def test_a_bad_clip_is_refused_by_position_and_value(make_processor, make_clips, bad, words):

@@ -126,7 +126,7 @@ def test_half_a_model_does_not_pretend_to_be_a_whole_one(folder, tmp_path):
     ("given", "words"),
     [
         ({"video": np.zeros((4, 3), np.float32)}, r"clip 0 has shape \(4, 3\); expected \(steps, 8\)"),
-        ({"image": Image.new("RGB", (4, 4))}, r"clip 0 is no array of \(steps, 8\) numbers"),
+        ({"image": Image.new("RGB", (4, 4))}, r"clip 0 is not an array of \(steps, 8\) numbers"),
     ],
 )
 def test_what_is_no_feature_array_is_refused_by_name(model, given, words):

@@ -493,10 +493,10 @@ def bad_files(videos: dict[str, Path], folder: Path) -> dict[str, tuple[bytes, s
     damaged[middle : middle + 200] = bytes(range(200))
     return {
         "empty": (b"", "is empty"),
-        "text": (b"This is not a video.\n" * 50, "no video or picture"),
-        "zeros": (bytes(5000), "no video or picture"),
-        "playlist": (b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n", "no video or picture"),
-        "concat script": (b"ffconcat version 1.0\nfile /etc/passwd\n", "no video or picture"),
+        "text": (b"This is not a video.\n" * 50, "not a supported video or picture"),
+        "zeros": (bytes(5000), "not a supported video or picture"),
+        "playlist": (b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n", "not a supported video or picture"),
+        "concat script": (b"ffconcat version 1.0\nfile /etc/passwd\n", "not a supported video or picture"),
         "a header alone": (mp4[:64], "cannot be read as a video"),
         "without its end, index last": (mp4[: len(mp4) // 2], "cannot be read as a video.*cut short"),
         "without its end, index first": (early[: len(early) * 2 // 3], "cut short"),

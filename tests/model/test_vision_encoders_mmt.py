@@ -107,7 +107,7 @@ def test_a_naflex_processor_says_the_largest_square_that_its_patches_make(tmp_pa
     ("settings", "words"),
     [
         ({"patch_size": 8}, "size is None"),
-        ({"max_num_patches": 256}, "patch_size None"),
+        ({"max_num_patches": 256, "patch_size": "small"}, "patch_size 'small'"),
         ({"max_num_patches": "many", "patch_size": 8}, "max_num_patches is 'many'"),
         ({"size": {"longest_edge": 364}}, "size is {'longest_edge': 364}"),  # Idefics, SmolVLM
         ({"size": {"min_pixels": 9, "max_pixels": 99}}, "size is {'min_pixels"),  # Qwen
@@ -463,7 +463,7 @@ def test_the_pipeline_and_sentence_transformers_embed_files(checkpoint, tmp_path
 def test_without_vision_encoders_pixels_are_refused_with_the_remedy(make_model, make_processor):
     with pytest.raises(ValueError, match="vision_config is null.*from_encoders"):
         make_model().get_video_features(pixel_values=torch.zeros(1, 1, 3, SIDE, SIDE))
-    with pytest.raises(ValueError, match="clip 0 is no array.*from_encoders"):
+    with pytest.raises(ValueError, match="clip 0 is not an array.*from_encoders"):
         make_processor()(videos=["clip.mp4"])
     assert build_model().video_model.vision_model is None
 

@@ -160,7 +160,7 @@ def test_the_first_code_block_names_test_clips_and_folders_that_the_demo_makes()
 def test_the_table_is_the_measured_one():
     shown = re.search(r"<!-- table:start -->\n(.*?)<!-- table:end -->", README, re.DOTALL)[1].strip()
     if not RESULTS.is_file():
-        assert shown == "", f"the README has a table, but {RESULTS.relative_to(ROOT)} is not there"
+        assert shown == "", f"the README has a table, but {RESULTS.relative_to(ROOT)} does not exist"
         return
     rows = json.loads(RESULTS.read_text(encoding="utf-8"))["rows"]
     measured = tables.metric_table([row for row in rows if row["split"] == "test"])

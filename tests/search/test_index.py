@@ -88,7 +88,7 @@ def test_a_picture_finds_the_clip_with_its_features(tmp_path):
     hits = index.search_images(model, processor, asked, 2)
     assert [line[0].row for line in hits] == [4, 1, 1]
     assert all(line[0].score == pytest.approx(1, abs=1e-4) and line[1].score < line[0].score for line in hits)
-    with pytest.raises(ValueError, match="is no video or picture"):
+    with pytest.raises(ValueError, match="is not a supported video or picture"):
         index.search_images(model, processor, [b"no picture"], 1)
 
 
@@ -114,7 +114,7 @@ def test_a_saved_index_answers_as_the_one_in_memory(index, model, processor, tmp
     assert loaded.search_texts(model, processor, TEXTS, 7) == index.search_texts(model, processor, TEXTS, 7)
     assert loaded.clips[:] == index.clips[:]
     assert (loaded.model, loaded.revision) == (index.model, index.revision)
-    with pytest.raises(FileExistsError, match="is there already"):
+    with pytest.raises(FileExistsError, match="already exists"):
         index.save(folder)
 
 
@@ -151,7 +151,7 @@ def test_a_file_that_is_cut_short_or_changed_or_gone_is_named(index, name, tmp_p
     with pytest.raises(SearchIndexError, match=f"{name}: its SHA-256 is not"):
         SearchIndex.load(folder, verify=True)
     (folder / name).unlink()
-    with pytest.raises(FileNotFoundError, match=f"{name} is not there"):
+    with pytest.raises(FileNotFoundError, match=f"{name} does not exist"):
         SearchIndex.load(folder)
 
 
@@ -184,7 +184,7 @@ def test_a_description_that_is_none_is_refused(index, tmp_path, text, words):
     (folder / INDEX).write_text(text)
     with pytest.raises(SearchIndexError, match=words):
         SearchIndex.load(folder)
-    with pytest.raises(FileNotFoundError, match="is no search index: build one"):
+    with pytest.raises(FileNotFoundError, match="is not a search index: build one"):
         SearchIndex.load(tmp_path)
 
 
@@ -224,7 +224,7 @@ def test_bad_embeddings_and_ids_are_named():
     broken[1, 2] = float("nan")
     with pytest.raises(ValueError, match="embeddings row 1 holds a NaN"):
         make(["a", "b"], broken)
-    with pytest.raises(SearchIndexError, match="video_id 'a' is there twice"):
+    with pytest.raises(SearchIndexError, match="video_id 'a' appears twice"):
         make(["a", "b", "a"], unit(3, 3))
     with pytest.raises(SearchIndexError, match="3 embeddings and 2 clips"):
         make(["a", "b"], unit(3, 3))

@@ -107,7 +107,7 @@ def test_batches_seen_ahead_are_those_given_with_the_same_states_to_the_bit(
     wanted = [FrozenTextCache(model.text_model).attach(batch) for batch in batches()]
     cache, tokens = FrozenTextCache(model.text_model), count_encoder_tokens(model)
     found = []
-    for batch, plain in zip(cache.ahead(iter(batches()), count, max_bytes), batches(), strict=True):
+    for batch, plain in zip(cache.prefetch(iter(batches()), count, max_bytes), batches(), strict=True):
         assert_same(batch, plain, rtol=0, atol=0)
         found.append(cache.attach(batch))
     for one, other in zip(found, wanted, strict=True):
@@ -128,7 +128,7 @@ def test_no_more_batches_are_held_than_the_bounds_say(make_model, make_batch):
     cache = FrozenTextCache(make_model().text_model)
     for bounds, held in (({"count": 4}, 4), ({"max_bytes": 3 * size}, 3), ({"count": 7, "max_bytes": 1}, 1)):
         asked.clear()
-        next(cache.ahead(batches(), **bounds))
+        next(cache.prefetch(batches(), **bounds))
         assert len(asked) == held
 
 
@@ -137,7 +137,7 @@ def test_a_full_cache_encodes_nothing_ahead(make_model, make_batch):
     cache = FrozenTextCache(model.text_model, max_bytes=5 * ROW_BYTES)
     cache.attach(make_batch())
     tokens = count_encoder_tokens(model)
-    for _ in cache.ahead([make_batch(), make_batch()]):
+    for _ in cache.prefetch([make_batch(), make_batch()]):
         assert tokens == []
 
 
@@ -251,7 +251,7 @@ def test_a_shard_of_which_a_bit_was_flipped_is_refused_by_name(make_model, make_
     damaged = bytearray(path.read_bytes())
     damaged[-3] ^= 1
     path.write_bytes(damaged)
-    with pytest.raises(ValueError, match=f"{path.name}: it does not hold what was written; delete the file"):
+    with pytest.raises(ValueError, match=f"{path.name}: its content does not match its checksum; delete the file"):
         FrozenTextCache(model.text_model, tmp_path)
 
 
@@ -268,7 +268,7 @@ def test_a_shard_of_which_captions_were_changed_is_refused_by_name(make_model, m
     tensors[name] = tensors[name].roll(1)
     assert not torch.equal(tensors[name], load_file(path)[name])
     save_file(tensors, path, metadata=told)
-    with pytest.raises(ValueError, match=f"{path.name}: it does not hold what was written; delete the file"):
+    with pytest.raises(ValueError, match=f"{path.name}: its content does not match its checksum; delete the file"):
         FrozenTextCache(model.text_model, tmp_path)
 
 

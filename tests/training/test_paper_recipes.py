@@ -178,7 +178,7 @@ DRY = ROOT / "modeling_mmt/recipes/paper/xlmr_mmp_all.yaml"
             {"finetuning__train_batch_size": "64"},
             "finetuning.train_batch_size: batch_size is 64; the corpus has 16 rows: choose 1 to 16",
         ),
-        ({"model__text_model": "./nowhere"}, "text model ./nowhere cannot be had"),
+        ({"model__text_model": "./nowhere"}, "text model ./nowhere cannot be loaded"),
         ({"model__config.text_output_layer": "12"}, "has 2 layers, the recipe reads 12"),
         (
             {"pretraining__sources.0.features": "[data/features/multi30k-regions]"},

@@ -449,7 +449,7 @@ def test_an_unknown_field_is_refused_by_name(run, changes, name, capsys):
         (("test", "caption_de", "  "), r"\(test\): 12 texts of caption_de are blank, the first of clip 'clip-52'"),
         (
             ("validation", "video_id", "twin"),
-            r"\(validation\): video_id 'twin' stands in 12 rows; give a clip one row",
+            r"\(validation\): video_id 'twin' is in 12 rows; give a clip one row",
         ),
         (("train", "caption_en", " \n"), r"\(train\): 40 texts of caption_en are blank, the first of clip 'clip-0'"),
     ],
@@ -567,8 +567,20 @@ def damaged(folder, name, content):
             "half",
             "corpus: a file cannot be read .*the dataset again",
         ),
-        ("model.text_model", "encoder", "tokenizer.json", "{}", "encoder: KeyError: .*; is it whole"),
-        ("model.text_model", "encoder", "tokenizer_config.json", "[]", "encoder: AttributeError: .*; is it whole"),
+        (
+            "model.text_model",
+            "encoder",
+            "tokenizer.json",
+            "{}",
+            "encoder: KeyError: .*; check that the file is complete",
+        ),
+        (
+            "model.text_model",
+            "encoder",
+            "tokenizer_config.json",
+            "[]",
+            "encoder: AttributeError: .*; check that the file is complete",
+        ),
         ("model.text_model", "encoder", "tokenizer*", None, "encoder: its tokenizer knows no word"),
         (
             "model.text_model",
@@ -667,7 +679,7 @@ def test_the_command_line_says_in_one_line_what_is_wrong(corpus, tmp_path):
     done = subprocess.run([sys.executable, "train.py", recipe], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == (
-        f"train.py: {recipe}: finetuning.learning_rat is no field of StageArguments; "
+        f"train.py: {recipe}: finetuning.learning_rat is not a field of StageArguments; "
         "did you mean learning_rate or text_learning_rate?"
     )
     assert "Traceback" not in done.stderr and "usage" not in done.stderr
@@ -757,10 +769,10 @@ def test_several_processes_have_the_losses_of_one(run, corpus, tmp_path, launch,
         (
             "ACCELERATE_MIXED_PRECISION",
             "bf16",
-            "mixed_precision is no, and accelerate launch was told bf16: the recipe",
+            "mixed_precision is no, and accelerate launch set bf16: the recipe",
         ),
-        ("ACCELERATE_MIXED_PRECISION", "fp8", "accelerate launch was told fp8"),
-        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "accelerate launch was told gradient_accumulation_steps 4"),
+        ("ACCELERATE_MIXED_PRECISION", "fp8", "accelerate launch set fp8"),
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "accelerate launch set gradient_accumulation_steps to 4"),
     ],
 )
 def test_what_accelerate_launch_is_told_is_never_passed_over(corpus, tmp_path, monkeypatch, variable, value, message):

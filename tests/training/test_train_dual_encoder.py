@@ -70,10 +70,10 @@ def test_the_layer_cache_keeps_what_a_frozen_dual_encoder_pools(original):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model.text_model": "bert"}, "text_model is 'bert', which dual_encoder tells; leave one out"),
-        ({"model.vision_model": ["vit"]}, "vision_model is .'vit'., which dual_encoder tells"),
-        ({"model.max_text_length": 9}, "max_text_length is 9, which dual_encoder tells"),
-        ({"model.standardize_inputs": True}, "standardize_inputs is True, which dual_encoder tells"),
+        ({"model.text_model": "bert"}, "text_model is 'bert', which dual_encoder already sets; leave one out"),
+        ({"model.vision_model": ["vit"]}, "vision_model is .'vit'., which dual_encoder already sets"),
+        ({"model.max_text_length": 9}, "max_text_length is 9, which dual_encoder already sets"),
+        ({"model.standardize_inputs": True}, "standardize_inputs is True, which dual_encoder already sets"),
         ({"model.dual_encoder": ""}, "model.dual_encoder is .*at least 1 character"),
     ],
 )
@@ -86,7 +86,7 @@ def test_a_dry_run_names_a_dual_encoder_that_is_not_there(recipe, tmp_path, caps
     told = recipe({"model.dual_encoder": str(tmp_path / "nowhere")})
     train.main([told, "--dry_run"])
     output = capsys.readouterr()
-    assert f"dual encoder {tmp_path / 'nowhere'} cannot be had" in output.out + output.err
+    assert f"dual encoder {tmp_path / 'nowhere'} cannot be loaded" in output.out + output.err
 
 
 def test_mmt_import_writes_a_checkpoint_once(original, tmp_path, capsys):

@@ -25,7 +25,7 @@ from mmt import main as mmt
 from modeling_mmt import EfficientNetLiteConfig, EfficientNetLiteModel, MMTModel, MMTProcessor
 from modeling_mmt.commands import train
 from modeling_mmt.data.augmentation import VideoAugmentation
-from modeling_mmt.data.clip_cache import InOrder, KeptClips, Room
+from modeling_mmt.data.clip_cache import CachedClips, ClipSequence, MemoryBudget
 from modeling_mmt.data.clips import ClipColumn
 from modeling_mmt.data.collator import ClipDataset, MMTDataCollator
 from modeling_mmt.data.feature_writer import write_feature_store
@@ -325,16 +325,16 @@ def test_clips_are_made_once_while_there_is_room():
         made.append(name)
         return torch.zeros(4, dtype=torch.uint8)
 
-    room = Room(8)
-    clips = KeptClips(["a", "b", "c"], make, room)
+    room = MemoryBudget(8)
+    clips = CachedClips(["a", "b", "c"], make, room)
     for _ in range(2):
         assert [len(clips[name]) for name in "abc"] == [4, 4, 4]
     assert made == ["a", "b", "c", "c"] and room.num_bytes == 0
-    clips.forget()
+    clips.clear()
     assert room.num_bytes == 8 and list(clips) == ["a", "b", "c"] and len(clips) == 3
     with pytest.raises(KeyError):
         clips["d"]
-    assert list(InOrder({"a": 1, "b": 2}, ["b", "a"])) == [2, 1]
+    assert list(ClipSequence({"a": 1, "b": 2}, ["b", "a"])) == [2, 1]
 
 
 class Numbered:
@@ -353,10 +353,10 @@ class Numbered:
 
 def test_workers_make_what_is_not_kept_ahead_within_the_bound_and_errors_are_this_processs_own(tmp_path):
     made_by = tmp_path / "made"
-    clips = KeptClips([*"1234", "bad"], Numbered(made_by), Room(8 * 2 + 12))  # room for the first alone
+    clips = CachedClips([*"1234", "bad"], Numbered(made_by), MemoryBudget(8 * 2 + 12))  # room for the first alone
     clips["1"]
     batches = [["1", "2"], ["3", "2", "3"], ["1"], ["bad", "4"]]
-    for batch, _ in zip(batches, clips.ahead(batches, num_workers=2), strict=True):
+    for batch, _ in zip(batches, clips.prefetch(batches, num_workers=2), strict=True):
         for name in batch:
             if name == "bad":
                 with pytest.raises(ValueError, match=r"^bad: torn$"):
@@ -369,13 +369,13 @@ def test_workers_make_what_is_not_kept_ahead_within_the_bound_and_errors_are_thi
     own, theirs = ([name for name, pid in lines if (pid == str(os.getpid())) == mine] for mine in (True, False))
     assert own == ["1", "bad"]
     assert sorted(theirs) == ["2", "2", "3", "4", "bad"]
-    assert clips._arrived == {} and list(clips._kept) == ["1"]
+    assert clips._prefetched == {} and list(clips._cache) == ["1"]
 
 
 def test_no_workers_are_started_where_all_clips_are_kept(tmp_path):
-    clips = KeptClips(["1"], Numbered(tmp_path / "made"), Room(100))
+    clips = CachedClips(["1"], Numbered(tmp_path / "made"), MemoryBudget(100))
     clips["1"]
-    assert [list(clips["1"][0].shape) for _ in clips.ahead([["1"], ["1"]], num_workers=2)] == [[1, 2]] * 2
+    assert [list(clips["1"][0].shape) for _ in clips.prefetch([["1"], ["1"]], num_workers=2)] == [[1, 2]] * 2
     assert len((tmp_path / "made").read_text().splitlines()) == 1
 
 
