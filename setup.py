@@ -35,8 +35,9 @@ EXTRAS_REQUIRE = {
     # PyAV's wheel brings FFmpeg; 17.0.0 and older crash the process on files of the tests. torchcodec, which must fit
     # torch and needs FFmpeg's libraries, serves where PyAV is not.
     "video": ["av>=17.1"],
-    # What the builders of datasets_scripts/ need beyond the rest: a streaming parser, and people's HDF5 features.
-    "data": ["h5py>=3.11", "ijson>=3.3"],
+    # What the builders of datasets_scripts/ need beyond the rest: a streaming parser, people's HDF5 features, codes
+    # of languages, subtitle files.
+    "data": ["h5py>=3.11", "ijson>=3.3", "langcodes>=3.5.1", "pysubs2>=1.8.1"],
     "train": ["tensorboard>=2.18"],
     "report": ["matplotlib>=3.9"],
     # Beyond the exact search: any FAISS index; a server or cluster.

@@ -27,9 +27,9 @@ import torch
 
 from modeling_mmt import EfficientNetLiteConfig
 from modeling_mmt.data.features import FeatureStore
+from modeling_mmt.data.video_lists import Video, find_videos
 from modeling_mmt.extraction.encoders import StepEncoder, VideoReader
 from modeling_mmt.extraction.shards import Extraction, encode_clips, run
-from modeling_mmt.extraction.video_lists import Video, find_videos
 from modeling_mmt.extraction.workers import WorkerPool
 from modeling_mmt.frames_mmt import FrameSampling
 from modeling_mmt.image_processing_mmt import PixelSettings

@@ -318,6 +318,27 @@ def schema(kinds: Mapping[str, Sequence[str]], **others: Any) -> datasets.Featur
     return datasets.Features({"video_id": datasets.Value("string"), **others, **texts})
 
 
+CueLists = Sequence[Sequence[Any]]  # texts, starts and ends of a video's cues in one language
+
+
+def cue_schema(languages: Sequence[str]) -> datasets.Features:
+    """The columns of long videos with cues: `video_id`, and texts, starts and ends for every language."""
+    times = datasets.List(datasets.Value("float32"))
+    return datasets.Features(
+        {"video_id": datasets.Value("string")}
+        | {f"text_{language}": datasets.List(datasets.Value("string")) for language in languages}
+        | {f"{name}_{language}": times for name in ("start", "end") for language in languages}
+    )
+
+
+def cue_row(video_id: str, cues: Mapping[str, CueLists], languages: Sequence[str]) -> Row:
+    """A row of `cue_schema`, None in languages that the video has no cues in."""
+    row: Row = {"video_id": video_id}
+    for index, kind in enumerate(("text", "start", "end")):
+        row |= {f"{kind}_{language}": cues[language][index] if language in cues else None for language in languages}
+    return row
+
+
 def languages_of(features: Mapping[str, Any]) -> list[str]:
     """Languages of the text columns, in order."""
     return list(dict.fromkeys(column.rpartition("_")[2] for column in features if is_text_column(column, features)))

@@ -28,6 +28,7 @@ from modeling_mmt.data.sources import (
     clean_texts,
     without_ending,
 )
+from modeling_mmt.data.tables import read_table
 
 POOLED = "mul"  # ISO 639-2: several languages
 JSON_FILES = ("MSRVTT_data.json", "train_val_videodatainfo.json")
@@ -168,8 +169,7 @@ def jsfusion(sources: Sources, tally: Tally) -> dict[str, str]:
     """1k-A: a sentence a clip, in the list's order."""
     name = sources.find(*CSV_FILES)
     pairs: dict[str, str] = {}
-    for number, line in enumerate(sources.table(name, ["video_id", "sentence"]), start=2):
-        place = f"{sources.folder / name}, row {number}"
+    for place, line in read_table(sources, name, ["video_id", "sentence"]):
         video_id = checked_id(line["video_id"], place)
         if video_id in pairs:
             raise SourceError(f"{place}: {video_id!r} appears twice; 1k-A has one sentence a clip")

@@ -10,13 +10,11 @@ of them: a video goes to the part that a hash of its id says, and rows come out 
 
 import argparse
 import json
-import math
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from hashlib import blake2b
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,7 +23,9 @@ import ijson
 import pyarrow as pa
 
 from datasets_scripts import corpus
-from datasets_scripts.corpus import About, Clock, Row, build, options_of
+from datasets_scripts.corpus import About, Clock, Row, build, cue_row, cue_schema, options_of
+from modeling_mmt.data import cues
+from modeling_mmt.data.cues import Cue, CueCleaner
 from modeling_mmt.data.languages import LANGUAGES
 from modeling_mmt.data.sources import (
     SourceError,
@@ -33,7 +33,6 @@ from modeling_mmt.data.sources import (
     Tally,
     checked_id,
     checked_language,
-    clean_text,
 )
 
 PART_BYTES = 64 << 20  # of the source a part, about
@@ -41,19 +40,8 @@ MAX_PARTS = 512  # files open at a time
 RULES = {
     "bad_video": "a video without texts, starts and ends as lists of one length: dropped in that language",
     "repeated_video": "a video that a file has again: the first is kept",
-    "bad_time": "a cue whose start or end is no number of seconds from 0: dropped",
-    "backwards": "a cue that ends before it starts: dropped",
-    "no_length": "a cue that ends where it starts: dropped",
-    "unordered": "a cue that starts before the one before it: sorted by start",
-    "repeated_cue": "a cue with the text of the one before, which it overlaps or touches: joined into one",
-    "roll_up": "a cue that begins with the end of the one before (two words or all of it): that beginning is cut off",
-    "same_start": "a cue that starts with the one before it: joined into one",
-    "overlap": "a cue that the next one starts within: it ends there",
-    "beyond": "a cue that starts where the video's features have ended: dropped",
-    "cut": "a cue that ends after the video's features: it ends with them",
-    "no_cue": "a language of a video without any cue left: None",
+    **cues.RULES,
 }
-TOUCH = 0.05  # seconds between two cues that are taken as one after the other
 ABOUT = About(
     name="multi_howto100m",
     title="Multi-HowTo100M",
@@ -79,109 +67,14 @@ ABOUT = About(
 )
 
 
-class Cues:
-    """Cleans cues of one video and language by the rules, and counts.
-
-    Args:
-        tally: of the rules.
-    """
-
-    def __init__(self, tally: Tally):
-        self.tally = tally
-
-    def clean(self, video: Any, seconds: float | None) -> tuple[list[str], list[float], list[float]] | None:
-        """Texts, starts and ends that do not overlap; None if nothing is left.
-
-        Args:
-            video: `{text, start, end}`.
-            seconds: the length of its features, or None.
-        """
-        cues = self._valid(video)
-        if cues is None:
-            return None
-        if unordered := sum(later[0] < cue[0] for cue, later in pairwise(cues)):
-            self.tally.count("unordered", unordered)
-            cues.sort(key=lambda cue: cue[0])
-        cues = self._without_overlap(self._without_roll_up(cues))
-        if seconds is not None:
-            cues = self._within(cues, seconds)
-        if not cues:
-            self.tally.count("no_cue")
-            return None
-        return [cue[2] for cue in cues], [cue[0] for cue in cues], [cue[1] for cue in cues]
-
-    def _valid(self, video: Any) -> list[tuple[float, float, str]] | None:
-        names = ("text", "start", "end")
-        fields: list[Any] = [video.get(name) for name in names] if isinstance(video, dict) else [None]
-        if not all(isinstance(values, list) for values in fields) or len({len(values) for values in fields}) != 1:
-            self.tally.count("bad_video")
-            return None
-        cues = []
-        for text, start, end in zip(*fields, strict=True):
-            if not (is_seconds(start) and is_seconds(end)):
-                self.tally.count("bad_time")
-            elif end <= start:
-                self.tally.count("backwards" if end < start else "no_length")
-            else:
-                cleaned = clean_text(text, self.tally)
-                if cleaned is not None:
-                    cues.append((float(start), float(end), cleaned))
-        return cues
-
-    def _without_roll_up(self, cues: list[tuple[float, float, str]]) -> list[tuple[float, float, str]]:
-        """Roll-up subtitles show a line twice: as the new one, then above the next."""
-        merged: list[tuple[float, float, str]] = []
-        shown = ""  # what the cue before showed, its beginning included
-        for start, end, text in cues:
-            new = text
-            if merged and start <= merged[-1][1] + TOUCH:
-                new = without_beginning(shown, text)
-            if merged and not new:
-                self.tally.count("repeated_cue")
-                merged[-1] = (merged[-1][0], max(end, merged[-1][1]), merged[-1][2])
-            else:
-                if new != text:
-                    self.tally.count("roll_up")
-                merged.append((start, end, new))
-            shown = text
-        return merged
-
-    def _without_overlap(self, cues: list[tuple[float, float, str]]) -> list[tuple[float, float, str]]:
-        merged: list[tuple[float, float, str]] = []
-        for start, end, text in cues:
-            if merged and start == merged[-1][0]:
-                self.tally.count("same_start")
-                merged[-1] = (start, max(end, merged[-1][1]), f"{merged[-1][2]} {text}")
-                continue
-            if merged and start < merged[-1][1]:
-                self.tally.count("overlap")
-                merged[-1] = (merged[-1][0], start, merged[-1][2])
-            merged.append((start, end, text))
-        return merged
-
-    def _within(self, cues: list[tuple[float, float, str]], seconds: float) -> list[tuple[float, float, str]]:
-        inside = [cue for cue in cues if cue[0] < seconds]
-        self.tally.count("beyond", len(cues) - len(inside))
-        if inside and inside[-1][1] > seconds:
-            self.tally.count("cut")
-            inside[-1] = (inside[-1][0], seconds, inside[-1][2])
-        return inside
-
-
-def is_seconds(value: Any) -> bool:
-    """Whether it is a finite number from 0."""
-    return type(value) in (int, float) and math.isfinite(value) and value >= 0
-
-
-def without_beginning(shown: str, text: str) -> str:
-    """The text without the part of its beginning that ended the cue before: all that it showed, or two words of it."""
-    if text.startswith(shown):
-        return text[len(shown) :].lstrip()
-    before, words = shown.split(), text.split()
-    for count in range(min(len(before), len(words)), 1, -1):
-        if before[-count:] == words[:count]:
-            return " ".join(words[count:])
-    return text
+def cues_of(video: Any, tally: Tally) -> list[Cue]:
+    """A video's cues in one file; none where its lists do not fit each other."""
+    names = ("start", "end", "text")
+    fields: list[Any] = [video.get(name) for name in names] if isinstance(video, dict) else [None]
+    if not all(isinstance(values, list) for values in fields) or len({len(values) for values in fields}) != 1:
+        tally.count("bad_video")
+        return []
+    return list(zip(*fields, strict=True))
 
 
 def videos(sources: Sources, name: str) -> Iterator[tuple[str, Any]]:
@@ -226,13 +119,7 @@ def make_reader(languages: Sequence[str], temporary: Path | None = None):
 
     def read(sources: Sources, tally: Tally, clock: Clock) -> tuple[datasets.Features, dict[str, Iterator[Row]]]:
         names = {lang: sources.find(f"how2_{lang}.json", f"how2_{lang}.json.gz") for lang in languages}
-        times = datasets.List(datasets.Value("float32"))
-        features = datasets.Features(
-            {"video_id": datasets.Value("string")}
-            | {f"text_{lang}": datasets.List(datasets.Value("string")) for lang in languages}
-            | {f"{name}_{lang}": times for name in ("start", "end") for lang in languages}
-        )
-        return features, {"train": join(sources, names, tally, clock, temporary)}
+        return cue_schema(languages), {"train": join(sources, names, tally, clock, temporary)}
 
     return read
 
@@ -243,7 +130,7 @@ def join(
     """The rows of all languages' files."""
     total = sum((sources.folder / name).stat().st_size * (5 if name.endswith(".gz") else 1) for name in names.values())
     num_parts = max(1, min(MAX_PARTS, -(-total // PART_BYTES)))
-    cues = Cues(tally)
+    cleaner = CueCleaner(tally)
     with tempfile.TemporaryDirectory(dir=temporary, prefix="howto100m-") as folder:
         for language, name in names.items():
             with ExitStack() as stack:
@@ -251,7 +138,7 @@ def join(
                 parts = [stack.enter_context(pa.output_stream(path, compression="zstd")) for path in paths]
                 for video_id, video in videos(sources, name):
                     checked_id(video_id, f"{sources.folder / name}")
-                    cleaned = cues.clean(video, clock.seconds(video_id))
+                    cleaned = cleaner.clean(cues_of(video, tally), clock.seconds(video_id))
                     if cleaned is not None:
                         line = (
                             f"{json.dumps(video_id)}\t{json.dumps(cleaned, ensure_ascii=False)}\n"  # JSON has no tab
@@ -281,12 +168,7 @@ def read_lines(path: str) -> Iterator[bytes]:
 
 def row_of(video_id: str, lines: dict[str, bytes], languages: Sequence[str]) -> Row:
     """A video's row from its line in each language."""
-    cues = {language: json.loads(line.partition(b"\t")[2]) for language, line in lines.items()}
-    nothing = (None, None, None)
-    row: Row = {"video_id": video_id}
-    for index, kind in enumerate(("text", "start", "end")):
-        row |= {f"{kind}_{language}": cues.get(language, nothing)[index] for language in languages}
-    return row
+    return cue_row(video_id, {lang: json.loads(line.partition(b"\t")[2]) for lang, line in lines.items()}, languages)
 
 
 def part_of(video_id: str, num_parts: int) -> int:

@@ -5,37 +5,56 @@
 The worked example for a builder: copy it. `my_clips/captions.csv` has a line a caption:
 
     video_id,language,caption,split
-    kettle-01,en,a kettle boils on a stove,train
-    kettle-01,sw,birika linachemka jikoni,train
+    kitchen/kettle,en,a kettle boils on a stove,train
+    kitchen/kettle,sw,birika linachemka jikoni,train
 
-`split` is train, validation or test; without that column, a hash of the id puts 80 / 10 / 10 % there. With columns
-`start` and `end`, a clip is that span of a longer video, in seconds. `captions.jsonl`, one object a line with the same
-fields, does as well. Features are extracted from the clips' files by `extract_features.py`, or converted from those
-that you have by `mmt convert`; `--features` checks that every clip has them.
+or a line a clip with a column for each language:
+
+    file_name;en;sw
+    kitchen/kettle.mp4;a kettle boils on a stove;birika linachemka jikoni
+
+It may come from a spreadsheet: commas, semicolons or tabs, any encoding, heads in any case. An id is a clip's path in
+its folder without the ending, as `mmt extract` makes it. `split` is train, validation or test; without that column, a
+hash of the id puts 80 / 10 / 10 % there. With columns `start` and `end`, a clip is that span of a longer video, in
+seconds. `captions.jsonl`, one object a line with the same fields, does as well. Features are extracted from the clips'
+files by `mmt extract`, or converted from those that you have by `mmt convert`; `--features` checks that every clip has
+them.
 """
 
 import argparse
 import hashlib
 import math
 from collections.abc import Iterator
+from pathlib import PurePosixPath
 from typing import Any
 
 import datasets
 
 from datasets_scripts.corpus import About, Clock, Row, build, options_of, schema
+from modeling_mmt.data.language_tags import language_tag
 from modeling_mmt.data.sources import (
     SourceError,
     Sources,
     Tally,
+    as_object,
     checked_id,
     checked_language,
     clean_text,
     json_object,
 )
+from modeling_mmt.data.tables import read_table
 
 FILES = ("captions.csv", "captions.tsv", "captions.jsonl")
 SPLITS = ("train", "validation", "test")
+NO_CAPTIONS = {
+    "video_id",
+    "file_name",
+    "split",
+    "start",
+    "end",
+}  # what a table with a column a language may have beside
 RULES = {
+    "other_column": "a column of a table that is no language: not read",
     "repeated_caption": "a caption that its clip has already in this language: dropped",
     "no_length": "a clip that ends where it starts: dropped with its captions",
 }
@@ -44,7 +63,8 @@ ABOUT = About(
     title="Own clips",
     summary="A folder of clips with captions in any languages.",
     source="Your own. Say here who filmed and who wrote, and who agreed to what.",
-    layout="  captions.csv (or .tsv, .jsonl): video_id, language, caption; optional: split, start, end",
+    layout="  captions.csv (or .tsv, .jsonl): video_id, language, caption; or video_id and a column a language;\n"
+    "    file_name in place of video_id; optional: split, start, end",
     license="other",
     license_text="yours to state.",
     columns={
@@ -61,9 +81,9 @@ def read(sources: Sources, tally: Tally, clock: Clock) -> tuple[datasets.Feature
     clips: dict[str, Row] = {}
     languages: dict[str, None] = {}
     timed = False
-    for where, line in read_lines(sources, name):
-        video_id = checked_id(line["video_id"], where)
-        language = checked_language(line["language"], where)
+    for where, line in read_captions(sources, name, tally):
+        video_id = id_of(line, where)
+        language = language_of(line["language"], where)
         facts = {"split": split_of(line.get("split"), video_id, where)} | span(line, where)
         timed |= "start" in facts
         clip = clips.setdefault(video_id, {"facts": facts, "captions": {}})
@@ -94,16 +114,54 @@ def read(sources: Sources, tally: Tally, clock: Clock) -> tuple[datasets.Feature
     return features, {split: iter(part) for split, part in rows.items() if part}
 
 
-def read_lines(sources: Sources, name: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The table's lines with their place."""
-    path, fields = sources.folder / name, ["video_id", "language", "caption"]
-    if not name.endswith(".jsonl"):
-        table = sources.table(name, fields, "\t" if name.endswith(".tsv") else ",")
-        yield from ((f"{path}, row {number}", line) for number, line in enumerate(table, start=2))
+def read_captions(sources: Sources, name: str, tally: Tally) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The table's captions with their place; of a table with a column a language, each that is not empty."""
+    lines = read_jsonl(sources, name) if name.endswith(".jsonl") else read_table(sources, name)
+    columns = list(dict.fromkeys(column for _, line in lines for column in line))
+    where, header = f"{sources.folder / name}, line 1", f"the header is {', '.join(columns)}"
+    if lines and not {"video_id", "file_name"} & {*columns}:
+        raise SourceError(f"{where}: no column 'video_id' or 'file_name'; {header}")
+    if "caption" in columns:
+        if "language" not in columns:
+            raise SourceError(f"{where}: no column 'language'; {header}; name each caption's, such as en")
+        for place, line in lines:
+            yield place, as_object(line, place, ["language", "caption"])
         return
+    languages = {column: tag for column in columns if (tag := language_tag(column.removeprefix("caption_")))}
+    languages = {column: tag for column, tag in languages.items() if column not in NO_CAPTIONS}
+    if lines and not languages:
+        raise SourceError(f"{where}: no column 'caption', nor one of a language such as 'en'; {header}")
+    tally.count("other_column", len({*columns} - NO_CAPTIONS - {*languages}))
+    for place, line in lines:
+        for column, language in languages.items():
+            if line.get(column) not in (None, ""):
+                yield place, line | {"language": language, "caption": line[column]}
+
+
+def read_jsonl(sources: Sources, name: str) -> list[tuple[str, dict[str, Any]]]:
+    """The file's objects with their places; blank lines are left out."""
+    objects = []
     for number, text in enumerate(sources.lines(name), start=1):
-        where = f"{path}, line {number}"
-        yield where, json_object(text, where, fields)
+        where = f"{sources.folder / name}, line {number}"
+        if not text.strip():
+            continue
+        objects.append((where, json_object(text, where)))
+    return objects
+
+
+def id_of(line: dict[str, Any], where: str) -> str:
+    """The line's id; of a file's name, the one that `mmt extract` makes of it."""
+    if line.get("video_id") not in (None, "") or not isinstance(name := line.get("file_name"), str):
+        return checked_id(line.get("video_id"), f"{where}, column 'video_id'", in_folders=True)
+    path = PurePosixPath(name)
+    video_id = path.with_suffix("").as_posix() if path.name else name
+    return checked_id(video_id, f"{where}, column 'file_name'", in_folders=True)
+
+
+def language_of(value: Any, where: str) -> str:
+    """The BCP 47 tag of a language as people write it: `EN`, `pt_BR`, `swa`."""
+    tag = language_tag(value) if isinstance(value, str) else None
+    return tag or checked_language(value, f"{where}, column 'language'")
 
 
 def split_of(split: Any, video_id: str, where: str) -> str:
@@ -112,7 +170,7 @@ def split_of(split: Any, video_id: str, where: str) -> str:
         tenth = hashlib.sha256(video_id.encode()).digest()[0] * 10 // 256
         return {0: "validation", 1: "test"}.get(tenth, "train")
     if split not in SPLITS:
-        raise SourceError(f"{where}: split is {split!r}; write one of {', '.join(SPLITS)}")
+        raise SourceError(f"{where}, column 'split': {split!r} is no split; write one of {', '.join(SPLITS)}")
     return split
 
 
@@ -122,8 +180,8 @@ def span(line: dict[str, Any], where: str) -> dict[str, float]:
     if not fields:
         return {}
     try:
-        times = {key: float(fields[key]) for key in ("start", "end")}
-    except (KeyError, ValueError, TypeError) as error:
+        times = {key: float(str(fields[key]).replace(",", ".")) for key in ("start", "end")}
+    except (KeyError, ValueError) as error:
         raise SourceError(f"{where}: start and end are {fields}; write both, in seconds") from error
     if not all(map(math.isfinite, times.values())) or not 0 <= times["start"] <= times["end"]:
         raise SourceError(f"{where}: start and end are {fields}; 0 <= start <= end must hold")

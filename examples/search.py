@@ -25,8 +25,8 @@ from PIL import Image, ImageDraw, ImageFont
 from modeling_mmt.commands.search import check_query
 from modeling_mmt.data.clips import frames_of
 from modeling_mmt.data.features import FeatureStore
+from modeling_mmt.data.video_lists import find_videos
 from modeling_mmt.evaluation.evaluate import open_checkpoint
-from modeling_mmt.extraction.video_lists import find_videos
 from modeling_mmt.frames_mmt import FrameSampling
 from modeling_mmt.search.index import Hit, SearchIndex
 from modeling_mmt.video_decoding_mmt import read_clip

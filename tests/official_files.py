@@ -3,9 +3,13 @@
 import gzip
 import io
 import json
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
+import pysubs2
+from av.stream import Disposition
 from PIL import Image
 
 NINE = ("en", "de", "fr", "cs", "zh", "ru", "vi", "sw", "es")
@@ -149,3 +153,45 @@ def own(folder: Path, num_clips: int = 9) -> list[str]:
             rows.append(f"own{number},{language},{caption(number, language)},{split.get(number % 5, 'train')}")
     (folder / "captions.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
     return [f"own{number}" for number in range(num_clips)]
+
+
+def subtitled(folder: Path, num_videos: int = 4) -> list[str]:
+    """Films of two seconds: English and Portuguese beside each, Swahili inside it."""
+    ids = [f"kitchen/film{number}" for number in range(num_videos)]
+    for number, video_id in enumerate(ids):
+        path = folder / f"{video_id}.mkv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        times = [(0.5 * cue, 0.5 * cue + 0.4) for cue in range(3)]
+        write_film(path, {"swa": [(*span, caption(number, "sw", cue)) for cue, span in enumerate(times)]})
+        for language, ending in (("en", "srt"), ("pt-BR", "vtt")):
+            subtitles = pysubs2.SSAFile()
+            for cue, (start, end) in enumerate(times):
+                text = caption(number, language, cue)
+                subtitles.append(pysubs2.SSAEvent(int(1000 * start), int(1000 * end), text))
+            subtitles.save(str(path.with_suffix(f".{language}.{ending}")))
+    return ids
+
+
+def write_film(path: Path, texts: dict[str, list[tuple[float, float, str]]], codec: str = "subrip", **flags) -> None:
+    """Two seconds of grey with text streams, by their language tag; `flags` are of the streams' dispositions."""
+    with av.open(str(path), "w") as container:
+        film = container.add_stream("libx264", rate=5)
+        film.width, film.height, film.pix_fmt, film.codec_context.thread_count = 32, 32, "yuv420p", 1
+        streams = [container.add_mux_stream(codec) for _ in texts]
+        for stream, language in zip(streams, texts, strict=True):
+            stream.metadata["language"], stream.time_base = language, Fraction(1, 1000)
+            for flag in flags:
+                stream.disposition |= getattr(Disposition, flag)
+        for number in range(10):
+            frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), 99, np.uint8), format="rgb24")
+            frame.pts = number
+            container.mux(film.encode(frame))
+        for stream, cues in zip(streams, texts.values(), strict=True):
+            for start, end, text in cues:
+                data = text.encode()
+                packet = av.Packet(len(data).to_bytes(2, "big") + data if codec == "mov_text" else data)
+                packet.stream, packet.time_base = stream, Fraction(1, 1000)
+                packet.pts = packet.dts = round(1000 * start)
+                packet.duration = round(1000 * (end - start))
+                container.mux(packet)
+        container.mux(film.encode())

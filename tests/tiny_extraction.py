@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from modeling_mmt.data.video_lists import Video  # noqa: E402
 from modeling_mmt.extraction.shards import Extraction, run  # noqa: E402
-from modeling_mmt.extraction.video_lists import Video  # noqa: E402
 from modeling_mmt.extraction.workers import CallFailedError, WorkerPool  # noqa: E402
 
 SETTINGS = {"extractor": "tiny", "revision": "1", "rate": 2.0, "dtype": "float16", "source": {"of": "nothing"}}

@@ -208,12 +208,18 @@ def load_split(name: str, revision: str | None, split: str, columns: Sequence[st
     """One split without its pictures and videos.
 
     Raises:
-        ValueError: `video_id` or one of `columns` is not there.
+        InputError: `video_id` or one of `columns` is not there, or ids are no texts.
     """
     rows = read_split(name, revision, split)
     for column in ("video_id", *columns):
         if column not in rows.column_names:
             remedy = "; or name feature stores, or a video_column" if column == "video_features" else ""
             raise InputError(f"{name} ({split}): no column {column}; found {', '.join(rows.column_names)}{remedy}")
+    id_type = getattr(rows.features["video_id"], "dtype", "list")
+    if id_type not in ("string", "large_string"):
+        raise InputError(
+            f"{name} ({split}): column video_id is {id_type}, and ids are texts (001 is not 1): write them as "
+            "strings, or build the table with `mmt build own_clips`"
+        )
     media = [name for name, feature in rows.features.items() if isinstance(feature, (Image, Video))]
     return rows.remove_columns(media)

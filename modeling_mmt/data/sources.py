@@ -4,7 +4,6 @@ A file that is missing, cut short, not UTF-8 or not what its name says is an err
 A text that a rule covers (empty, not a text, far too long) is changed or dropped as the rule says, and counted.
 """
 
-import csv
 import gzip
 import hashlib
 import io
@@ -151,29 +150,6 @@ class Sources:
         except (json.JSONDecodeError, RecursionError) as error:
             raise SourceError(f"{where}: incomplete or invalid JSON ({error}); download it again") from error
 
-    def table(self, name: str, fields: Sequence[str], delimiter: str = ",") -> list[dict[str, str]]:
-        """The rows of a CSV file with a header.
-
-        Raises:
-            SourceError: it has no such fields, or a row is not as long as the header.
-        """
-        where = self.folder / name
-        rows = csv.DictReader(io.StringIO(self.text(name), newline=""), delimiter=delimiter, strict=True)
-        try:
-            lacking = [one for one in fields if one not in (rows.fieldnames or ())]
-            if lacking:
-                raise SourceError(
-                    f"{where}: no column {lacking[0]!r}; the header is {rows.fieldnames}, it must have "
-                    f"{', '.join(fields)}"
-                )
-            table = list(rows)
-        except csv.Error as error:
-            raise SourceError(f"{where}, line {rows.line_num}: {error}; write one row a line") from error
-        for number, row in enumerate(table, start=2):
-            if None in row or None in row.values():
-                raise SourceError(f"{where}, row {number}: not as many fields as the header; quote what has a comma")
-        return table
-
 
 class _Hashing(io.RawIOBase):
     """A stream of bytes that hashes what is read."""
@@ -195,26 +171,37 @@ class _Hashing(io.RawIOBase):
         return len(data)
 
 
-def checked_id(value: Any, where: str) -> str:
+def checked_id(value: Any, where: str, in_folders: bool = False) -> str:
     """A clip's id that may be part of a file's name.
 
+    Args:
+        value: the id.
+        where: it stands, for the message.
+        in_folders: whether it may have folders, as `mmt extract` makes of them: `kitchen/cat`.
+
     Raises:
-        SourceError: it is no text, empty, longer than 200 bytes, or looks like a path or a control sequence.
+        SourceError: it is no text, empty, longer than 200 bytes, or looks like a path (with folders: one that does not
+            lead down) or a control sequence.
     """
-    if (
-        not isinstance(value, str)
-        or not value
-        or value != value.strip()
-        or value in (".", "..")
-        or any(char in "/\\" or unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") for char in value)
-        or len(value.encode()) > 200
-    ):
+    parts = value.split("/") if isinstance(value, str) and in_folders else [value]
+    if not all(map(_is_name, parts)):
         shown = repr(value) if len(repr(value)) < 100 else repr(value)[:100] + "..."
+        without = "empty folders, backslashes" if in_folders else "slashes"
         raise SourceError(
-            f"{where}: {shown} is not a valid clip id; give 1 to 200 bytes without slashes, control "
-            "characters and outer spaces"
+            f"{where}: {shown} is not a valid clip id; give 1 to 200 bytes without {without}, control characters "
+            "and outer spaces"
         )
     return value
+
+
+def _is_name(part: Any) -> bool:
+    return (
+        isinstance(part, str)
+        and part not in ("", ".", "..")
+        and part == part.strip()
+        and not any(char in "/\\" or unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") for char in part)
+        and len(part.encode()) <= 200
+    )
 
 
 def checked_language(value: Any, where: str, languages: Sequence[str] | None = None) -> str:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from modeling_mmt.data.clips import frames_of
 from modeling_mmt.data.reading import read_splits
-from modeling_mmt.extraction.video_lists import Video, check_ids, find_videos, fingerprint
+from modeling_mmt.data.video_lists import Video, check_ids, find_videos, fingerprint
 
 FILMSTRIP_COLUMNS = ("video_id", "frames", "num_frames")
 

@@ -23,10 +23,10 @@ from typing import Any
 from modeling_mmt.data.errors import InputError
 from modeling_mmt.data.features import MANIFEST, FeatureStore
 from modeling_mmt.data.reading import dataset_folder
+from modeling_mmt.data.video_lists import LISTS, VIDEO_SUFFIXES
 from modeling_mmt.extraction.clips import Clips, clips_of_dataset, clips_of_folder_or_list, filmstrip_frames
 from modeling_mmt.extraction.encoders import StepEncoder, VideoReader, load_encoder
 from modeling_mmt.extraction.shards import FAILURES, Extraction, run
-from modeling_mmt.extraction.video_lists import LISTS, VIDEO_SUFFIXES
 from modeling_mmt.extraction.workers import WorkerPool
 from modeling_mmt.frames_mmt import FrameSampling
 

@@ -33,7 +33,7 @@ from modeling_mmt.data.errors import InputError
 from modeling_mmt.data.feature_writer import checked_values, write_manifest, write_shard
 from modeling_mmt.data.features import MANIFEST, MAX_SHARD_VALUES, FeatureStoreError
 from modeling_mmt.data.files import locked, put_in_place, write_text
-from modeling_mmt.extraction.video_lists import Video
+from modeling_mmt.data.video_lists import Video
 from modeling_mmt.extraction.workers import CallFailedError, WorkerPool
 
 FAILURES = "failures.jsonl"

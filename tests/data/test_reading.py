@@ -5,9 +5,11 @@ import json
 import os
 from hashlib import sha1, sha256
 
+import datasets
 import pytest
 
-from modeling_mmt.data.reading import SnapshotError, verify_snapshot
+from modeling_mmt.data.errors import InputError
+from modeling_mmt.data.reading import SnapshotError, load_split, verify_snapshot
 
 
 @pytest.fixture
@@ -117,3 +119,16 @@ def test_huggingface_hub_finds_no_fault_with_the_note(snapshot):
     verify_snapshot(snapshot)
     found = scan_cache_dir(snapshot.parents[2])
     assert not found.warnings and [repository.repo_id for repository in found.repos] == ["org/name"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("train.csv", "video_id,caption_en\n001,a dog\n"), ("train.jsonl", '{"video_id": 1, "caption_en": "a dog"}\n')],
+)
+def test_ids_that_a_file_format_makes_numbers_of_are_refused_with_column_and_type(name, text, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / name).write_text(text)
+    with pytest.raises(InputError, match=r"corpus \(train\): column video_id is int64, and ids are texts") as error:
+        load_split(str(tmp_path / "corpus"), None, "train", ["caption_en"])
+    assert "\n" not in str(error.value)

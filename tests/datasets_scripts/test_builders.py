@@ -15,9 +15,10 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from datasets_scripts import corpus, msrvtt, multi30k, multi_howto100m, own_clips, storybook8, vatex
+from datasets_scripts import corpus, msrvtt, multi30k, multi_howto100m, own_clips, storybook8, subtitled_videos, vatex
 from modeling_mmt.commands.build import build
 from modeling_mmt.data import sources
+from modeling_mmt.data.cues import CueCleaner
 from modeling_mmt.data.feature_writer import write_feature_store
 from modeling_mmt.data.sources import SourceError, Sources, Tally
 
@@ -28,6 +29,7 @@ BUILDERS = {
     "multi_howto100m": (multi_howto100m, official_files.how2),
     "storybook8": (storybook8, official_files.storybook),
     "own_clips": (own_clips, official_files.own),
+    "subtitled_videos": (subtitled_videos, official_files.subtitled),
 }
 JSON_OF = {"msrvtt": "MSRVTT_data.json", "vatex": "vatex_training_v1.0.json", "multi_howto100m": "how2_de.json"}
 FUZZ = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -106,10 +108,10 @@ def test_building_twice_gives_the_same_bytes(name, tmp_path):
 def test_a_missing_file_is_named_with_the_layout(name, tmp_path):
     BUILDERS[name][1](tmp_path / "source")
     needed = sorted(p for p in (tmp_path / "source").rglob("*") if p.is_file() and "multilingual" not in str(p))
-    gone = needed[0] if name != "multi_howto100m" else None
+    gone = needed[0] if name not in ("multi_howto100m", "subtitled_videos") else None
     for path in [gone] if gone else needed:
         path.unlink()
-    with pytest.raises(FileNotFoundError, match="official files|--data_dir holds"):
+    with pytest.raises((FileNotFoundError, SourceError), match="official files|--data_dir holds|source: no video"):
         run(name, tmp_path)
     assert not (tmp_path / "out" / "data").exists()
 
@@ -310,7 +312,7 @@ def test_msrvtt_flags_a_pair_that_the_official_list_does_not_hold_out(tmp_path):
     path.write_text(path.read_text() + "ret9,msr0,video0,red dog\n")
     assert rule(run("msrvtt", tmp_path)[1], "other_split") == 1
     path.write_text(path.read_text() + "ret9,msr0,video0,red dog\n")
-    with pytest.raises(SourceError, match="row 7: 'video0' appears twice"):
+    with pytest.raises(SourceError, match="line 7: 'video0' appears twice"):
         run("msrvtt", tmp_path)
 
 
@@ -446,7 +448,8 @@ def test_howto100m_takes_the_same_rows_from_any_number_of_parts_and_from_gzip(tm
 
 def cleaned(texts, starts, ends, seconds=None):
     tally = Tally(multi_howto100m.RULES)
-    cues = multi_howto100m.Cues(tally).clean({"text": texts, "start": starts, "end": ends}, seconds)
+    video = {"text": texts, "start": starts, "end": ends}
+    cues = CueCleaner(tally).clean(multi_howto100m.cues_of(video, tally), seconds)
     return cues, {rule: count for rule, count in tally.counts.items() if count}
 
 
@@ -485,7 +488,7 @@ def test_each_rule_for_cues_changes_what_it_says_and_counts(cues, seconds, kept,
 )
 def test_a_video_that_is_no_three_lists_of_one_length_is_dropped_and_counted(video):
     tally = Tally(multi_howto100m.RULES)
-    assert multi_howto100m.Cues(tally).clean(video, None) is None and tally.counts["bad_video"] == 1
+    assert multi_howto100m.cues_of(video, tally) == [] and tally.counts["bad_video"] == 1
 
 
 def test_howto100m_cuts_cues_to_the_features(tmp_path):
@@ -600,10 +603,10 @@ def test_own_clips_take_any_language_and_split_by_a_hash_where_none_is_given(tmp
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("own0,en,x,train,extra", "row 20: not as many fields"),
-        ("own0,en", "row 20: not as many fields"),
-        ("own0,english,x,train", "row 20: language is 'english'"),
-        ("own0,en,x,dev", "row 20: split is 'dev'"),
+        ("own0,en,x,train,extra", "line 20: .*not as many fields"),
+        ("own0,en", "line 20: .*not as many fields"),
+        ("own0,english,x,train", "line 20, column 'language': language is 'english'"),
+        ("own0,en,x,dev", "line 20, column 'split': 'dev' is no split"),
         ("own0,en,x,train", "clip 'own0' is .*'train'.*before it was .*validation"),
         ("../own0,en,x,train", "'../own0' is not a valid clip id"),
     ],
@@ -619,7 +622,7 @@ def test_own_clips_refuse_a_bad_line(line, message, tmp_path):
 def test_a_table_without_a_needed_column_is_refused(tmp_path):
     (tmp_path / "source").mkdir()
     (tmp_path / "source/captions.csv").write_text("video_id,caption\na,b\n")
-    with pytest.raises(SourceError, match="no column 'language'; the header is"):
+    with pytest.raises(SourceError, match="captions.csv, line 1: no column 'language'; the header is"):
         run("own_clips", tmp_path)
 
 

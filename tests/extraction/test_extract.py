@@ -24,12 +24,12 @@ from video_files import write_video as write_frames
 
 import mmt
 from modeling_mmt.data.features import FeatureStore
+from modeling_mmt.data.video_lists import Video
 from modeling_mmt.extraction import encoders as feature_extraction
 from modeling_mmt.extraction.encoders import StepEncoder, StepPreparation, VideoReader, load_encoder
 from modeling_mmt.extraction.extract import extract, is_dataset
 from modeling_mmt.extraction.shards import TooManyFailuresError, encode_clips
 from modeling_mmt.extraction.video_backbones import VideoBackbone
-from modeling_mmt.extraction.video_lists import Video
 from modeling_mmt.frames_mmt import FrameSampling
 from modeling_mmt.image_processing_mmt import PixelSettings
 from modeling_mmt.video_decoding_mmt import read_clip

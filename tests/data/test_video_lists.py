@@ -3,7 +3,7 @@
 import pytest
 
 from modeling_mmt.data.sources import SourceError
-from modeling_mmt.extraction.video_lists import Video, find_videos, fingerprint
+from modeling_mmt.data.video_lists import Video, find_videos, fingerprint
 
 
 @pytest.fixture

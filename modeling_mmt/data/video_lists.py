@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from modeling_mmt.data.sources import SourceError, Sources, json_object
+from modeling_mmt.data.tables import read_table
 
 LISTS = (".txt", ".csv", ".tsv", ".jsonl")
 METADATA = ("metadata.jsonl", "metadata.csv")
@@ -120,8 +121,7 @@ def _lines(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """A list's lines as objects, with their places."""
     sources, fields = Sources(path.parent), ["file_name"]
     if path.suffix in (".csv", ".tsv"):
-        table = sources.table(path.name, fields, "\t" if path.suffix == ".tsv" else ",")
-        yield from ((f"{path}, row {number}", line) for number, line in enumerate(table, start=2))
+        yield from read_table(sources, path.name, fields)
         return
     for number, text in enumerate(sources.lines(path.name), start=1):
         where = f"{path}, line {number}"

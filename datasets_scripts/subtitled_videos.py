@@ -1,0 +1,284 @@
+"""Your own videos with subtitles, in any languages: what is said beside what is shown becomes pre-training data.
+
+    mmt build subtitled_videos --data_dir my_videos --output_dir data/my_videos --features features/my_videos
+
+`my_videos` is a folder as `mmt extract` takes it; subtitles lie beside a video, or are text streams inside it:
+
+    kitchen/kettle.mp4
+    kitchen/kettle.en.srt  kitchen/kettle.pt-BR.vtt  kitchen/kettle.sw.ass
+    kitchen/kettle.json    Whisper's, which says its language itself; its kettle.en.tsv does as well
+    talks/tea.mkv          with text streams that have a language
+
+A row is a video with each language's cues, their texts and seconds, as `multi_howto100m` has them: a source of
+pre-training with `clip_seconds` draws windows from it. `--features` lets cues end where a video's features end.
+"""
+
+import argparse
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import datasets
+
+from datasets_scripts import corpus
+from datasets_scripts.corpus import About, Clock, CueLists, Row, build, cue_row, cue_schema, options_of
+from modeling_mmt.data import cues
+from modeling_mmt.data.cues import Cue, CueCleaner, is_seconds, spoken_cues
+from modeling_mmt.data.language_tags import language_tag
+from modeling_mmt.data.sources import SourceError, Sources, Tally, checked_language
+from modeling_mmt.data.subtitles import (
+    MAX_BYTES,
+    OTHER_SUFFIXES,
+    SUFFIXES,
+    language_inside,
+    language_of_name,
+    read_subtitles,
+    read_text_streams,
+    text_streams,
+)
+from modeling_mmt.data.video_lists import Video, find_videos
+
+RULES = {
+    "no_subtitles": "a video without subtitles in a language that is taken: not in the dataset",
+    "no_language": "subtitles that name no language, and no --language does: left out; name them as in talk.en.srt",
+    "other_language": "subtitles in a language that --languages does not name: left out",
+    "variety": "subtitles in a variety (pt-BR) of a language that --languages names (pt): taken as in that language",
+    "repeated_language": "a video's subtitles in a language that it has already: the first kept, files before streams",
+    "forced": "subtitles of what is foreign to a film alone: left out",
+    "pictures": "subtitle streams of pictures: left out",
+    "other_format": f"a file in a format that is not read ({', '.join(OTHER_SUFFIXES)}): left out; convert it",
+    "no_video": "a subtitle file beside no video of its name: left out",
+    "no_transcript": "JSON or TSV of a video's name that is no transcript of Whisper: left out",
+    "unreadable": "a video's streams or a subtitle file that cannot be read: left out, as was printed",
+    **cues.SCREEN_RULES,
+    **cues.RULES,
+}
+ABOUT = About(
+    name="subtitled_videos",
+    title="Subtitled videos",
+    summary="Videos with the cues of their subtitles in any languages, and when each is shown.",
+    source="Your own. Say here who filmed, who wrote or recognised the subtitles, and who agreed to what.",
+    layout="  videos, in folders or with metadata.jsonl, as `mmt extract` takes them; subtitles beside them\n"
+    "  (talk.en.srt, talk.pt-BR.vtt, talk.sw.ass; Whisper's talk.json, talk.en.tsv) or inside mkv and mp4",
+    license="other",
+    license_text="yours to state.",
+    columns={
+        "video_id": "the video's path in its folder without the ending, or the id that metadata.jsonl gives it",
+        "text_<language>": "the cues, in order; None where the video has none in the language",
+        "start_<language>, end_<language>": "seconds of each cue in the video; they do not overlap",
+    },
+)
+
+
+class Track(NamedTuple):
+    """Subtitles of a video in one language: a file, or by its number a stream of the video's own file."""
+
+    language: str | None
+    path: Path
+    stream: int | None = None
+
+
+class TrackFinder:
+    """Finds the subtitles of videos, by names and tags.
+
+    Args:
+        tally: of `RULES`.
+        default: language of subtitles that name none, or None.
+        wanted: the languages to take; all where it is empty.
+    """
+
+    def __init__(self, tally: Tally, default: str | None = None, wanted: Sequence[str] = ()):
+        self.tally, self.default, self.wanted = tally, default, wanted
+
+    def find(self, paths: Iterable[Path]) -> dict[Path, dict[str, Track]]:
+        """Each video's tracks by language."""
+        beside = self._beside(paths)
+        return {path: self._one_a_language([*self._files(beside[path]), *self._streams(path)]) for path in beside}
+
+    def _beside(self, paths: Iterable[Path]) -> dict[Path, list[tuple[Path, list[str]]]]:
+        """The subtitle files beside each video, with the words between its name and their ending."""
+        beside: dict[Path, list[tuple[Path, list[str]]]] = {path: [] for path in paths}
+        videos = {path.with_suffix(""): path for path in beside}
+        for folder in dict.fromkeys(path.parent for path in beside):
+            for file in sorted(folder.iterdir(), key=lambda file: (len(file.name), file.name)):
+                suffix = file.suffix.lower()
+                self.tally.count("other_format", suffix in OTHER_SUFFIXES)
+                if suffix not in SUFFIXES or not file.is_file():
+                    continue
+                words = file.stem.split(".")
+                counts = range(len(words), 0, -1)  # talk.2.en.srt is of talk.2.mp4 before talk.mp4
+                names = ((folder / ".".join(words[:count]), words[count:]) for count in counts)
+                name, rest = next(((name, rest) for name, rest in names if name in videos), (None, []))
+                if name is not None:
+                    beside[videos[name]].append((file, rest))
+                else:
+                    self.tally.count("no_video", suffix not in (".json", ".tsv"))
+        return beside
+
+    def _files(self, files: Iterable[tuple[Path, list[str]]]) -> Iterator[Track]:
+        for path, words in sorted(files, key=lambda file: SUFFIXES.index(file[0].suffix.lower())):
+            language, is_forced = language_of_name(words)
+            if is_forced:
+                self.tally.count("forced")
+            elif path.suffix.lower() not in (".json", ".tsv"):
+                yield Track(language, path)
+            else:
+                yield from self._transcript(path, language)
+
+    def _transcript(self, path: Path, language: str | None) -> Iterator[Track]:
+        """Whisper's, if it is one."""
+        try:
+            data = read_file(path)
+            if read_subtitles(data, str(path)) is None:
+                self.tally.count("no_transcript")
+            else:
+                inside = language_inside(data, str(path)) if path.suffix.lower() == ".json" else None
+                yield Track(language or inside, path)
+        except SourceError as error:
+            leave_out(error, self.tally)
+
+    def _streams(self, path: Path) -> Iterator[Track]:
+        try:
+            streams = text_streams(path)
+        except SourceError as error:
+            leave_out(error, self.tally)
+            return
+        for stream in streams:
+            if stream.is_text and not stream.is_forced:
+                yield Track(stream.language, path, stream.number)
+            else:
+                self.tally.count("forced" if stream.is_text else "pictures")
+
+    def _one_a_language(self, found: Iterable[Track]) -> dict[str, Track]:
+        """Those that name a language itself go before its varieties, and before those that `default` is taken for."""
+        named: list[tuple[str, Track]] = []
+        others: list[tuple[str, Track]] = []
+        for track in found:
+            language = track.language or self.default
+            base = language.partition("-")[0] if language else ""
+            if language is None:
+                self.tally.count("no_language")
+            elif not self.wanted or language in self.wanted:
+                (named if track.language else others).append((language, track))
+            elif base in self.wanted:
+                self.tally.count("variety")
+                others.append((base, track))
+            else:
+                self.tally.count("other_language")
+        tracks: dict[str, Track] = {}
+        for language, track in [*named, *others]:
+            self.tally.count("repeated_language", language in tracks)
+            tracks.setdefault(language, track)
+        return tracks
+
+
+def read_file(path: Path) -> bytes:
+    """A file's bytes; of one that is too large for subtitles, one more than they may have."""
+    with path.open("rb") as file:
+        return file.read(MAX_BYTES + 1)
+
+
+def leave_out(error: Exception, tally: Tally) -> None:
+    """Say what is left out, and count it."""
+    print(f"left out: {error}")
+    tally.count("unreadable")
+
+
+def cues_by_language(tracks: Mapping[str, Track], sources: Sources, tally: Tally) -> dict[str, list[Cue]]:
+    """The cues of a video's tracks as they are written; every file that is read is hashed."""
+    found: dict[str, list[Cue]] = {}
+    streams: dict[Path, dict[int, str]] = defaultdict(dict)
+    for language, track in tracks.items():
+        if track.stream is not None:
+            streams[track.path][track.stream] = language
+            continue
+        try:
+            with sources.open(name_of(track.path, sources)) as stream:
+                data = stream.read(MAX_BYTES + 1)
+            found[language] = read_subtitles(data, str(track.path), language) or []
+        except SourceError as error:
+            leave_out(error, tally)
+    for path, languages in streams.items():
+        try:
+            read = read_text_streams(path, list(languages))
+        except SourceError as error:
+            leave_out(error, tally)
+            continue
+        with sources.open(name_of(path, sources)):  # to its end, for its hash
+            found |= {languages[index]: lines for index, lines in read.items()}
+    return found
+
+
+def name_of(path: Path, sources: Sources) -> str:
+    """A file's name in the folder of the sources."""
+    return Path(os.path.relpath(path, sources.folder)).as_posix()
+
+
+def cues_of_span(found: Iterable[Cue], video: Video) -> Iterator[Cue]:
+    """The cues of a clip that is a span of its file, in seconds of the clip."""
+    for start, end, text in found:
+        if is_seconds(start) and is_seconds(end):
+            if 0 < video.start >= end or (video.end is not None and start >= video.end):
+                continue
+            start, end = (max(time, video.start) - video.start for time in (start, min(end, video.end or end)))
+        yield start, end, text
+
+
+def make_read(default: str | None = None, wanted: Sequence[str] = ()):
+    """The reading function for `--language` and `--languages`."""
+
+    def read(sources: Sources, tally: Tally, clock: Clock) -> tuple[datasets.Features, dict[str, Iterator[Row]]]:
+        videos = find_videos(sources.folder)
+        tracks = TrackFinder(tally, default, wanted).find(dict.fromkeys(Path(video.source) for video in videos))
+        languages = sorted({language for found in tracks.values() for language in found})
+        if not languages:
+            raise SourceError(
+                f"{sources.folder}: {len(videos):,} videos, and no subtitles in a language that is taken; name files "
+                "as in talk.en.srt, or say --language"
+            )
+        return cue_schema(languages), {"train": rows(videos, tracks, languages, sources, tally, clock)}
+
+    return read
+
+
+def rows(
+    videos: Iterable[Video],
+    tracks: Mapping[Path, Mapping[str, Track]],
+    languages: Sequence[str],
+    sources: Sources,
+    tally: Tally,
+    clock: Clock,
+) -> Iterator[Row]:
+    """A row for each video that has a cue in any language."""
+    cleaner = CueCleaner(tally)
+    for video in videos:
+        if not tracks[Path(video.source)]:
+            tally.count("no_subtitles")
+            continue
+        seconds = clock.seconds(video.video_id)
+        cleaned: dict[str, CueLists] = {}
+        for language, found in cues_by_language(tracks[Path(video.source)], sources, tally).items():
+            lists = cleaner.clean(spoken_cues(cues_of_span(found, video), tally), seconds)
+            if lists is not None:
+                cleaned[language] = lists
+        if cleaned:
+            yield cue_row(video.video_id, cleaned, languages)
+        else:
+            tally.count("no_caption")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of all builders, and which languages there are."""
+    corpus.add_options(parser)
+    parser.add_argument("--language", help="of subtitles that name none, such as en")
+    parser.add_argument("--languages", nargs="*", default=[], help="those to take, such as en pt sw; all by default")
+
+
+def run(arguments: argparse.Namespace) -> dict[str, int]:
+    """Builds the dataset; returns the number of rows of each split."""
+    named = [language for language in (arguments.language, *arguments.languages) if language]
+    tags = {name: language_tag(name) or checked_language(name, "--language or --languages") for name in named}
+    wanted = [tags[name] for name in arguments.languages]
+    return build(ABOUT, make_read(tags.get(arguments.language), wanted), options_of(arguments), RULES)
