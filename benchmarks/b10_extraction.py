@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from modeling_mmt import EfficientNetLiteConfig
-from modeling_mmt.data.features import FeatureStore
+from modeling_mmt.data.feature_store import FeatureStore
 from modeling_mmt.data.video_lists import Video, find_videos
 from modeling_mmt.extraction.encoders import StepEncoder, VideoReader
 from modeling_mmt.extraction.shards import Extraction, encode_clips, run

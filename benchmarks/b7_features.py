@@ -30,8 +30,8 @@ import numpy as np
 import webdataset
 
 from datasets_scripts.multi_howto100m import videos
-from modeling_mmt.data.feature_writer import write_feature_store
-from modeling_mmt.data.features import FeatureStore
+from modeling_mmt.data.feature_store import FeatureStore
+from modeling_mmt.data.feature_store_writer import write_feature_store
 from modeling_mmt.data.sources import Sources
 
 WIDTH = 512

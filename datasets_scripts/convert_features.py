@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from modeling_mmt.data.feature_writer import FeatureStoreWriter
-from modeling_mmt.data.features import FeatureStore, FeatureStoreError
+from modeling_mmt.data.feature_store import FeatureStore, FeatureStoreError
+from modeling_mmt.data.feature_store_writer import FeatureStoreWriter
 from modeling_mmt.data.sources import SourceError, checked_id
 
 # What numpy raises on a damaged .npy: its header is a Python literal, and may ask for any amount of memory.

@@ -2,7 +2,7 @@
 
 One schema: a row is a clip, with `video_id` and, for each kind of text and language, a column `<kind>_<language>`: a
 text or a list of texts, None or empty where the clip has none. Where a clip is a span of a longer video, `start` and
-`end` are its seconds. Frozen features lie beside the rows in feature stores (`features.py`), found by `video_id`;
+`end` are its seconds. Frozen features lie beside the rows in feature stores (`feature_store.py`), found by `video_id`;
 pictures are a column `frames` with `num_frames` of them side by side.
 
 A builder gives `build` an `About`, which the card prints, and a function that reads its official files:
@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from modeling_mmt.data.features import FeatureStore
+from modeling_mmt.data.feature_store import FeatureStore
 from modeling_mmt.data.files import locked, remove_partials, write_json, write_text, writing_folder
 from modeling_mmt.data.sources import Row, SourceError, Sources, Tally
 

@@ -19,7 +19,7 @@ from transformers import AutoModel, AutoProcessor, HfArgumentParser, Trainer, Tr
 
 import modeling_mmt  # noqa: F401  registers the model with AutoModel
 from modeling_mmt.data.collator import ClipDataset, MMTDataCollator
-from modeling_mmt.data.features import FeatureStores
+from modeling_mmt.data.feature_store import FeatureStores
 from modeling_mmt.data.reading import load_split
 from modeling_mmt.evaluation.evaluate import check_checkpoint
 from modeling_mmt.hub.publish import publish

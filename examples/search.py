@@ -24,7 +24,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from modeling_mmt.commands.search import check_query
 from modeling_mmt.data.clips import frames_of
-from modeling_mmt.data.features import FeatureStore
+from modeling_mmt.data.feature_store import FeatureStore
 from modeling_mmt.data.video_lists import find_videos
 from modeling_mmt.evaluation.evaluate import open_checkpoint
 from modeling_mmt.frames_mmt import FrameSampling

@@ -20,7 +20,7 @@ from datasets import load_dataset
 from transformers import AutoProcessor
 
 import modeling_mmt  # noqa: F401  registers the processor
-from modeling_mmt.data.features import FeatureStore
+from modeling_mmt.data.feature_store import FeatureStore
 from modeling_mmt.data.languages import LANGUAGES
 from modeling_mmt.evaluation.embedding import embed_texts, embed_videos
 from modeling_mmt.evaluation.metrics import average_over_languages

@@ -30,8 +30,8 @@ from PIL import Image
 from run import commit, provenance
 
 from datasets_scripts import emoji_motion
-from modeling_mmt.data.feature_writer import FeatureStoreWriter
-from modeling_mmt.data.features import FeatureStore
+from modeling_mmt.data.feature_store import FeatureStore
+from modeling_mmt.data.feature_store_writer import FeatureStoreWriter
 from modeling_mmt.data.languages import LANGUAGES
 from modeling_mmt.evaluation.embedding import embed_texts, embed_videos
 from modeling_mmt.evaluation.evaluate import EvalSpec, open_checkpoint, open_corpus

@@ -15,7 +15,7 @@ from conftest import build_text_config, build_tokenizer, randomize
 from datasets import Dataset
 from transformers import AutoConfig, AutoModel
 
-from modeling_mmt.data.feature_writer import write_feature_store
+from modeling_mmt.data.feature_store_writer import write_feature_store
 
 COLOURS = {
     "en": ["red", "green", "blue", "white", "black", "grey", "brown", "pink"],

@@ -28,7 +28,7 @@ from transformers import AutoModel, AutoProcessor
 
 import modeling_mmt  # noqa: F401  registers the model with AutoModel
 from modeling_mmt.data.clips import frames_of
-from modeling_mmt.data.features import FeatureStore
+from modeling_mmt.data.feature_store import FeatureStore
 from modeling_mmt.data.languages import LANGUAGES
 from modeling_mmt.search.index import Hit, SearchIndex
 

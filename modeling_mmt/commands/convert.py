@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from modeling_mmt.data.features import DTYPES, FILE_FORMATS
+from modeling_mmt.data.feature_store import DTYPES, FILE_FORMATS
 
 
 def main(argv: Sequence[str]) -> int:

@@ -20,7 +20,7 @@ import torch
 from datasets import Dataset, IterableDataset
 from datasets.distributed import split_dataset_by_node
 
-from modeling_mmt.data.features import FeatureStores
+from modeling_mmt.data.feature_store import FeatureStores
 
 Row = Mapping[str, Any]
 

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from modeling_mmt.data.checks import CorpusError, flat_captions, missing_columns, search_problems
 from modeling_mmt.data.clip_cache import ClipSequence
 from modeling_mmt.data.clips import ClipColumn
-from modeling_mmt.data.features import FeatureStores
+from modeling_mmt.data.feature_store import FeatureStores
 from modeling_mmt.data.files import CheckpointError, check_finite, naming_torn_weights
 from modeling_mmt.data.reading import check_hub_name, dataset_folder, read_split
 from modeling_mmt.evaluation.checkpoint_recipe import RECIPE, recipe_file, searched_data

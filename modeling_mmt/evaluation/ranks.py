@@ -1,4 +1,4 @@
-"""Search and its measure: ranks and R@k, per language.
+"""The rank of every query, in every language; `metrics.py` turns ranks into R@k.
 
 Letters: `Nq` queries, `Ng` gallery items, `Nt` captions, `Nv` clips, `P` projection width. A rank is 1 when the
 correct item comes first. R@k and MRR are percentages, 0 to 100; MedR and MeanR are ranks.

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from modeling_mmt.data.errors import InputError
-from modeling_mmt.data.features import MANIFEST, FeatureStore
+from modeling_mmt.data.feature_store import MANIFEST, FeatureStore
 from modeling_mmt.data.reading import dataset_folder
 from modeling_mmt.data.video_lists import LISTS, VIDEO_SUFFIXES
 from modeling_mmt.extraction.clips import Clips, clips_of_dataset, clips_of_folder_or_list, filmstrip_frames

@@ -30,8 +30,8 @@ import numpy as np
 from tqdm import tqdm
 
 from modeling_mmt.data.errors import InputError
-from modeling_mmt.data.feature_writer import checked_values, write_manifest, write_shard
-from modeling_mmt.data.features import MANIFEST, MAX_SHARD_VALUES, FeatureStoreError
+from modeling_mmt.data.feature_store import MANIFEST, MAX_SHARD_VALUES, FeatureStoreError
+from modeling_mmt.data.feature_store_writer import checked_values, write_manifest, write_shard
 from modeling_mmt.data.files import locked, put_in_place, write_text
 from modeling_mmt.data.video_lists import Video
 from modeling_mmt.extraction.workers import CallFailedError, WorkerPool

@@ -8,7 +8,7 @@ from datasets import Dataset, Image, Video
 
 from modeling_mmt.data.clips import ClipColumn
 from modeling_mmt.data.errors import naming_input
-from modeling_mmt.data.features import ABSENT, FeatureStores
+from modeling_mmt.data.feature_store import ABSENT, FeatureStores
 from modeling_mmt.data.reading import read_split
 from modeling_mmt.data.windows import SampledClips, WindowSampler
 from modeling_mmt.extraction.packaged_encoders import PACKAGED_ENCODERS

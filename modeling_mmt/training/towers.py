@@ -6,7 +6,7 @@ import torch
 from transformers import AutoTokenizer
 
 from modeling_mmt import MMTModel, MMTProcessor, MMTVideoFeatureExtractor
-from modeling_mmt.data.features import FeatureStores
+from modeling_mmt.data.feature_store import FeatureStores
 from modeling_mmt.data.files import check_finite, naming_torn_weights
 from modeling_mmt.extraction.packaged_encoders import resolve_encoder
 from modeling_mmt.frames_mmt import FrameSampling

@@ -10,7 +10,7 @@ from command_line import call
 
 from datasets_scripts import emoji9
 from modeling_mmt.commands.build import builders
-from modeling_mmt.data.features import FeatureStore
+from modeling_mmt.data.feature_store import FeatureStore
 
 CONVERT = ["--extractor", "x", "--revision", "1"]
 

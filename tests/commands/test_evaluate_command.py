@@ -11,7 +11,7 @@ from command_line import build_checkpoint, call
 from datasets import load_dataset
 from tiny_corpus import write_split
 
-from modeling_mmt.data.feature_writer import write_feature_store
+from modeling_mmt.data.feature_store_writer import write_feature_store
 from modeling_mmt.evaluation.evaluate import EvalSpec, evaluate, open_checkpoint, open_corpus
 from modeling_mmt.evaluation.metrics import SHOWN_METRICS
 

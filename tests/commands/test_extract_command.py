@@ -8,7 +8,7 @@ from transformers import ResNetConfig, ResNetModel
 from video_files import write_video
 
 import mmt
-from modeling_mmt.data.features import FeatureStore
+from modeling_mmt.data.feature_store import FeatureStore
 from modeling_mmt.extraction.extract import extract
 
 PREPARATION = """{"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5], "do_normalize": true,

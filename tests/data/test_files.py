@@ -11,7 +11,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from modeling_mmt.data.feature_writer import write_feature_store
+from modeling_mmt.data.feature_store_writer import write_feature_store
 from modeling_mmt.data.files import (
     apply_umask,
     file_hash,

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from modeling_mmt.commands.build import build as build_corpus
-from modeling_mmt.data.feature_writer import write_feature_store
-from modeling_mmt.data.features import FeatureStores
+from modeling_mmt.data.feature_store import FeatureStores
+from modeling_mmt.data.feature_store_writer import write_feature_store
 from modeling_mmt.data.windows import ClipStream, SampledClips, WindowSampler, nearest_cues, steps_of
 
 LANGUAGES = ("en", "de", "sw")

@@ -19,7 +19,7 @@ from datasets_scripts import corpus, msrvtt, multi30k, multi_howto100m, own_clip
 from modeling_mmt.commands.build import build
 from modeling_mmt.data import sources
 from modeling_mmt.data.cues import CueCleaner
-from modeling_mmt.data.feature_writer import write_feature_store
+from modeling_mmt.data.feature_store_writer import write_feature_store
 from modeling_mmt.data.sources import SourceError, Sources, Tally
 
 BUILDERS = {

@@ -13,8 +13,8 @@ from tiny_features import SETTINGS, ragged_clips
 
 from datasets_scripts.convert_features import convert
 from modeling_mmt.commands.convert import main
-from modeling_mmt.data.feature_writer import FeatureStoreWriter
-from modeling_mmt.data.features import FeatureStore, FeatureStoreError
+from modeling_mmt.data.feature_store import FeatureStore, FeatureStoreError
+from modeling_mmt.data.feature_store_writer import FeatureStoreWriter
 from modeling_mmt.data.sources import SourceError
 
 
@@ -246,7 +246,7 @@ def test_an_unknown_file_format_is_refused(tmp_path):
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, -np.nan])
 def test_one_value_that_is_not_finite_is_found_wherever_it_stands(dtype, value):
-    from modeling_mmt.data.features import all_finite
+    from modeling_mmt.data.feature_store import all_finite
 
     values = np.random.default_rng(0).standard_normal((700, 400)).astype(dtype)
     values[0, 0], values[1, 1] = np.finfo(dtype).max, np.finfo(dtype).tiny

@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 from command_line import call
 
-from modeling_mmt.data.feature_writer import write_feature_store
-from modeling_mmt.data.features import FeatureStores
+from modeling_mmt.data.feature_store import FeatureStores
+from modeling_mmt.data.feature_store_writer import write_feature_store
 from modeling_mmt.data.video_lists import find_videos
 from modeling_mmt.data.windows import SampledClips, WindowSampler
 

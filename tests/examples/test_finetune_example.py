@@ -13,7 +13,7 @@ from huggingface_hub import HfApi
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoProcessor, Trainer
 
-from modeling_mmt.data.feature_writer import write_feature_store
+from modeling_mmt.data.feature_store_writer import write_feature_store
 from modeling_mmt.training.trainer import MMTTrainer
 
 ROOT = Path(__file__).resolve().parents[2]

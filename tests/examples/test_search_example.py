@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from modeling_mmt.data.clips import frames_of
-from modeling_mmt.data.feature_writer import write_feature_store
+from modeling_mmt.data.feature_store_writer import write_feature_store
 from modeling_mmt.data.languages import LANGUAGES
 from modeling_mmt.search.index import Hit
 

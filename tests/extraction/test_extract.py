@@ -23,7 +23,7 @@ from video_files import number_frame, numbers_of
 from video_files import write_video as write_frames
 
 import mmt
-from modeling_mmt.data.features import FeatureStore
+from modeling_mmt.data.feature_store import FeatureStore
 from modeling_mmt.data.video_lists import Video
 from modeling_mmt.extraction import encoders as feature_extraction
 from modeling_mmt.extraction.encoders import StepEncoder, StepPreparation, VideoReader, load_encoder

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from tiny_extraction import SETTINGS, Reader, clips, encode, extract
 
-from modeling_mmt.data import features
-from modeling_mmt.data.features import FeatureStore, FeatureStoreError
+from modeling_mmt.data import feature_store as features
+from modeling_mmt.data.feature_store import FeatureStore, FeatureStoreError
 from modeling_mmt.extraction import shards as extraction
 from modeling_mmt.extraction.shards import Extraction, TooManyFailuresError
 from modeling_mmt.extraction.workers import WorkerPool

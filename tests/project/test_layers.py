@@ -215,7 +215,7 @@ def test_a_forbidden_import_is_named(path, source, words):
         ("modeling_mmt/modeling_mmt.py", "import torch\nfrom .loss_mmt import (\n    nce_loss,\n)"),
         ("modeling_mmt/video_streams_mmt.py", "try:\n    import av\nexcept ImportError:\n    av = None"),
         ("modeling_mmt/commands/build.py", "def run():\n    from datasets_scripts import emoji9"),
-        ("modeling_mmt/training/run.py", "from modeling_mmt.data.features import FeatureStores"),
+        ("modeling_mmt/training/run.py", "from modeling_mmt.data.feature_store import FeatureStores"),
         ("datasets_scripts/emoji9.py", "from modeling_mmt.data.clips import frames_of"),
     ],
 )

@@ -14,7 +14,7 @@ import torch
 import yaml
 from readme_blocks import HUB, README, ROOT, code_blocks
 
-from modeling_mmt.data.feature_writer import write_feature_store
+from modeling_mmt.data.feature_store_writer import write_feature_store
 
 sys.path.insert(0, str(ROOT / "experiments"))
 import tables  # noqa: E402
@@ -108,7 +108,9 @@ def test_the_block_on_search_finds_clips_that_are_no_flags(run):
 
 def test_the_block_on_features_writes_a_store_of_them(run):
     made = "import numpy as np\nmy_features = [('one', np.ones((3, 4), 'f4')), ('two', np.zeros((1, 4), 'f4'))]\n"
-    read = 'from modeling_mmt.data.features import FeatureStore\nprint(FeatureStore("features/mine")["one"].sum())'
+    read = (
+        'from modeling_mmt.data.feature_store import FeatureStore\nprint(FeatureStore("features/mine")["one"].sum())'
+    )
     assert run(made + STORE + read).split() == ["12.0"]
 
 

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModel
 from modeling_mmt import MMTConfig
 from modeling_mmt.commands import train
 from modeling_mmt.commands.build import build as build_corpus
-from modeling_mmt.data.feature_writer import write_feature_store
+from modeling_mmt.data.feature_store_writer import write_feature_store
 from modeling_mmt.training import corpora
 from modeling_mmt.training.recipe_reading import load_recipe
 

@@ -9,7 +9,7 @@ from command_line import call
 from tiny_corpus import ANIMALS, COLOURS, STREAM_DIM, write_recipe
 
 from modeling_mmt.commands import train
-from modeling_mmt.data.feature_writer import write_feature_store
+from modeling_mmt.data.feature_store_writer import write_feature_store
 from modeling_mmt.data.video_lists import find_videos
 
 

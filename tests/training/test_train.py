@@ -25,8 +25,8 @@ from transformers import AutoModel, AutoProcessor, AutoTokenizer
 from modeling_mmt import MMTModel, MMTProcessor, MMTVideoFeatureExtractor
 from modeling_mmt.commands import train
 from modeling_mmt.data.checks import search_problems
-from modeling_mmt.data.feature_writer import write_feature_store
-from modeling_mmt.data.features import FeatureStore
+from modeling_mmt.data.feature_store import FeatureStore
+from modeling_mmt.data.feature_store_writer import write_feature_store
 from modeling_mmt.data.files import CheckpointError, file_sha256
 from modeling_mmt.data.reading import load_split
 from modeling_mmt.evaluation.embedding import embed_texts, embed_videos

@@ -28,7 +28,7 @@ from modeling_mmt.data.augmentation import VideoAugmentation
 from modeling_mmt.data.clip_cache import CachedClips, ClipSequence, MemoryBudget
 from modeling_mmt.data.clips import ClipColumn
 from modeling_mmt.data.collator import ClipDataset, MMTDataCollator
-from modeling_mmt.data.feature_writer import write_feature_store
+from modeling_mmt.data.feature_store_writer import write_feature_store
 from modeling_mmt.evaluation.embedding import embed_videos
 from modeling_mmt.frames_mmt import FrameSampling
 from modeling_mmt.search.index import SearchIndex

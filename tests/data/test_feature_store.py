@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 from tiny_features import SETTINGS, ragged_clips
 
-from modeling_mmt.data.feature_writer import FeatureStoreWriter, write_feature_store
-from modeling_mmt.data.features import MANIFEST, FeatureStore, FeatureStoreError, MissingClipError
+from modeling_mmt.data.feature_store import MANIFEST, FeatureStore, FeatureStoreError, MissingClipError
+from modeling_mmt.data.feature_store_writer import FeatureStoreWriter, write_feature_store
 from modeling_mmt.data.files import file_sha256
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -208,7 +208,7 @@ def test_a_changed_value_is_refused_when_the_shard_is_read(store_folder):
 FLIPS = """
 import sys
 from pathlib import Path
-from modeling_mmt.data.features import FeatureStore, FeatureStoreError
+from modeling_mmt.data.feature_store import FeatureStore, FeatureStoreError
 for shard in map(Path, sys.argv[1:]):
     whole = shard.read_bytes()
     for bit in range(0, 8 * len(whole), 17):

@@ -1,4 +1,4 @@
-"""A feature store written clip by clip, shard by shard; see features.py for what it holds."""
+"""A feature store written clip by clip, shard by shard; see feature_store.py for what it holds."""
 
 import json
 import shutil
@@ -12,7 +12,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from modeling_mmt.data.features import DTYPES, FILE_FORMATS, MANIFEST, MAX_SHARD_VALUES, FeatureStoreError, read_shard
+from modeling_mmt.data.feature_store import (
+    DTYPES,
+    FILE_FORMATS,
+    MANIFEST,
+    MAX_SHARD_VALUES,
+    FeatureStoreError,
+    read_shard,
+)
 from modeling_mmt.data.files import file_sha256, locked, put_in_place, write_json, writing_file
 
 
