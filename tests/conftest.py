@@ -220,6 +220,14 @@ def corpus(tmp_path_factory):
     return build_corpus(tmp_path_factory.mktemp("corpus"))
 
 
+@pytest.fixture(scope="session")
+def pixels(corpus):
+    """The corpus with a column of files, and a vision encoder beside it; see `tiny_pixels.py`."""
+    from tiny_pixels import build_pixels
+
+    return build_pixels(corpus)
+
+
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     """A Hub of this test's own, and this process's clients pointed at it; what it refused fails the test."""

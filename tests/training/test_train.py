@@ -513,7 +513,7 @@ def test_a_dataset_without_english_is_refused_by_a_run_and_a_dry_run_where_check
         ({"model.config.pooling": "frist"}, "Field 'pooling' expected one of .* got frist"),
         ({"model.config.text_output_layer": 99}, "text_output_layer"),
         ({"data.test_split": "tset"}, "tset"),
-        ({"model.max_text_length": 2}, "model.max_text_length is 2, and prefix and special tokens are 2: nothing"),
+        ({"model.max_text_length": 2}, "model.max_text_length is 2, and .* tokens are 2: no token is left"),
         ({"report_to": "nope"}, "report_to is 'nope'; installed are: .*tensorboard.*; null for no tracker"),
         ({"output_dir": FILE}, f"output_dir is {FILE}, and {FILE} is a file; name another folder"),
         ({"work_dir": f"{FILE}/stages"}, f"work_dir is {FILE}/stages, and {FILE} is a file"),

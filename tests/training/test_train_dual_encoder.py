@@ -4,9 +4,9 @@ import json
 
 import pytest
 import torch
-from test_train_pixels import PIXELS, pixels  # noqa: F401  the fixture
 from tiny_corpus import write_recipe
 from tiny_dual_encoders import CAPTIONS, build
+from tiny_pixels import PIXELS
 
 from mmt import main as mmt
 from modeling_mmt import MMTModel, MMTProcessor
@@ -25,7 +25,7 @@ def original(tmp_path_factory):
 
 
 @pytest.fixture
-def recipe(corpus, pixels, original, tmp_path):  # noqa: F811  the fixture
+def recipe(corpus, pixels, original, tmp_path):
     def recipe(changes=None, name="model"):
         model = {"dual_encoder": str(original[0]), "num_frames": 3, "config": {"num_hidden_layers": 1}}
         told = (

@@ -16,13 +16,12 @@ import torch
 from conftest import build_model
 from PIL import Image
 from safetensors.torch import load_file
-from tiny_corpus import SPLITS, write_recipe, write_split
-from tiny_vision import LITE
+from tiny_corpus import SPLITS, write_recipe
+from tiny_pixels import FRAMES, PIXELS, frames_of_clip, write_clip
 from train_process import Group
-from video_files import write_video
 
 from mmt import main as mmt
-from modeling_mmt import EfficientNetLiteConfig, EfficientNetLiteModel, MMTModel, MMTProcessor
+from modeling_mmt import EfficientNetLiteModel, MMTModel, MMTProcessor
 from modeling_mmt.commands import train
 from modeling_mmt.data.augmentation import VideoAugmentation
 from modeling_mmt.data.clip_cache import CachedClips, ClipSequence, MemoryBudget
@@ -41,60 +40,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "examples"))
 import search  # noqa: E402
 
-SIDE, FRAMES = 16, 3
-PIXELS = {"data.features": [], "data.video_column": "video", "model.num_frames": FRAMES}
 AUGMENTATION = {"scale": 0.2, "translate": 0.1, "brightness": 0.2, "saturation": 0.2, "temporal_jitter": 2}
 LAST_LAYER = {"finetuning.learn_vision_layers": 1, "finetuning.vision_learning_rate": 0.003}
-PALETTE = np.random.default_rng(5).integers(0, 256, (8, 3))
-
-
-def frames_of_clip(number, words):
-    """`(6, 24, 24, 3)` uint8: a square of the colour, at a place that the animal tells and that moves."""
-    frames = np.full((6, 24, 24, 3), 255, np.uint8)
-    for moment, frame in enumerate(frames):
-        top, left = divmod(3 * words[1], 12)
-        frame[top : top + 8, left + moment : left + moment + 8] = PALETTE[words[0]]
-    return frames
-
-
-@pytest.fixture(scope="module")
-def pixels(corpus):
-    """The corpus with a column of files: an mp4, a GIF, a PNG or a folder of frames; and a vision encoder."""
-    folder = corpus / "pixels"
-    (folder / "clips").mkdir(parents=True)
-    for split in SPLITS:
-        rows = datasets.load_dataset(str(corpus / "corpus"), split=split).to_list()
-        for row in rows:
-            number = int(row["video_id"].removeprefix("clip-"))
-            frames = frames_of_clip(number, (hash_of(row["keywords_en"][0]), hash_of(row["keywords_en"][1])))
-            row["video"] = f"clips/{write_clip(folder / 'clips', number, frames)}"
-        write_split(folder, split, rows)
-    torch.manual_seed(0)
-    EfficientNetLiteModel(EfficientNetLiteConfig(**LITE)).save_pretrained(corpus / "lite")
-    settings = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": {"height": SIDE, "width": SIDE}}
-    (corpus / "lite" / "preprocessor_config.json").write_text(json.dumps(settings))
-    return folder
-
-
-def hash_of(word):
-    return sum(word.encode()) % 8
-
-
-def write_clip(folder, number, frames):
-    kind = ("mp4", "gif", "png", "frames")[number % 4]
-    path = folder / f"{number}.{kind}"
-    pictures = [Image.fromarray(frame) for frame in frames]
-    if kind == "mp4":
-        write_video(path, list(frames))
-    elif kind == "gif":
-        pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=100)
-    elif kind == "png":
-        pictures[0].save(path)
-    else:
-        path.mkdir()
-        for moment, picture in enumerate(pictures):
-            picture.save(path / f"{moment}.png")
-    return path.name
 
 
 @pytest.fixture
