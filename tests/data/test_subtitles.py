@@ -1,6 +1,7 @@
 """Subtitles from files and streams in their official formats, and what is left of them once they are cleaned."""
 
 import json
+from itertools import pairwise
 
 import official_files
 import pysubs2
@@ -132,7 +133,7 @@ def test_any_bytes_give_cues_or_one_line(ending, data):
     try:
         found, _ = cleaned(read_subtitles(bytes(whole), f"a.{ending}") or [])
         assert all(0 <= start < end for _, start, end in found)
-        assert all(before[2] <= after[1] for before, after in zip(found, found[1:], strict=False))
+        assert all(before[2] <= after[1] for before, after in pairwise(found))
     except SourceError as error:
         assert str(error).startswith(f"a.{ending}") and "\n" not in str(error)
 

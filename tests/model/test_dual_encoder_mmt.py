@@ -22,6 +22,8 @@ from modeling_mmt import MMTConfig, MMTModel, MMTProcessor
 from modeling_mmt.dual_encoder_mmt import FAMILIES
 from modeling_mmt.image_processing_mmt import PixelSettings, naflex_size
 
+PEER = "an optional peer: extra `plugins`"
+
 TESTS = Path(__file__).resolve().parents[1]
 OTHERS = ("clipseg", "pair")  # through the two methods; a sentence-transformers text model beside a CLIP
 FRESH = """
@@ -69,7 +71,7 @@ def build_pair(folder):
     Returns:
         Its captions' embeddings by sentence-transformers itself, and the CLIP's model and processor.
     """
-    modules = pytest.importorskip("sentence_transformers.sentence_transformer.modules")
+    modules = pytest.importorskip("sentence_transformers.sentence_transformer.modules", reason=PEER)
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.base.modules import Dense, Transformer
 
@@ -484,7 +486,7 @@ def test_naflex_settings_are_read_from_its_own_file(families):
 
 
 def test_sentence_transformers_gives_the_same(families, tmp_path):
-    sentence_transformers = pytest.importorskip("sentence_transformers", reason="an optional peer: extra `plugins`")
+    sentence_transformers = pytest.importorskip("sentence_transformers", reason=PEER)
     for name in ("siglip", "altclip", "pair"):
         family = families(name)
         family.model.save_pretrained(tmp_path / name)
