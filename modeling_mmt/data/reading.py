@@ -16,6 +16,7 @@ from datasets import Dataset, DatasetDict, Image, Video, load_dataset
 from datasets.exceptions import DatasetGenerationError
 from huggingface_hub import snapshot_download
 
+from modeling_mmt.data.checks import id_problems
 from modeling_mmt.data.confinement import check_card, check_media
 from modeling_mmt.data.errors import InputError, naming_input
 from modeling_mmt.data.files import file_hash, write_json
@@ -208,18 +209,14 @@ def load_split(name: str, revision: str | None, split: str, columns: Sequence[st
     """One split without its pictures and videos.
 
     Raises:
-        InputError: `video_id` or one of `columns` is not there, or ids are no texts.
+        InputError: `video_id` or one of `columns` is missing, or an id is missing or no text.
     """
     rows = read_split(name, revision, split)
     for column in ("video_id", *columns):
         if column not in rows.column_names:
             remedy = "; or name feature stores, or a video_column" if column == "video_features" else ""
             raise InputError(f"{name} ({split}): no column {column}; found {', '.join(rows.column_names)}{remedy}")
-    id_type = getattr(rows.features["video_id"], "dtype", "list")
-    if id_type not in ("string", "large_string"):
-        raise InputError(
-            f"{name} ({split}): column video_id is {id_type}, and ids are texts (001 is not 1): write them as "
-            "strings, or build the table with `mmt build own_clips`"
-        )
+    for problem in id_problems(rows):
+        raise InputError(f"{name} ({split}): {problem}")
     media = [name for name, feature in rows.features.items() if isinstance(feature, (Image, Video))]
     return rows.remove_columns(media)
