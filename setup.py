@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent
 INSTALL_REQUIRES = [
     "accelerate>=1.10",
     "datasets>=5.1",
+    "detect-secrets>=1.5",
     "evaluate>=0.4.6",
     "filelock>=3.16",
     "huggingface-hub>=1.31",
