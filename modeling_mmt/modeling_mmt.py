@@ -146,6 +146,7 @@ class MMTPreTrainedModel(PreTrainedModel):
             ValueError: the checkpoint lacks a weight, or holds one of a layer that `config.json` does not count. Who
                 asks for `output_loading_info` is told there instead.
         """
+        kwargs.setdefault("use_safetensors", True)  # a pickle is not opened unless it is asked for
         loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         model, info = loaded
         for kind, verb, use in (("missing_keys", "lacks", "needs"), ("unexpected_keys", "holds", "has no place for")):

@@ -20,7 +20,7 @@ size takes the memory that the system has to spare, and a clip costs one copy. `
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from modeling_mmt.data.extractors import Extractor
 DTYPES = {"float16": pa.float16(), "float32": pa.float32()}
 FILE_FORMATS = ("parquet", "arrow")
 MANIFEST = "manifest.json"
+SHARD_FIELDS = {"file": str, "sha256": str, "num_bytes": int}
 ABSENT = "absent:"  # begins the name of a stream that clips lack
 MAX_SHARD_VALUES = 2**28  # Arrow's list offsets have 32 bits; half a gigabyte of float16 is a fair file
 
@@ -75,13 +76,9 @@ class FeatureStore(Mapping[str, np.ndarray]):
             )
         try:
             self.manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise FeatureStoreError(f"{path}: not JSON ({error}); write the store again") from error
-        for field in ("extractor", "revision", "rate", "dim", "dtype", "num_clips", "shards"):
-            if field not in self.manifest:
-                raise FeatureStoreError(f"{path}: field {field!r} is missing; write the store again")
-        if self.manifest["dtype"] not in DTYPES:
-            raise FeatureStoreError(f"{path}: dtype is {self.manifest['dtype']!r}; known are {', '.join(DTYPES)}")
+        _check_manifest(self.manifest, path)
         for field, wanted in (("extractor", extractor), ("revision", revision)):
             if wanted is not None and self.manifest[field] != wanted:
                 raise FeatureStoreError(
@@ -166,6 +163,37 @@ class FeatureStore(Mapping[str, np.ndarray]):
 
     def __len__(self) -> int:
         return len(self._rows)
+
+
+def _check_manifest(manifest: Any, path: Path) -> None:
+    """Refuses a manifest of another shape; it may be a stranger's."""
+    checks: dict[str, tuple[Any, Callable[[Any], bool]]] = {
+        "extractor": ("a text", lambda value: isinstance(value, str)),
+        "revision": ("a text", lambda value: isinstance(value, str)),
+        "rate": ("null or a number above 0", lambda value: value is None or _is_number(value) and 0 < value < 1e9),
+        "dim": ("a whole number above 0", lambda value: _is_count(value) and value > 0),
+        "dtype": (f"one of {', '.join(DTYPES)}", lambda value: isinstance(value, str) and value in DTYPES),
+        "num_clips": ("a whole number", _is_count),
+        "shards": (f"a list of objects with {', '.join(SHARD_FIELDS)}", lambda value: all(map(_is_entry, value))),
+    }
+    for field, (kind, fits) in checks.items():
+        if not isinstance(manifest, dict) or field not in manifest:
+            raise FeatureStoreError(f"{path}: field {field!r} is missing; write the store again")
+        value = manifest[field]
+        if (field == "shards" and not isinstance(value, list)) or not fits(value):
+            raise FeatureStoreError(f"{path}: {field} is {str(value)[:80]!r}, not {kind}; write the store again")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
+def _is_entry(shard: Any) -> bool:
+    return isinstance(shard, dict) and all(isinstance(shard.get(name), kind) for name, kind in SHARD_FIELDS.items())
 
 
 class _Shard:

@@ -28,7 +28,7 @@ from modeling_mmt.hub.card import write_card
 from modeling_mmt.hub.publish import PublishError, UploadError, publish
 from modeling_mmt.pooling_mmt import masked_mean
 from modeling_mmt.training.batches import RunData
-from modeling_mmt.training.checks import recipe_problems
+from modeling_mmt.training.checks import length_problems, recipe_problems
 from modeling_mmt.training.corpora import Corpora
 from modeling_mmt.training.layer_cache import FrozenTextCache
 from modeling_mmt.training.recipe import HUB_OPTIONS, Recipe, RecipeError, near, stages
@@ -222,6 +222,7 @@ def open_data(recipe: Recipe, accelerator: Accelerator) -> RunData:
 def model_problems(data: RunData) -> Iterator[str]:
     """What only the model tells: a caption that has no room, a stage in which nothing learns."""
     processor, parameters = data.processor, dict(data.model.named_parameters())
+    yield from length_problems(data.model.config.text_config, processor.max_text_length)
     around = len(processor.tokenizer(processor.text_prefix)["input_ids"])
     if around >= processor.max_text_length:
         yield (
