@@ -14,6 +14,7 @@ Pickles (.pth, .pt, .pkl, .pickle, object arrays in .npy) are refused: they run 
 import tokenize
 import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,7 @@ def _read_hdf5(path: Path) -> Iterator[tuple[str, np.ndarray | UnreadableClipErr
         file = h5py.File(path, "r")
     except OSError as error:
         raise SourceError(f"{path}: not a complete HDF5 file ({error}); copy it again") from error
-    with file:
+    with file, _naming_damage(path):
         for key in file:
             video_id, link = checked_id(key, f"{path}, key"), file.get(key, getlink=True)
             if isinstance(link, h5py.ExternalLink):
@@ -130,6 +131,15 @@ def _read_hdf5(path: Path) -> Iterator[tuple[str, np.ndarray | UnreadableClipErr
                 yield video_id, item[()]
             except OSError as error:
                 yield video_id, UnreadableClipError(f"{path}, {key!r}: {error}; extract this clip again")
+
+
+@contextmanager
+def _naming_damage(path: Path) -> Iterator[None]:
+    """Let what the HDF5 library says of a damaged file, in errors of many classes, be one line that names it."""
+    try:
+        yield
+    except (RuntimeError, KeyError, TypeError) as error:
+        raise SourceError(f"{path}: not a complete HDF5 file ({error}); copy it again") from error
 
 
 def as_clip(array: Any, where: str) -> np.ndarray:

@@ -28,8 +28,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from modeling_mmt.data.errors import InputError
+from modeling_mmt.data.errors import InputError, naming_input
 from modeling_mmt.data.extractors import Extractor
+from modeling_mmt.data.reading import check_hub_name, pinned_snapshot
 
 DTYPES = {"float16": pa.float16(), "float32": pa.float32()}
 FILE_FORMATS = ("parquet", "arrow")
@@ -301,8 +302,9 @@ class FeatureStores(Mapping[str, Any]):
     """Several feature stores as one: a clip's streams side by side, step by step.
 
     Args:
-        folders: of the stores; `absent:512` in place of one is a stream that the model has, 512 wide, and these clips
-            lack, as pictures lack a video network's: zeros, from which the input layer's part for it learns nothing.
+        folders: of the stores, or `org/name@revision` on the Hub. `absent:512` in place of one is a stream that the
+            model has, 512 wide, and these clips lack, as pictures lack a video network's: zeros, from which the input
+            layer's part for it learns nothing.
 
     Raises:
         FeatureStoreError: no folder is a store, or an absent stream has no width.
@@ -310,7 +312,8 @@ class FeatureStores(Mapping[str, Any]):
 
     def __init__(self, folders: Sequence[str]):
         self.streams: list[int | FeatureStore] = [
-            _absent(name) if name.startswith(ABSENT) else FeatureStore(name) for name in map(str, folders)
+            _absent(name) if name.startswith(ABSENT) else FeatureStore(store_folder(name))
+            for name in map(str, folders)
         ]
         self.stores = [stream for stream in self.streams if isinstance(stream, FeatureStore)]
         if not self.stores:
@@ -370,6 +373,21 @@ class FeatureStores(Mapping[str, Any]):
     def __len__(self) -> int:
         """Clips of the first store."""
         return len(self.stores[0])
+
+
+def store_folder(name: str) -> Path:
+    """The folder of a store: as it is named, or the snapshot of `org/name@revision`, a dataset on the Hub.
+
+    A name without a revision is a folder's, so that a mistyped one is never looked for at a stranger's.
+
+    Raises:
+        InputError: there is no such repository or revision; or as `pinned_snapshot`.
+    """
+    repository, at, revision = name.rpartition("@")
+    if not at or Path(name).exists():
+        return Path(name)
+    with naming_input(name):
+        return pinned_snapshot(check_hub_name(repository), revision=revision, repo_type="dataset")
 
 
 def _absent(name: str) -> int:

@@ -1,9 +1,12 @@
 """Where a traceback was once: each mistake is one line on the standard error stream, and exit code 2."""
 
 import json
+import os
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +20,8 @@ import mmt
 from modeling_mmt.commands.errors import BAD_INPUT
 from modeling_mmt.data.feature_store_writer import write_feature_store
 from modeling_mmt.training.batches import RunData
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def recipe(corpus, folder, changes=None):
@@ -191,3 +196,27 @@ def test_numbers_too_small_for_float16_are_refused_and_not_zeros(tmp_path, capsy
     assert code == BAD_INPUT and "clip 'b': step 0 is 2e-09 at most, which is all zeros as float16" in err
     assert call(capsys, *argv, "--dtype", "float32")[0] == 0
     write_feature_store(tmp_path / "zeros", [("a", np.zeros((2, 2)))], extractor="x", revision="1")  # as they were
+
+
+@pytest.mark.parametrize("words", [["--help"], ["search", "--help"], ["recipes"]])
+def test_a_terminal_of_one_code_page_shows_what_it_can(words):
+    environment = os.environ | {"PYTHONIOENCODING": "cp1252", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-m", "mmt", *words], env=environment, cwd=ROOT, capture_output=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (b"con m\xe8o" in done.stdout and b"??" in done.stdout) or words == ["recipes"]
+
+
+def test_a_query_whose_bytes_are_not_utf8_is_refused_and_not_cut(corpus, tmp_path):
+    """As the shell passes Latin-1: the byte becomes half of a surrogate pair."""
+    checkpoint = build_checkpoint(corpus, tmp_path / "checkpoint")
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUTF8": "1"}
+    command = [sys.executable, "-m", "mmt", "search", str(checkpoint), b"caf\xe9 dog"]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == BAD_INPUT and done.stderr.count("\n") == 1, done.stderr[-2000:]
+    assert "query 1 has bytes that are not UTF-8" in done.stderr
+
+
+def test_a_dataset_revision_of_a_folder_of_videos_is_refused(tmp_path, capsys):
+    argv = ["extract", tmp_path, "--output_dir", tmp_path / "store", "--dataset_revision", "v1.0"]
+    code, _, err = call(capsys, *argv)
+    assert code == BAD_INPUT and "dataset_revision is v1.0, and" in err and "is not a dataset" in err
