@@ -26,8 +26,8 @@ from modeling_mmt.training.corpora import Corpora
 from modeling_mmt.training.recipe import DataArguments, Recipe, RecipeError, Source, columns_of
 
 # Families whose first position is the one after the padding token's id.
-COUNT_FROM_PADDING = ("camembert", "data2vec-text", "ibert", "longformer", "luke", "mpnet", "roberta")
-COUNT_FROM_PADDING += ("roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod")
+COUNT_FROM_PADDING = "camembert data2vec-text ibert longformer luke mpnet roberta roberta-prelayernorm".split()
+COUNT_FROM_PADDING += "xlm-roberta xlm-roberta-xl xmod".split()
 
 
 def recipe_problems(corpora: Corpora, world_size: int = 1) -> Iterator[str]:

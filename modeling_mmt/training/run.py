@@ -88,7 +88,9 @@ def check_machine(recipe: Recipe):
             "batch; leave it out, and let micro_batch_tokens fit the batch into memory"
         )
     for name in ("output_dir", "work_dir", "frozen_states_dir"):
-        folder = Path(getattr(recipe, name) or ".").absolute()
+        if getattr(recipe, name) is None:
+            continue
+        folder = Path(getattr(recipe, name)).absolute()
         there = next(path for path in (folder, *folder.parents) if path.exists())
         if not (there.is_dir() and os.access(there, os.W_OK)):
             kind = "cannot be written to" if there.is_dir() else "is a file"

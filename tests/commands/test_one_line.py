@@ -20,6 +20,8 @@ import mmt
 from modeling_mmt.commands.errors import BAD_INPUT
 from modeling_mmt.data.feature_store_writer import write_feature_store
 from modeling_mmt.training.batches import RunData
+from modeling_mmt.training.recipe_reading import load_recipe
+from modeling_mmt.training.run import check_machine
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -220,3 +222,21 @@ def test_a_dataset_revision_of_a_folder_of_videos_is_refused(tmp_path, capsys):
     argv = ["extract", tmp_path, "--output_dir", tmp_path / "store", "--dataset_revision", "v1.0"]
     code, _, err = call(capsys, *argv)
     assert code == BAD_INPUT and "dataset_revision is v1.0, and" in err and "is not a dataset" in err
+
+
+def test_a_home_that_cannot_be_written_names_the_variable_that_helps(corpus, tmp_path):
+    """In /sys not even root may make a folder."""
+    checkpoint = build_checkpoint(corpus, tmp_path / "checkpoint")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    environment |= {"PYTHONPATH": str(ROOT), "HF_HOME": "/sys/hf"}
+    command = [sys.executable, "-m", "mmt", "evaluate", str(checkpoint)]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == BAD_INPUT and "Traceback" not in done.stderr, done.stderr[-2000:]
+    assert done.stderr.splitlines()[-1].endswith("; set HF_HOME to a folder that can be written to")
+
+
+def test_a_folder_of_frozen_states_that_is_null_need_not_be_written(corpus, tmp_path, monkeypatch):
+    path = write_recipe(corpus, tmp_path, {"frozen_states_dir": None})
+    monkeypatch.chdir("/sys")
+    monkeypatch.setattr(os, "access", lambda place, mode: not str(place).startswith("/sys"))  # root may write anywhere
+    check_machine(load_recipe([path], ""))
