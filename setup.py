@@ -44,8 +44,17 @@ EXTRAS_REQUIRE = {
     # Beyond the exact search: any FAISS index; a server or cluster.
     "search": ["faiss-cpu>=1.9", "qdrant-client>=1.13"],
     "fonts": ["pylopdf-fonts-zh-cn>=0.1.1"],  # Noto Sans SC (OFL), for Chinese in the pictures of examples/
-    "test": ["av>=17.1", "hypothesis>=6.100", "pytest>=8.3", "pytest-xdist>=3.8"],
-    "dev": ["mypy>=1.14", "pre-commit>=4.0", "pre-commit-hooks>=5.0", "ruff>=0.9", "types-PyYAML", "types-tqdm"],
+    # ipykernel and nbclient run the notebooks of examples/.
+    "test": [
+        "av>=17.1",
+        "hypothesis>=6.100",
+        "ipykernel>=7.0",
+        "nbclient>=0.11",
+        "pytest>=8.3",
+        "pytest-xdist>=3.8",
+    ],
+    "docs": ["mkdocs-material>=9.8", "mkdocstrings[python]>=1.0"],
+    "dev": ["codespell>=2.4", "mypy>=1.14", "pre-commit>=4.0", "pre-commit-hooks>=5.0", "ruff>=0.9", "types-PyYAML", "types-tqdm"],
     # Other libraries that load a checkpoint: sentence-transformers, MTEB, ONNX Runtime, PEFT for LoRA.
     # Their floors are the releases of constraints.txt: nothing older was tested.
     "plugins": [
