@@ -36,6 +36,8 @@ EXTRAS_REQUIRE = {
     # PyAV's wheel brings FFmpeg; 17.0.0 and older crash the process on files of the tests. torchcodec, which must fit
     # torch and needs FFmpeg's libraries, serves where PyAV is not.
     "video": ["av>=17.1"],
+    # Pictures as phones take them. Its wheel bundles libheif (LGPL-3.0) and the encoder libx265 (GPL-2.0 or later).
+    "heic": ["pillow-heif>=1.1"],
     # What the builders of datasets_scripts/ need beyond the rest: a streaming parser, people's HDF5 features, codes
     # of languages, subtitle files.
     "data": ["h5py>=3.11", "ijson>=3.3", "langcodes>=3.5.1", "pysubs2>=1.8.1"],
@@ -54,7 +56,15 @@ EXTRAS_REQUIRE = {
         "pytest-xdist>=3.8",
     ],
     "docs": ["mkdocs-material>=9.8", "mkdocstrings[python]>=1.0"],
-    "dev": ["codespell>=2.4", "mypy>=1.14", "pre-commit>=4.0", "pre-commit-hooks>=5.0", "ruff>=0.9", "types-PyYAML", "types-tqdm"],
+    "dev": [
+        "codespell>=2.4",
+        "mypy>=1.14",
+        "pre-commit>=4.0",
+        "pre-commit-hooks>=5.0",
+        "ruff>=0.9",
+        "types-PyYAML",
+        "types-tqdm",
+    ],
     # Other libraries that load a checkpoint: sentence-transformers, MTEB, ONNX Runtime, PEFT for LoRA.
     # Their floors are the releases of constraints.txt: nothing older was tested.
     "plugins": [

@@ -1,4 +1,4 @@
-"""README and docs say what is true: code blocks run, the table is the measured one, recipes parse, links lead somewhere."""
+"""README and docs say what is true: code blocks run, the table is the measured one, recipes parse, links work."""
 
 import json
 import os
