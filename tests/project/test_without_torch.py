@@ -22,7 +22,7 @@ from modeling_mmt.evaluation.evaluate import EvalSpec, open_corpus  # noqa: E402
 from modeling_mmt.plugins.onnx_export import INT8, export  # noqa: E402
 from modeling_mmt.search.index import SearchIndex  # noqa: E402
 
-PAGE = (Path(__file__).resolve().parents[2] / "docs" / "WITHOUT_TORCH.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "tutorials" / "without_torch.md").read_text(encoding="utf-8")
 (CODE,) = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
 CLASSES = CODE[: CODE.index("\ntower, index")]
 QUERIES = ["red  dog", "weißer\tWal", "blue fish " * 30, "rosa"]  # white space, and one that is cut
