@@ -84,14 +84,20 @@ def too_few_languages(rows: Dataset, name: str, kind: str, languages: Sequence[s
         )
 
 
-def id_problems(rows: Dataset) -> Iterator[str]:
-    """Says that ids are no texts, or how many are missing, and where."""
-    kind = getattr(rows.features["video_id"], "dtype", "list")
+def id_type_problems(rows: Dataset) -> Iterator[str]:
+    """Says that ids are not texts: another type would find no clip, or another one."""
+    kind = getattr(rows.features["video_id"], "dtype", "list") if "video_id" in rows.features else "string"
     if kind not in ("string", "large_string"):
         yield (
             f"column video_id is {kind}, and ids are texts (001 is not 1): write them as strings, or build the table "
             "with `mmt build own_clips`"
         )
+
+
+def id_problems(rows: Dataset) -> Iterator[str]:
+    """Says that ids are not texts, or how many are missing, and where."""
+    if problems := list(id_type_problems(rows)):
+        yield from problems
         return
     missing = np.flatnonzero(~has_text(rows, "video_id"))
     if len(missing):
