@@ -10,8 +10,8 @@ of lists of numbers, that is `(F, D_v)` a clip, F differing between clips) and `
     source                what they were made from and how: anything that JSON can hold
 
 A store appears whole or not at all: it is written beside its place, as `<folder>.partial`, and renamed at the end.
-Values are checked when written, a shard's SHA-256 and values once more when it is first read. A clip that is not there
-is an error, never a row of zeros.
+Values are checked when written, a shard's SHA-256 and values once more when it is first read. A missing clip is an
+error, never a row of zeros.
 
 Parquet is what the Hub shows; its shards are decoded into memory. Arrow shards are mapped, not read: a store of any
 size takes the memory that the system has to spare, and a clip costs one copy. `datasets` loads and streams both.
@@ -256,7 +256,7 @@ def read_shard(folder: Path, shard: Mapping[str, Any], manifest: Mapping[str, An
     """A shard's values, checked against its SHA-256 and the manifest.
 
     Raises:
-        FileNotFoundError: the shard is not there.
+        FileNotFoundError: the shard does not exist.
         FeatureStoreError: it is not as the manifest says, or a value is not finite.
     """
     path = _check_size(folder, shard)

@@ -96,7 +96,7 @@ class Sources:
         """The file's bytes as a stream, decompressed if it ends in `.gz`; read to its end, it is hashed.
 
         Raises:
-            FileNotFoundError: it is not there.
+            FileNotFoundError: it does not exist.
             SourceError: it is a damaged or cut gzip file.
         """
         path = self.folder / self.find(name)
