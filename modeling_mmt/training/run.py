@@ -190,6 +190,14 @@ class Run:
         if not self.accelerator.is_main_process:
             return
         output_dir = Path(self.recipe.output_dir)
+        output_dir.mkdir(parents=True, exist_ok=True)
+        with locked(output_dir / "save.lock"):  # of two runs in one folder, the later one's files stay, whole
+            self._write(output_dir, results)
+        logger.info("model, processor and metrics are in %s", output_dir)
+        if self.recipe.push_to_hub:
+            publish_run(self.recipe)
+
+    def _write(self, output_dir: Path, results: Mapping[str, Any]):
         for name in RESULTS:  # of an earlier model: without them a run that is killed here is not published
             (output_dir / name).unlink(missing_ok=True)
         self.data.model.save_pretrained(output_dir)
@@ -201,9 +209,6 @@ class Run:
         write_training_log(output_dir / "training_log.jsonl", self.metrics)
         write_card(output_dir)
         apply_umask(output_dir)
-        logger.info("model, processor and metrics are in %s", output_dir)
-        if self.recipe.push_to_hub:
-            publish_run(self.recipe)
 
 
 def open_data(recipe: Recipe, accelerator: Accelerator) -> RunData:
