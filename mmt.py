@@ -1,7 +1,7 @@
 """`mmt`: train, search with, measure and publish models that find clips by text in many languages.
 
 Examples:
-  mmt extract my_videos --output_dir features/mine --num_frames 8   videos, or a dataset's clips, to features
+  mmt extract my_media --output_dir features/mine --num_frames 8    videos and pictures, or a dataset's, to features
   mmt build own_clips --data_dir my_clips --output_dir data/mine    a corpus from files, with a card
   mmt convert old_features --output_dir features/old                other people's features
   mmt recipes                                                       the recipes that come with the package
@@ -81,7 +81,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     for name, about in PASSED_ON.items():
         verb(name, about)
-    add_extract(verb("extract", "extract features from videos, or from a dataset's clips, by a frozen encoder"))
+    add_extract(
+        verb("extract", "extract features from videos and pictures, or a dataset's clips, by a frozen encoder")
+    )
     add_import(verb("import", "write a pretrained dual encoder (CLIP, SigLIP, ...) as a checkpoint"))
     add_recipes(verb("recipes", "list the recipes that come with the package, or show one"))
     add_index(verb("index", "keep an index of a folder of videos and pictures in step with it"))
@@ -95,8 +97,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 def add_extract(parser: argparse.ArgumentParser):
     """`mmt extract`."""
-    source = "folder of videos, or a list of them (.txt, .csv, .tsv, .jsonl); or a dataset: emoji9, a Hub name, or a "
-    source += "folder that holds .parquet files or a dataset card (a README.md that begins with ---)"
+    source = (
+        "folder of videos and pictures, or a list of them (.txt, .csv, .tsv, .jsonl); or a dataset: emoji9, a Hub "
+    )
+    source += "name, or a folder that holds .parquet files or a dataset card (a README.md that begins with ---)"
     parser.add_argument("source", metavar="SOURCE", help=source)
     parser.add_argument("--output_dir", required=True, metavar="FOLDER", help="of the feature store")
     encoder = "packaged encoder, Hub name, folder, or .pth file of S3D or R(2+1)D (%(default)s)"

@@ -35,6 +35,8 @@ EXTRAS_REQUIRE = {
     # PyAV's wheel brings FFmpeg; 17.0.0 and older crash the process on files of the tests. torchcodec, which must fit
     # torch and needs FFmpeg's libraries, serves where PyAV is not.
     "video": ["av>=17.1"],
+    # Pictures as phones take them. Its wheel bundles libheif (LGPL-3.0) and the encoder libx265 (GPL-2.0 or later).
+    "heic": ["pillow-heif>=1.1"],
     # What the builders of datasets_scripts/ need beyond the rest: a streaming parser, people's HDF5 features, codes
     # of languages, subtitle files.
     "data": ["h5py>=3.11", "ijson>=3.3", "langcodes>=3.5.1", "pysubs2>=1.8.1"],

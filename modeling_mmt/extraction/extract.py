@@ -23,7 +23,7 @@ from typing import Any
 from modeling_mmt.data.errors import InputError
 from modeling_mmt.data.feature_store import MANIFEST, FeatureStore
 from modeling_mmt.data.reading import dataset_folder
-from modeling_mmt.data.video_lists import LISTS, VIDEO_SUFFIXES
+from modeling_mmt.data.video_lists import LISTS, MEDIA_SUFFIXES
 from modeling_mmt.extraction.clips import Clips, clips_of_dataset, clips_of_folder_or_list, filmstrip_frames
 from modeling_mmt.extraction.encoders import StepEncoder, VideoReader, load_encoder
 from modeling_mmt.extraction.shards import FAILURES, Extraction, run
@@ -55,7 +55,8 @@ def extract(
     """Extract the features of clips.
 
     Args:
-        source: folder of videos, list of them, or a dataset (`is_dataset`) with a column of videos or film strips.
+        source: folder of videos and pictures, list of them, or a dataset (`is_dataset`) with a column of videos or
+            film strips.
         output_dir: folder of the store.
         encoder: packaged encoder, name on the Hub, folder or `.pth` file.
         image_size: side of a frame in pixels; None is the encoder's own, 128 for film strips.
@@ -97,6 +98,8 @@ def extract(
     clips = (
         clips_of_dataset(dataset_folder(place), limit) if is_dataset(place) else clips_of_folder_or_list(place, limit)
     )
+    if clips.summary and rank == 0:
+        print(clips.summary)
     steps = _encoder_of(clips, str(encoder), image_size, f"cuda:{local_rank}" if device == "cuda" else device)
     reader, timing = _reader_of(clips, steps, num_frames, frames_per_second, max_frames, decoder)
     settings = _settings(str(encoder), steps, clips, timing)
@@ -145,7 +148,7 @@ def is_dataset(source: str) -> bool:
         card = place / "README.md"
         has_card = card.is_file() and card.read_text(encoding="utf-8", errors="replace").startswith("---")
         return has_card or next(place.rglob("*.parquet"), None) is not None
-    is_file = place.suffix.lower() in {*LISTS, *VIDEO_SUFFIXES}
+    is_file = place.suffix.lower() in {*LISTS, *MEDIA_SUFFIXES}
     is_name = source.count("/") == 1 and not source.startswith((".", "~", "/")) and not is_file
     return not place.exists() and (dataset_folder(source) != source or is_name)
 

@@ -130,19 +130,35 @@ def published_files(folder: Path) -> dict[str, Path]:
     """Path in the repository to file, for each file of a folder that is published.
 
     Raises:
-        PublishError: there is no such folder, or it holds nothing to publish.
+        PublishError: there is no such folder, it holds nothing to publish, or a link in it leads out of it.
     """
     files: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder)
         hidden = any(part.startswith(".") and part not in HIDDEN for part in inside.parts)
-        if path.is_symlink() or not path.is_file() or hidden or path.suffix not in SUFFIXES:
+        is_folder = path.is_dir()
+        folders = inside.parts if is_folder else inside.parts[:-1]
+        if hidden or any(TRAINING_FOLDERS.fullmatch(part) for part in folders):
             continue
-        if not any(TRAINING_FOLDERS.fullmatch(part) for part in inside.parts[:-1]):
+        if path.is_symlink() and (is_folder or path.suffix in SUFFIXES):
+            check_link(path, folder)
+        if path.is_file() and path.suffix in SUFFIXES:
             files[inside.as_posix()] = path
     if not files:
         raise PublishError(f"{folder} holds nothing to publish; give the folder of a checkpoint or a dataset")
     return files
+
+
+def check_link(link: Path, folder: Path):
+    """Raise `PublishError` where a link is no file of the published folder: what it leads to may not be meant for all.
+
+    A snapshot in the Hub's cache consists of links to the `blobs` of its repository, which are its own.
+    """
+    target, whole = link.resolve(), folder.resolve()
+    own = [whole, *([whole.parents[1] / "blobs"] if whole.parent.name == "snapshots" else [])]
+    if link.is_dir() or not link.is_file() or not any(place in target.parents for place in own):
+        what = "a folder" if link.is_dir() else "a file outside the folder" if link.is_file() else "nothing"
+        raise PublishError(f"{link} is a link to {what}, {target}; put a copy in its place, or take it out")
 
 
 def check_checkpoint(folder: Path, files: Mapping[str, Path]):
