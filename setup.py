@@ -43,7 +43,8 @@ EXTRAS_REQUIRE = {
     "train": ["tensorboard>=2.18"],
     "report": ["matplotlib>=3.9"],
     # Beyond the exact search: any FAISS index; a server or cluster.
-    "search": ["faiss-cpu>=1.9", "qdrant-client>=1.13"],
+    "search": ["faiss-cpu>=1.9", "qdrant-client>=1.16"],
+    "shots": ["scenedetect-headless>=0.7.2"],  # PySceneDetect, with OpenCV and without a display
     "fonts": ["pylopdf-fonts-zh-cn>=0.1.1"],  # Noto Sans SC (OFL), for Chinese in the pictures of examples/
     "test": ["av>=17.1", "hypothesis>=6.100", "pytest>=8.3", "pytest-xdist>=3.8"],
     "dev": ["mypy>=1.14", "pre-commit>=4.0", "pre-commit-hooks>=5.0", "ruff>=0.9", "types-PyYAML", "types-tqdm"],
