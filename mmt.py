@@ -24,6 +24,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from io import TextIOWrapper
 from typing import Any
 
 # Verbs whose words another grammar reads: a recipe's fields, or those of the corpus or the format that is named.
@@ -43,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: a command's name and options; None takes the command line's.
     """
+    if isinstance(sys.stdout, TextIOWrapper):  # a terminal of one code page shows ? for what it does not have
+        sys.stdout.reconfigure(errors="replace")
     words = list(sys.argv[1:] if argv is None else argv)
     verb = next((word for word in words if not word.startswith("-")), "")
     options: dict[str, Any] = {}
@@ -103,6 +106,7 @@ def add_extract(parser: argparse.ArgumentParser):
     source += "name, or a folder that holds .parquet files or a dataset card (a README.md that begins with ---)"
     parser.add_argument("source", metavar="SOURCE", help=source)
     parser.add_argument("--output_dir", required=True, metavar="FOLDER", help="of the feature store")
+    parser.add_argument("--dataset_revision", help="tag or commit of a dataset on the Hub")
     encoder = "packaged encoder, Hub name, folder, or .pth file of S3D or R(2+1)D (%(default)s)"
     parser.add_argument("--encoder", default="efficientnet-lite0", help=encoder)
     parser.add_argument("--image_size", type=int, help="side of a frame; the encoder's own, 128 for film strips")
