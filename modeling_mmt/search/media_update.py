@@ -39,7 +39,7 @@ from modeling_mmt.search.media_windows import (
 from modeling_mmt.search.segments import FILE_SCHEMA, NO_CLIPS, Rows
 
 ROWS_A_SEGMENT, SECONDS_A_SEGMENT = 4096, 60.0  # what a killed run loses at most
-DEFAULTS = {"window": 8.0, "stride": 4.0, "shots": False, "frames_per_second": 2.0}
+DEFAULTS = {"window": 8.0, "shots": False, "frames_per_second": 2.0}  # and stride half a window
 
 
 def bring_in_step(
@@ -57,6 +57,7 @@ def bring_in_step(
     if index is None:
         chosen = {key: value for key, value in options.rule.items() if value is not None}
         settings = {**DEFAULTS, **chosen, "encoders": recorded}
+        settings.setdefault("stride", settings["window"] / 2)
         _rule(settings)
         dim = model.config.projection_dim
         Manifest(model_fingerprint(model), name, revision, dim, settings).write(folder)
