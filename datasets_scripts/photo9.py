@@ -41,7 +41,7 @@ EMOJI9_SPLITS = ("train", "validation", "test")
 SPLITS = ("train", "validation", "test", "test_unseen", "validation_unseen")
 HELD_OUT = 0.2  # of a concept's photos, in each of validation and test
 NEAR = 6  # of the 64 bits in which the hashes of near-duplicates differ
-WRONG = {  # what looking at every concept's sheet found
+WRONG: dict[str, str] = {  # what looking at every concept's sheet found
 }
 RULES = {
     "wrong_photo": "a photo that does not show what its name says, found by eye (`WRONG`): dropped",
