@@ -23,7 +23,7 @@ from modeling_mmt.data.collator import EpochBatchSampler
 from modeling_mmt.data.errors import naming_input
 from modeling_mmt.extraction.packaged_encoders import PACKAGED_ENCODERS, resolve_encoder
 from modeling_mmt.training.corpora import Corpora
-from modeling_mmt.training.recipe import DataArguments, Recipe, RecipeError, Source, columns_of
+from modeling_mmt.training.recipe import DataArguments, Recipe, RecipeError, Source, columns_of, statistics_columns
 
 # Families whose first position is the one after the padding token's id.
 COUNT_FROM_PADDING = "camembert data2vec-text ibert longformer luke mpnet roberta roberta-prelayernorm".split()
@@ -95,11 +95,8 @@ def split_problems(corpora: Corpora, split: str) -> Iterator[str]:
     kinds = [data.text_column, *data.other_text_columns]
     columns = ["video_id", *(f"{kind}_{language}" for kind in kinds for language in data.languages)]
     columns += [data.exclude_column] if data.exclude_column else []
-    in_english = {
-        "train": recipe.model.standardize_inputs,
-        "validation": any(stage.evaluations for stage in corpora.stages.values()),
-    }
-    columns += [f"{data.text_column}_en"] if in_english.get(split) else []
+    is_scored = split == "validation" and any(stage.evaluations for stage in corpora.stages.values())
+    columns += [f"{data.text_column}_en"] if is_scored else statistics_columns(recipe) if split == "train" else []
     searched = {"train": [], "validation": kinds}.get(split, kinds[:1])
     for problem in missing_columns(rows, columns):
         yield f"{data.dataset} ({split}): {problem}"
@@ -108,7 +105,7 @@ def split_problems(corpora: Corpora, split: str) -> Iterator[str]:
     for kind in searched:
         for problem in search_problems(rows, kind, data.languages, data.exclude_column):
             yield f"{data.dataset} ({split}): {problem}"
-    if split != "train" or recipe.model.standardize_inputs:
+    if split != "train" or recipe.model.standardize_inputs:  # whose clips are read
         yield from clip_problems(corpora, data, split)
 
 
@@ -163,9 +160,10 @@ def source_problems(corpora: Corpora, stage_name: str, number: int, world_size: 
     if missing or no_ids:
         return
     if source.clip_seconds is None:
-        num_clips = len(rows)
-        name, languages = str(data.dataset), source.languages
-        for problem in too_few_languages(rows, name, source.text_column, languages, source.languages_per_clip):
+        rows = corpora.learned_rows(source)
+        num_clips, name = len(rows), str(data.dataset)
+        kinds = source.captions.kinds
+        for problem in too_few_languages(rows, name, kinds, source.languages, source.languages_per_clip):
             yield f"{where}: {problem}"
         for column in columns_of(source):
             for problem in blank_texts(rows, column):

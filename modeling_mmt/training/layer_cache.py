@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from tqdm.auto import tqdm
 
-from modeling_mmt.data.collator import TEXT_VIEWS, caption_keys
+from modeling_mmt.data.collator import TEXT_VIEWS, caption_keys, mask_name
 from modeling_mmt.data.files import remove_leftovers, save_tensors
 from modeling_mmt.data.fingerprints import architecture, update_with_weights
 
@@ -180,7 +180,7 @@ class FrozenTextCache:
         for batch in batches:
             for view in _views(batch):
                 ids, keys = batch[f"{view}input_ids"], caption_keys(batch, view).tolist()
-                mask = batch["paired_attention_mask" if "paired" in view else "attention_mask"]
+                mask = batch[mask_name(view)]
                 for row, key in enumerate(keys):
                     if key not in self._rows and key not in missing:
                         missing[key] = ids[row, : int(mask[row].sum())].cpu()

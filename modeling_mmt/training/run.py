@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from modeling_mmt.training.batches import RunData
 from modeling_mmt.training.checks import length_problems, recipe_problems
 from modeling_mmt.training.corpora import Corpora
 from modeling_mmt.training.layer_cache import FrozenTextCache
-from modeling_mmt.training.recipe import HUB_OPTIONS, Recipe, RecipeError, near, stages
+from modeling_mmt.training.recipe import HUB_OPTIONS, Recipe, RecipeError, near, stages, statistics_columns
 from modeling_mmt.training.signals import StopSignals
 from modeling_mmt.training.stage import frozen_prefixes, train_stage
 from modeling_mmt.training.towers import build_towers
@@ -55,8 +56,8 @@ def open_run(recipe: Recipe) -> Iterator["Run"]:
         with naming_input("push_to_hub", RecipeError):
             HfApi().whoami()
     run = Run(recipe, accelerator)
-    if recipe.model.standardize_inputs:
-        standardize_inputs(run.data)
+    if statistics_columns(recipe):
+        measure_inputs(run.data)
     Path(recipe.work_dir).mkdir(parents=True, exist_ok=True)
     if accelerator.is_main_process:
         remove_leftovers(recipe.output_dir)
@@ -252,24 +253,37 @@ def model_problems(data: RunData) -> Iterator[str]:
                 yield f"{name}.sources[{number}]: {error}"
 
 
-def standardize_inputs(data: RunData):
-    """Measure what the heads are fed: the mean states of the English training captions and clips."""
+def measure_inputs(data: RunData):
+    """Measure what the heads are fed: how languages differ, and the mean states of English captions and of clips."""
     model, recipe = data.model, data.recipe
-    _, texts = flat_captions(data.corpora.rows(recipe.data, "train")[f"{recipe.data.text_column}_en"])
-    data.encode_ahead(texts)
-    for tower, key, items in (("text", "text", texts), ("video", "video_features", data.clips("train"))):
-        means = []
-        for start in range(0, len(items), 64):
-            chunk = [items[number] for number in range(start, min(start + 64, len(items)))]
-            batch = {name: value.to(model.device) for name, value in data.view(**{key: chunk}).items()}
-            with torch.no_grad():
-                if tower == "text":
-                    mask = batch["attention_mask"]
-                    states = model.text_model.encode(batch.get("input_ids"), mask, batch.get("text_states"))
-                else:
-                    mask, states = batch["video_mask"], model.video_model.encode(batch["video_features"])
-            means.append(masked_mean(states, mask))
-        model.set_input_statistics(tower, torch.cat(means))
+    texts = {
+        column: flat_captions(data.corpora.rows(recipe.data, "train")[column])[1]
+        for column in statistics_columns(recipe)
+    }
+    data.encode_ahead(list(chain(*texts.values())))
+    if model.config.language_directions:
+        means = [mean_states(data, "text", of).mean(dim=0) for of in texts.values()]
+        model.text_model.pooling.set_language_directions(torch.stack(means))
+    if recipe.model.standardize_inputs:
+        english = next(iter(texts.values()))
+        model.set_input_statistics("text", mean_states(data, "text", english))
+        model.set_input_statistics("video", mean_states(data, "video_features", data.clips("train")))
+
+
+@torch.no_grad()
+def mean_states(data: RunData, kind: str, items: Sequence[Any]) -> torch.Tensor:
+    """The mean of each item's states `(items, D)`: of texts, `kind` "text", or of clips, "video_features"."""
+    model, means = data.model, []
+    for start in range(0, len(items), 64):
+        chunk = [items[number] for number in range(start, min(start + 64, len(items)))]
+        batch = {name: value.to(model.device) for name, value in data.view(**{kind: chunk}).items()}
+        if kind == "text":
+            inputs = (batch.get("input_ids"), batch["attention_mask"], batch.get("text_states"))
+            states, mask = model.text_model.read(*inputs)
+        else:
+            mask, states = batch["video_mask"], model.video_model.encode(batch["video_features"])
+        means.append(masked_mean(states, mask))
+    return torch.cat(means)
 
 
 def as_lists(ranks: Mapping[str, Any]) -> dict[str, Any]:
