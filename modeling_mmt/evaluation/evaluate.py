@@ -176,6 +176,28 @@ def open_corpus(spec: EvalSpec) -> Corpus:
     Raises:
         CorpusError: a column or language is not there, or what is there is not fit to be searched.
     """
+    spec, rows = _open_rows(spec)
+    own = None if spec.features else spec.video_column or "video_features"
+    for problem in missing_columns(rows, [own] if own else []):
+        raise CorpusError(f"{spec.dataset} ({spec.split}): {problem}")
+    if spec.features:
+        stores = FeatureStores(spec.features)
+        clips: Sequence[Any] = [stores[key] for key in rows["video_id"]]
+    elif spec.video_column:
+        clips = ClipSequence(ClipColumn(rows, spec.video_column, spec.dataset), rows["video_id"][:])
+    else:
+        clips = rows["video_features"][:]
+    return corpus_of(spec, rows, clips)
+
+
+def open_texts(spec: EvalSpec) -> Corpus:
+    """As `open_corpus`, without clips: for those who search an index with the captions."""
+    spec, rows = _open_rows(spec)
+    return corpus_of(spec, rows, ())
+
+
+def _open_rows(spec: EvalSpec) -> tuple[EvalSpec, Dataset]:
+    """The split, and what it was opened for with its languages named."""
     kind = spec.text_column
     rows = read_split(spec.dataset, spec.revision, spec.split)
     there = [name.removeprefix(f"{kind}_") for name in rows.column_names if name.startswith(f"{kind}_")]
@@ -186,19 +208,11 @@ def open_corpus(spec: EvalSpec) -> Corpus:
         if language not in there:
             raise CorpusError(f"{where}: no {kind} in language {language!r}; there are {', '.join(there)}")
     spec = replace(spec, languages=spec.languages or there)
-    own = None if spec.features else spec.video_column or "video_features"
-    for problem in missing_columns(rows, filter(None, ("video_id", spec.exclude_column, own))):
+    for problem in missing_columns(rows, filter(None, ("video_id", spec.exclude_column))):
         raise CorpusError(f"{where}: {problem}")
     for problem in search_problems(rows, kind, spec.languages, spec.exclude_column):
         raise CorpusError(f"{where}: {problem}")
-    if spec.features:
-        stores = FeatureStores(spec.features)
-        clips: Sequence[Any] = [stores[key] for key in rows["video_id"]]
-    elif spec.video_column:
-        clips = ClipSequence(ClipColumn(rows, spec.video_column, spec.dataset), rows["video_id"][:])
-    else:
-        clips = rows["video_features"][:]
-    return corpus_of(spec, rows, clips)
+    return spec, rows
 
 
 def corpus_of(spec: EvalSpec, rows: Dataset, clips: Sequence[Any]) -> Corpus:
