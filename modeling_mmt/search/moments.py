@@ -48,7 +48,7 @@ class JoinRule:
         ValueError: another threshold.
     """
 
-    threshold: float = 0.6
+    threshold: float = 0.65
 
     def __post_init__(self) -> None:
         if not 0 <= self.threshold < 1:

@@ -46,7 +46,7 @@ def test_a_staircase_of_scores_gives_the_span_that_made_it(start, end):
 
 @pytest.mark.parametrize("threshold", [0.0, 0.3, 0.6, 0.95])
 def test_shots_that_touch_keep_their_borders_at_any_threshold(threshold):
-    spans, scores = np.array([(0.0, 3.0), (3.0, 12.0), (12.0, 14.0), (14.0, 30.0)]), np.array([0.0, 1.0, 1.0, 0.0])
+    spans, scores = np.array([(0.0, 3.0), (3.0, 12.0), (12.0, 14.0), (14.0, 30.0)]), np.array([-0.1, 1.0, 1.0, -0.2])
     assert join(spans, scores, 1, 0.0, JoinRule(threshold), np.ones(4, dtype=bool)) == (3.0, 14.0)
 
 
@@ -91,7 +91,7 @@ def test_a_window_that_overlaps_a_better_moment_begins_none():
     (moments,) = index.search_moments(QUERY, top=5)
     spans = sorted(moment[1:3] for moment in moments)
     assert all(before[1] <= after[0] for before, after in itertools.pairwise(spans))
-    assert moments[0].start == pytest.approx(40, abs=1) and moments[0].end == pytest.approx(52, abs=1)
+    assert moments[0].start == pytest.approx(40, abs=2) and moments[0].end == pytest.approx(52, abs=2)
 
 
 def test_there_may_be_fewer_moments_than_asked_for_and_none_is_refused():
@@ -195,7 +195,7 @@ def naive_span(rows, scores, best, cutoff, background, free):
     return tuple(edges)
 
 
-@pytest.mark.parametrize(("seed", "threshold"), enumerate([0.0, 0.2, 0.5, 0.6, 0.8, 0.95]))
+@pytest.mark.parametrize(("seed", "threshold"), list(enumerate([0.0, 0.2, 0.5, 0.6, 0.8, 0.95])))
 def test_moments_are_those_of_a_naive_loop(seed, threshold):
     rows = random_rows(np.random.default_rng(seed), num_files=3, num_windows=20)
     index, queries = index_of(rows), torch.nn.functional.normalize(torch.tensor([[1.0, 0.0], [0.6, 0.8]]), dim=1)
@@ -212,7 +212,7 @@ def test_moments_are_those_of_a_naive_loop(seed, threshold):
 
 
 def test_a_search_that_must_look_deeper_finds_what_one_of_all_windows_finds(monkeypatch):
-    rows = [("long.mp4", *span, 0.9 - 0.001 * number) for number, span in enumerate(FILM)]
+    rows = [("long.mp4", *span, 0.9 - 1e-5 * number) for number, span in enumerate(FILM)]
     rows += [("other.mp4", 0, 8, 0.5), ("last.png", None, None, 0.1), ("far.mp4", 0, 8, -0.9)]
     monkeypatch.setattr("modeling_mmt.search.moments.HITS_A_MOMENT", 2)
     (moments,) = index_of(rows).search_moments(QUERY, top=3)

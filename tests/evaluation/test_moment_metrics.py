@@ -4,15 +4,16 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+from datasets import Dataset
 
 from modeling_mmt.evaluation.moments import (
     DEPTHS,
     IOUS,
     Span,
-    has_spans,
     judge,
     moment_metrics,
-    spans_by_query,
+    spans_by_text,
+    spans_of_rows,
     temporal_iou,
 )
 
@@ -117,17 +118,25 @@ def test_figures_are_those_of_a_naive_loop(seed):
     assert {name: shuffled[name] for name in figures} == pytest.approx(figures)
 
 
+def rows_of(file, start, end, column="file"):
+    return Dataset.from_dict({column: [file], "start": [start], "end": [end]})
+
+
 def test_a_text_is_one_query_and_all_its_rows_are_right():
-    rows = {"file": ["a.mp4", "a.mp4", "b.mp4"], "start": [0, 5, 1], "end": [4, 9, 2]}
-    right = spans_by_query(rows, ["cat", "dog", "cat"], [0, 1, 2])
+    spans = [Span("a.mp4", 0, 4), Span("a.mp4", 5, 9), Span("b.mp4", 1, 2), None]
+    right = spans_by_text(spans, ["cat", "dog", "cat", "fox", "hen"], [0, 1, 2, 3, 3])
     assert right == {"cat": [Span("a.mp4", 0, 4), Span("b.mp4", 1, 2)], "dog": [Span("a.mp4", 5, 9)]}
-    assert has_spans(rows) and has_spans(["video", "start", "end"]) and not has_spans(["file", "start"])
 
 
-@pytest.mark.parametrize(
-    ("file", "start", "end"),
-    [(None, 0, 1), ("a", None, 1), ("a", 2, 1), ("a", 0, float("inf")), ("a", float("nan"), 1), ("a", -1, 1)],
-)
-def test_a_row_without_a_span_is_refused_by_name(file, start, end):
-    with pytest.raises(ValueError, match="row 0: file is .*; write a file's path"):
-        spans_by_query({"file": [file], "start": [start], "end": [end]}, ["cat"], [0])
+@pytest.mark.parametrize("column", ["file", "video"])
+def test_rows_say_where_they_lie_in_seconds_or_not_at_all(column):
+    assert spans_of_rows(rows_of("a.mp4", 0, 4, column)) == [Span("a.mp4", 0.0, 4.0)]
+    assert spans_of_rows(rows_of(None, 0, 4, column)) == spans_of_rows(rows_of("a.mp4", 0, None, column)) == [None]
+    assert spans_of_rows(rows_of("a.mp4", 0, 4, "video_id")) == [None]  # a clip's name, not a file's
+    assert spans_of_rows(Dataset.from_dict({"file": ["a.mp4"], "start": [0]})) == [None]
+
+
+@pytest.mark.parametrize(("start", "end"), [(2, 1), (0, float("inf")), (float("nan"), 1.0), (-1, 1), ("soon", "late")])
+def test_times_that_are_none_are_refused_by_their_row(start, end):
+    with pytest.raises(ValueError, match="row 0: start is .* and end is .*; write seconds with 0 <= start < end"):
+        spans_of_rows(rows_of("a", start, end))
