@@ -1,10 +1,8 @@
 """`mmt search`: the best moments, pictures or clips for each query."""
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -17,12 +15,13 @@ from modeling_mmt.commands.errors import printable
 from modeling_mmt.commands.evaluation_options import EvaluationOptions
 from modeling_mmt.commands.terminal import Paint, is_watched, print_json
 from modeling_mmt.data.errors import InputError
-from modeling_mmt.data.files import writing_folder
+from modeling_mmt.data.files import state_of, writing_folder
 from modeling_mmt.data.reading import dataset_folder
 from modeling_mmt.evaluation.embedding import embed_texts
 from modeling_mmt.evaluation.evaluate import Corpus, EvalSpec, open_checkpoint
 from modeling_mmt.processing_mmt import clean_caption
 from modeling_mmt.search.index import INDEX, SOURCE, SearchIndex
+from modeling_mmt.search.manifest import Manifest, read_source
 from modeling_mmt.search.moments import Moment
 
 SOURCE_FIELDS = ("dataset", "dataset_revision", "split", "features", "video_column")
@@ -68,7 +67,13 @@ def main(
     check_options(texts, media, top, at if by_video is None else None, contact_sheet, save_moments)
     conditions = conditions_of(where)
     model, processor, searched = open_index(place, index, EvaluationOptions(**options))
-    embeddings = embed_queries(model, processor, texts, media)
+    parts = [embed_texts(model, processor, texts)] if texts else []
+    if media:
+        from modeling_mmt.search.media_queries import embed_media
+
+        settings = settings_of(index or place)
+        parts += [embed_media(model, processor, file, at, settings, searched) for file, at in media]
+    embeddings = torch.cat(parts)
     if windows:
         most = min(top, len(searched))
         found = [
@@ -78,6 +83,10 @@ def main(
     else:
         found = searched.search_moments(embeddings, top, conditions)
     titles = [*texts, *(name if at is None else f"{name} at {at:g}" for name, at in media)]
+    if contact_sheet:
+        draw_sheet(searched, titles, found, contact_sheet)
+    if save_moments:
+        save_files(searched, found, Path(save_moments))
     if as_json:
         print_json(
             [
@@ -85,15 +94,10 @@ def main(
                 for title, moments in zip(titles, found, strict=True)
             ]
         )
-    else:
-        print_table(searched, titles, found)
-    if contact_sheet:
-        draw_sheet(searched, titles, found, contact_sheet)
-    if save_moments:
-        save_files(searched, found, Path(save_moments))
-    if not as_json:
-        for file in filter(None, (contact_sheet, save_moments)):
-            print(file)
+        return
+    print_table(searched, titles, found)
+    for file in filter(None, (contact_sheet, save_moments)):
+        print(file)
 
 
 def check_options(
@@ -156,16 +160,9 @@ def open_index(place: str, index: str | None, evaluation: EvaluationOptions) -> 
     return model, processor, built
 
 
-def embed_queries(
-    model: Any, processor: Any, texts: Sequence[str], media: Sequence[tuple[str, float | None]]
-) -> torch.Tensor:
-    """`(q, P)` float32: the texts, then the pictures and the video."""
-    parts = [embed_texts(model, processor, texts)] if texts else []
-    if media:
-        from modeling_mmt.search.media_queries import embed_media
-
-        parts += [embed_media(model, processor, file, at) for file, at in media]
-    return torch.cat(parts)
+def settings_of(folder: str) -> Mapping[str, Any]:
+    """How an index's rows were made of files; nothing where there is no index."""
+    return Manifest.read(Path(folder)).settings if (Path(folder) / INDEX).is_file() else {}
 
 
 def print_table(searched: SearchIndex, titles: Sequence[str], found: Sequence[Sequence[Moment]]):
@@ -278,28 +275,16 @@ def source_of(spec: EvalSpec) -> dict[str, Any]:
     }
 
 
-def state_of(folder: Path) -> str:
-    """SHA-256 of the names, sizes and times of a folder's files: another one once any of them is written again."""
-    digest = sha256()
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            stat = path.stat()
-            digest.update(f"{path.relative_to(folder).as_posix()} {stat.st_size} {stat.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
-
-
 def check_source(folder: Path, checkpoint: str, evaluation: EvaluationOptions):
     """Refuse options that name other clips than the index holds, and an index of clips that have changed since.
 
     Raises:
         InputError: names the option or the folder, and what the index was built from.
     """
-    path = folder / SOURCE
-    try:
-        source = dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
-        states = dict(source.get("state", {}))
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{path}: not the JSON that `mmt search` writes ({error}); build the index again") from error
+    source = read_source(folder)
+    states = source.get("state", {})
+    if not isinstance(states, dict):
+        raise InputError(f"{folder / SOURCE}: state is {states!r}, no object; build the index again")
     for place, state in states.items():
         if Path(place).is_dir() and state_of(Path(place)) != state:
             raise InputError(

@@ -24,6 +24,7 @@ LISTS = (".txt", ".csv", ".tsv", ".jsonl")
 METADATA = ("metadata.jsonl", "metadata.csv")
 VIDEO_SUFFIXES = frozenset(
     ".3gp .apng .asf .avi .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .vob .webm .webp .wmv".split()
+    + [".jpeg", ".jpg", ".png"]
 )
 MAX_ID_BYTES = 1000
 
@@ -58,6 +59,11 @@ def find_videos(place: str | Path) -> list[Video]:
         raise SourceError(f"{place}: no video; known endings are {', '.join(sorted(VIDEO_SUFFIXES))}")
     check_ids(videos, str(place))
     return videos
+
+
+def videos_below(folder: str | Path) -> list[Video]:
+    """The videos of a folder and of all folders in it, in the order of their paths; two files may have one id."""
+    return list(_walked(Path(folder)))
 
 
 def check_ids(videos: Iterable[Video], where: str) -> None:

@@ -1,55 +1,72 @@
-"""A picture, a video or a moment of one as a query."""
+"""A picture, a video or a moment of one as a query, read and encoded as `mmt index` does."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from math import ceil, floor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 
 from modeling_mmt.data.errors import InputError
-from modeling_mmt.evaluation.embedding import embed_images, embed_videos
-from modeling_mmt.frames_mmt import FrameSampling
-from modeling_mmt.video_decoding_mmt import clip_frames, kind_of_file
-
-SECONDS = 8.0  # of a video about the moment that is asked for
+from modeling_mmt.search.media_encoder import MediaEncoder, load_encoders, own_encoders, recorded_encoders
+from modeling_mmt.search.media_update import DEFAULTS
+from modeling_mmt.search.media_windows import Chunk, MediaReader, Plan, Planned, Read, WindowRule, chunks_of
 
 
 def embed_media(
-    model: Any, processor: Any, file: str | Path, at: float | None = None, seconds: float = SECONDS
+    model: Any,
+    processor: Any,
+    file: str | Path,
+    at: float | None = None,
+    settings: Mapping[str, Any] | None = None,
+    index: Any = None,
 ) -> torch.Tensor:
     """What a file shows, as a query.
 
     Args:
-        model: with a vision encoder.
+        model: an `MMTModel`.
         processor: its processor.
         file: a picture, an animation or a video.
         at: the middle of the part that is meant, in seconds from the first frame; None means all of it.
-        seconds: how long that part is.
+        settings: of an index's manifest: frames a second, seconds of a window, and encoders of a model from features.
+        index: that is searched, whose checkpoint says whose features it takes where `settings` do not.
 
     Returns:
         `(1, P)` float32, unit norm.
 
     Raises:
         FileNotFoundError: no such file.
-        InputError: the model has no vision encoder, or `at` is negative.
-        VideoDecodingError: the file is no picture and no video, or ends before that.
+        InputError: `at` lies outside the file, or nothing says whose features the model takes.
+        VideoDecodingError: the file is no picture and no video.
     """
     path = Path(file)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; give a picture or a video")
-    if model.config.vision_config is None:
-        raise InputError(
-            f"{path}: the checkpoint has no vision encoder to look at it with; search by text, or take a checkpoint "
-            "that was trained from pixels"
-        )
-    if at is None:
-        is_picture = kind_of_file(path) == "picture"
-        return (embed_images if is_picture else embed_videos)(model, processor, [str(path)])
-    if at < 0:
-        raise InputError(f"at is {at}: give seconds from the first frame of {path}")
-    extractor, start = processor.feature_extractor, max(0.0, at - seconds / 2)
-    sampling = FrameSampling(**extractor.sampling)
-    _, frames = clip_frames(path, sampling, start=start, end=at + seconds / 2, max_side=extractor.max_side)
-    return embed_videos(model, processor, [np.stack([frame.numpy() for _, frame in frames])])
+    chosen = DEFAULTS | dict(settings or {})
+    encoders = own_encoders(model, processor) or load_encoders(
+        chosen.get("encoders") or recorded_encoders(processor, index.model, index.revision), model.device
+    )
+    encoder, rate = MediaEncoder(model, processor, encoders), chosen["frames_per_second"]
+    reader = MediaReader([one.prepare for one in encoders], rate, WindowRule(chosen["window"], chosen["stride"]))
+    planned = cast(Planned, reader(Plan(str(path))))
+    calls = chunks_of(str(path), planned, rate, encoder.frames_per_step)
+    if at is not None:
+        calls = [_about(str(path), planned, at, chosen["window"], rate)]
+    chunks = ((None, cast(Chunk, reader(call))) for call in calls)
+    features = np.concatenate([features for _, features in encoder.features(chunks)])
+    return encoder.embed(features, [], rate / encoder.frames_per_step)
+
+
+def _about(path: str, planned: Planned, at: float, window: float, rate: float) -> Read:
+    """The call that reads the frames of a window's length about a time."""
+    if planned.duration is None:
+        raise InputError(f"{path} is a picture and has no --at; leave it out")
+    if not 0 <= at <= planned.duration:
+        raise InputError(f"{path} lasts {planned.duration:g} seconds: nothing at {at:g}")
+    first = max(0, floor((at - window / 2) * rate + 0.5))
+    stop = min(planned.num_frames, max(first + 1, ceil((at + window / 2) * rate - 0.5)))
+    first = min(first, stop - 1)
+    return Read(path, first, stop - first, stop == planned.num_frames, ())

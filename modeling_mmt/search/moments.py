@@ -116,7 +116,8 @@ class Timeline:
 
     def moment_of(self, hit: Any) -> Moment:
         """A single window, picture or clip as it was found, a `Hit`."""
-        return Moment(self.files[hit.row].as_py(), *self.span(hit.row), hit.score, hit.video_id, hit.row)
+        start, end = self.span(hit.row)
+        return Moment(self.files[hit.row].as_py(), start, end, hit.score, hit.video_id, hit.row)
 
 
 def _column(clips: Dataset, name: str, kind: pa.DataType) -> Any:

@@ -36,7 +36,7 @@ def media(tmp_path_factory):
     folder = tmp_path_factory.mktemp("media")
     (folder / "a").mkdir()
     for file in ("a/one.mp4", "two.mkv", "three.mp4"):
-        write_video(folder / file, 120, options={"g": "10", "sc_threshold": "0", "bf": "0"})
+        write_video(folder / file, 150, options={"g": "10", "sc_threshold": "0", "bf": "0"})
     Image.new("RGB", (40, 20), "red").save(folder / "p.png")
     return folder
 
@@ -68,8 +68,8 @@ def index(checkpoint, media, tmp_path_factory):
 
 
 def told(capsys, *words):
-    code, out, err = call(capsys, "search", *words, "--json")
-    assert (code, err) == (0, "")
+    code, out, _ = call(capsys, "search", *words, "--json")
+    assert code == 0
     return json.loads(out)
 
 
@@ -160,19 +160,20 @@ def test_bad_options_are_one_line(index, capsys, words, message):
 
 def test_what_cannot_be_saved_is_one_line_and_leaves_nothing(index, checkpoint, tmp_path, capsys, media):
     loaded = SearchIndex.load(index)
-    for file, words in (
-        ("../secret.mp4", "'../secret.mp4', outside"),
-        ("gone.mp4", "gone.mp4 is not there"),
-        (None, "clip of a dataset"),
-    ):
-        columns = {"video_id": ["x"], "file": [file], "start": [0.0], "end": [1.0]}
-        clips = Dataset.from_dict(columns)
-        place = tmp_path / f"index of {file is None} {len(words)}"
-        SearchIndex(loaded.embeddings[:1], clips, loaded.fingerprint, str(checkpoint), media_folder=str(media)).save(
-            place
+    place = {"start": [0.0], "end": [1.0]}
+    for number, (columns, words) in enumerate(
+        (
+            ({"file": ["../secret.mp4"], **place}, "'../secret.mp4', outside"),
+            ({"file": ["gone.mp4"], **place}, "gone.mp4 is not there"),
+            ({}, "clip of a dataset"),
         )
-        code, out, err = call(capsys, "search", place, "dog", "--json", "--save_moments", tmp_path / "found")
-        assert code == 2 and words in err and err.count("\n") == 1
+    ):
+        clips = Dataset.from_dict({"video_id": ["x"], **columns})
+        one = SearchIndex(
+            loaded.embeddings[:1], clips, loaded.fingerprint, str(checkpoint), media_folder=str(media)
+        ).save(tmp_path / f"index {number}")
+        code, out, err = call(capsys, "search", one, "dog", "--json", "--save_moments", tmp_path / "found")
+        assert (code, out) == (2, "") and words in err and err.count("\n") == 1
         assert not (tmp_path / "found").exists()
 
 
