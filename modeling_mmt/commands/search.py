@@ -15,11 +15,12 @@ from modeling_mmt.commands.errors import printable
 from modeling_mmt.commands.evaluation_options import EvaluationOptions
 from modeling_mmt.commands.terminal import Paint, is_watched, print_json
 from modeling_mmt.data.errors import InputError
+from modeling_mmt.data.extractors import check_extractors
 from modeling_mmt.data.files import state_of, writing_folder
 from modeling_mmt.data.reading import dataset_folder
 from modeling_mmt.evaluation.embedding import embed_texts
 from modeling_mmt.evaluation.evaluate import Corpus, EvalSpec, open_checkpoint
-from modeling_mmt.processing_mmt import clean_caption
+from modeling_mmt.inputs_mmt import clean_caption
 from modeling_mmt.search.index import INDEX, SOURCE, SearchIndex
 from modeling_mmt.search.manifest import Manifest, read_source
 from modeling_mmt.search.moments import Moment
@@ -146,6 +147,7 @@ def open_index(place: str, index: str | None, evaluation: EvaluationOptions) -> 
         check_source(folder, place, evaluation)
         return model, processor, stored
     corpus = evaluation.open(place)
+    check_extractors(processor, corpus.extractors, corpus.spec.features)
     built = SearchIndex.build(
         model,
         processor,
@@ -306,12 +308,12 @@ def check_query(query: str, place: int) -> str:
     """A query without control characters.
 
     Raises:
-        InputError: nothing is left of it, it is longer than anyone would type, or it is no UTF-8.
+        InputError: nothing is left of it, it is not UTF-8, or it is longer than anyone would type.
     """
     if len(query) > MAX_QUERY:
         raise InputError(f"query {place} has {len(query):,} characters; at most {MAX_QUERY:,} are allowed")
-    if any("\ud800" <= character <= "\udfff" for character in query):  # how Python passes on other bytes
-        raise InputError(f"query {place} is not UTF-8: {query[:50]!r}; set the terminal to UTF-8 and type it again")
+    if any("\ud800" <= character <= "\udfff" for character in query):
+        raise InputError(f"query {place} has bytes that are not UTF-8: {query!r}; type it in a UTF-8 terminal")
     try:
         return clean_caption(query, place)
     except ValueError:

@@ -5,6 +5,7 @@ workers and processes, and a run resumes at a step without replaying what came b
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 from types import MappingProxyType
@@ -17,6 +18,7 @@ from datasets import Dataset
 
 from modeling_mmt.data.augmentation import VideoAugmentation
 from modeling_mmt.data.checks import are_filled
+from modeling_mmt.inputs_mmt import ItemError
 
 Draw = tuple[int, int, int]  # seed, epoch, row
 TEXT_VIEWS = ("", "noised_", "paired_", "noised_paired_")  # of a batch: what precedes `input_ids`
@@ -215,7 +217,8 @@ class MMTDataCollator:
         ids = [torch.tensor([stable_id(row["video_id"]) for row in rows])]
         for position, prefix in enumerate(("", "paired_")[: self.languages_per_clip]):
             texts = [choice[position] for choice in captions]
-            tokens = self.processor.tokenize(texts)
+            with naming_rows(rows, "of clip "):
+                tokens = self.processor.tokenize(texts)
             batch[f"{prefix}input_ids"] = tokens["input_ids"]
             batch[f"{prefix}attention_mask"] = tokens["attention_mask"]
             keys = caption_keys(batch, prefix)  # equal for what the encoder reads as equal
@@ -254,7 +257,8 @@ class MMTDataCollator:
                     f"clip {row['video_id']!r} has {present}, the first {kinds_of_rows[0]}; give all one of {kinds}"
                 )
         if kinds_of_rows[0] == ["video_features"]:
-            return extractor([row["video_features"] for row in rows])
+            with naming_rows(rows):
+                return extractor([row["video_features"] for row in rows])
         clips = [row["video_frames"] for row in rows]
         if self.augmentation is not None:
             number = extractor.sampling["num_frames"]
@@ -323,6 +327,15 @@ class MMTDataCollator:
             if not lost.all():  # a clip without any step left would say nothing about itself
                 step_mask[row, :length] = torch.from_numpy(~lost)
         return step_mask
+
+
+@contextmanager
+def naming_rows(rows: Sequence[Mapping[str, Any]], before: str = "") -> Iterator[None]:
+    """Let an error that knows an item's place in a batch name the row's clip, after the words `before`."""
+    try:
+        yield
+    except ItemError as error:
+        raise error.named(f"{before}{rows[error.name]['video_id']!r}") from None
 
 
 def caption_keys(batch: Mapping[str, Any], view: str = "") -> torch.Tensor:

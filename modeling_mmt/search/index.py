@@ -27,9 +27,10 @@ from datasets import Dataset
 from huggingface_hub import HfApi, snapshot_download
 
 from modeling_mmt.data.clip_cache import ClipSequence
+from modeling_mmt.data.extractors import check_extractors
 from modeling_mmt.data.files import locked, remove_partials, write_json, writing_folder
 from modeling_mmt.evaluation.embedding import embed_images, embed_texts, embed_videos
-from modeling_mmt.search.engines import SearchEngine
+from modeling_mmt.search.engines import SearchEngine, open_engine
 from modeling_mmt.search.exact import ExactSearch
 from modeling_mmt.search.filters import matching_rows
 from modeling_mmt.search.manifest import INDEX, PATTERNS, SOURCE, Manifest, SearchIndexError, read_source
@@ -133,10 +134,13 @@ class SearchIndex:
         Raises:
             ValueError: no rows, or a clip that the processor refuses.
             KeyError: a clip without features.
+            ExtractorError: as `check_extractors`, of feature stores.
         """
+        check_extractors(processor, getattr(features, "extractors", ()))
         clips = rows.select_columns(["video_id", *columns])
-        ordered = ClipSequence(features, clips["video_id"][:]) if isinstance(features, Mapping) else features
-        embeddings = embed_videos(model, processor, ordered, progress=progress)
+        ids = clips["video_id"][:]
+        ordered = ClipSequence(features, ids) if isinstance(features, Mapping) else features
+        embeddings = embed_videos(model, processor, ordered, progress=progress, ids=ids)
         return cls(embeddings, clips, model_fingerprint(model), model.config._name_or_path, revision)
 
     # -- kept ---------------------------------------------------------------------------------------------------------
@@ -173,7 +177,9 @@ class SearchIndex:
                 write_json(partial / SOURCE, {"media_folder": self.media_folder, **(source or {})})
 
     @classmethod
-    def load(cls, folder: str | os.PathLike, model: Any | None = None, verify: bool = True) -> SearchIndex:
+    def load(
+        cls, folder: str | os.PathLike, model: Any | None = None, verify: bool = True, engine: str = "exact"
+    ) -> SearchIndex:
         """Open a saved index; the embeddings stay on disk until they are read.
 
         Args:
@@ -181,8 +187,10 @@ class SearchIndex:
             model: that will ask; None asks later, with `check_model`.
             verify: compare each file's SHA-256, which reads it all; False compares sizes alone, for an index that this
                 process has checked before.
+            engine: that searches, and is kept beside the index, by its name in `engines.open_engine`.
 
         Raises:
+            EngineError: no such engine, or it cannot serve this index.
             FileNotFoundError: a file is not there.
             SearchIndexError: a file was cut short or changed, or the index is another model's.
         """
@@ -196,6 +204,7 @@ class SearchIndex:
             manifest.fingerprint,
             manifest.model,
             manifest.revision,
+            open_engine(engine, folder, clips["video_id"].to_pylist(), embeddings, manifest.fingerprint),
             thumbnails=thumbnails,
             media_folder=read_source(folder).get("media_folder"),
         )

@@ -25,7 +25,7 @@ from modeling_mmt.search.index_folder import IndexFolder, StoredFile
 from modeling_mmt.search.manifest import SOURCE, Manifest, SearchIndexError
 from modeling_mmt.search.media_encoder import MediaEncoder, load_encoders, own_encoders, recorded_encoders
 from modeling_mmt.search.media_files import MediaFile
-from modeling_mmt.search.media_index import IndexOptions, IndexReport, source_of, status_of
+from modeling_mmt.search.media_status import IndexOptions, IndexReport, source_of, status_of
 from modeling_mmt.search.media_windows import (
     Chunk,
     MediaReader,

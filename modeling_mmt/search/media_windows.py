@@ -10,7 +10,7 @@ import math
 import multiprocessing
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,11 +19,12 @@ from PIL import Image
 from modeling_mmt.data.errors import InputError
 from modeling_mmt.data.files import file_sha256
 from modeling_mmt.extraction.encoders import MAX_SIDE, StepPreparation
-from modeling_mmt.frames_mmt import FrameSampling, VideoDecodingError, first_line
+from modeling_mmt.frames_mmt import FrameSampling
 from modeling_mmt.video_decoding_mmt import clip_frames
 
 CHUNK_FRAMES = 256
 THUMBNAIL_SIDE, THUMBNAIL_QUALITY = 160, 80
+SHOT_RATE, SHOT_SIDE, SHORTEST_SHOT = 12.0, 256, 0.6  # frames a second, pixels, seconds
 MAX_FRAMES = 2**31  # of a video: at 2 a second, 34 years
 
 Span = tuple[float, float]
@@ -113,6 +114,8 @@ class MediaReader:
 
     def __init__(self, prepare: Sequence[StepPreparation], rate: float, rule: WindowRule):
         self.prepare, self.rate, self.rule = list(prepare), rate, rule
+        if rule.shots:
+            _scene_detector()  # now, not in a worker
         self.sampling = FrameSampling(num_frames=None, frames_per_second=rate, max_frames=MAX_FRAMES)
 
     def __call__(self, call: Plan | Read) -> Planned | Chunk:
@@ -198,21 +201,35 @@ def clip_id(file: str, span: Span) -> str:
 
 
 def shot_changes(path: str) -> list[float]:
-    """Seconds from the first frame of each shot change of a video, by PySceneDetect's content detector.
+    """Seconds from the first frame of each shot change of a video: PySceneDetect's content detector on our frames.
+
+    It looks `SHOT_RATE` times a second, so that a cut is known to within half a period; shots are at least
+    `SHORTEST_SHOT` seconds long.
 
     Raises:
         ImportError: PySceneDetect is not installed.
-        VideoDecodingError: it cannot read the file.
+        VideoDecodingError: the file cannot be decoded.
+    """
+    ContentDetector, FrameTimecode = _scene_detector()  # noqa: N806
+    detector = ContentDetector(min_scene_len=round(SHORTEST_SHOT * SHOT_RATE))
+    sampling = FrameSampling(num_frames=None, frames_per_second=SHOT_RATE, max_frames=MAX_FRAMES)
+    _, frames = clip_frames(path, sampling, max_side=SHOT_SIDE, repeat_held=True)
+    cuts = []
+    for number, (_, frame) in enumerate(frames):
+        cuts += detector.process_frame(
+            FrameTimecode(number, SHOT_RATE), np.ascontiguousarray(frame.numpy()[..., ::-1])
+        )
+    return [cut.frame_num / SHOT_RATE for cut in cuts]
+
+
+def _scene_detector() -> tuple[Any, Any]:
+    """What PySceneDetect offers.
+
+    Raises:
+        ImportError: it is not installed.
     """
     try:
-        from scenedetect import ContentDetector, SceneManager, VideoOpenFailure, open_video
+        from scenedetect import ContentDetector, FrameTimecode
     except ImportError as error:
         raise ImportError("--shots needs PySceneDetect: pip install modeling_mmt[shots]") from error
-    try:
-        video = open_video(path, backend="pyav")
-    except (VideoOpenFailure, OSError, ValueError) as error:
-        raise VideoDecodingError(f"{path}: PySceneDetect cannot open it: {first_line(error)}") from error
-    scenes = SceneManager()
-    scenes.add_detector(ContentDetector())
-    scenes.detect_scenes(video)
-    return [start.seconds for start, _ in scenes.get_scene_list()][1:]
+    return ContentDetector, FrameTimecode

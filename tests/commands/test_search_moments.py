@@ -150,7 +150,7 @@ def test_moments_are_saved_under_their_query_and_rank(index, media, tmp_path, ca
         (["dog", "--top", "0"], "--top is 0"),
         (["dog", "--contact_sheet", "found.bmp"], "choose .png"),
         (["--by_picture", "nowhere.png"], "nowhere.png does not exist"),
-        (["caf\udce9"], "query 1 is not UTF-8"),
+        (["caf\udce9"], "query 1 has bytes that are not UTF-8"),
     ],
 )
 def test_bad_options_are_one_line(index, capsys, words, message):

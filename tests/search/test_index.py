@@ -13,11 +13,9 @@ from tiny_vision import vision_model, vision_processor
 
 from modeling_mmt.data.files import file_sha256
 from modeling_mmt.search import index as search_module
-from modeling_mmt.search.engines import FaissSearch, QdrantSearch
 from modeling_mmt.search.index import SearchIndex, SearchIndexError, model_fingerprint
 from modeling_mmt.search.manifest import CLIPS, EMBEDDINGS, INDEX, PARTS, PATTERNS, SEGMENTS
 
-SEARCH = "an optional engine: extra `search`"
 NUM_CLIPS = 30
 IDS = ["../../etc/passwd", "/abs", "a/b", "nul\0", "clip with spaces", *(f"clip-{row}" for row in range(5, NUM_CLIPS))]
 TEXTS = ["red dog", "Hund rennt", "home"]
@@ -269,65 +267,3 @@ def test_bad_embeddings_and_ids_are_named():
         one.search_clips(["only"], 2)
     with pytest.raises(KeyError, match="no clip 'other' among the 1"):
         one.search_clips(["other"], 1)
-
-
-@pytest.fixture(params=["Flat", "IVF4,Flat", "HNSW16", "SQ8", "qdrant"])
-def engine(request):
-    vectors = unit(400, 16)
-    if request.param == "qdrant":
-        client = pytest.importorskip("qdrant_client", reason=SEARCH).QdrantClient(":memory:")
-        yield vectors, QdrantSearch.upload(client, "clips", vectors)
-        client.close()
-        return
-    pytest.importorskip("faiss", reason=SEARCH)
-    yield vectors, FaissSearch(vectors, request.param, nprobe=4 if request.param.startswith("IVF") else None)
-
-
-def test_an_engine_finds_what_the_exact_search_finds(engine):
-    vectors, engine = engine
-    exact = SearchIndex(vectors, Dataset.from_dict({"video_id": [str(row) for row in range(400)]}), "f")
-    other = SearchIndex(vectors, exact.clips, "f", engine=engine)
-    queries = unit(8, 16, seed=1)
-    truth, found = exact.search(queries, 10), other.search(queries, 10)
-    same = [len({hit.row for hit in a} & {hit.row for hit in b}) for a, b in zip(truth, found, strict=True)]
-    assert np.mean(same) >= 9.5
-    assert found[0][0].score == pytest.approx(truth[0][0].score, abs=1e-2)
-
-
-def test_an_engine_obeys_a_filter_and_gives_what_it_leaves(engine):
-    _, engine = engine
-    allowed = torch.zeros(400, dtype=torch.bool)
-    allowed[[3, 50, 399]] = True
-    scores, rows = engine.search(unit(2, 16, seed=1), 10, allowed)
-    assert rows.shape[1] == 3
-    assert set(rows[rows >= 0].tolist()) <= {3, 50, 399}
-    assert (scores[rows < 0] == -torch.inf).all()
-    with pytest.raises(ValueError, match="leaves no clip"):
-        engine.search(unit(2, 16), 10, torch.zeros(400, dtype=torch.bool))
-
-
-def test_an_engine_names_bad_requests(engine):
-    _, engine = engine
-    with pytest.raises(ValueError, match="top is 401; there are 400 clips"):
-        engine.search(unit(1, 16), 401)
-    with pytest.raises(ValueError, match="expected"):
-        engine.search(unit(1, 15), 1)
-    with pytest.raises(ValueError, match="queries row 0 holds a NaN"):
-        engine.search(torch.full((1, 16), torch.nan), 1)
-    with pytest.raises(SearchIndexError, match="the engine holds 400 rows, the index 2"):
-        SearchIndex(unit(2, 16), Dataset.from_dict({"video_id": ["a", "b"]}), "f", engine=engine)
-
-
-def test_a_factory_string_that_is_none_is_named():
-    pytest.importorskip("faiss", reason=SEARCH)
-    with pytest.raises(ValueError, match="factory is 'Nonsense', which FAISS cannot build from 50 vectors"):
-        FaissSearch(unit(50, 16), "Nonsense")
-
-
-def test_a_collection_is_made_once_and_asked_only_if_there():
-    client = pytest.importorskip("qdrant_client", reason=SEARCH).QdrantClient(":memory:")
-    with pytest.raises(ValueError, match="no collection 'clips'"):
-        QdrantSearch(client, "clips")
-    QdrantSearch.upload(client, "clips", unit(5, 4))
-    with pytest.raises(ValueError, match="has a collection 'clips' already"):
-        QdrantSearch.upload(client, "clips", unit(5, 4))

@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import sys
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 from PIL import Image
 from tiny_media import RATE, write_animation, write_film, write_picture
 from tiny_vision import PIXELS, SIDE
-from video_files import numbers_of
+from video_files import numbers_of, write_video
 
 from modeling_mmt.data.errors import InputError
 from modeling_mmt.extraction.encoders import StepPreparation
@@ -111,6 +112,28 @@ def test_a_picture_is_one_frame_without_times_and_an_animation_is_a_film(tmp_pat
     planned, frames, _ = read_whole(reader(rate=1.0, window=2, stride=2), write_animation(tmp_path / "a.gif"))
     assert planned.duration == 5 and planned.spans == [(0, 2), (2, 4), (4, 5)]
     assert numbers_of(torch.from_numpy(frames)) == [101, 103, 105, 107, 109]
+
+
+@pytest.mark.parametrize("ending", ["mp4", "gif"])
+def test_shot_changes_are_found_where_the_picture_changes(tmp_path, ending):
+    pytest.importorskip("scenedetect", reason="cutting at shot changes: extra `shots`")
+    colours = [(200, 30, 30)] * 24 + [(20, 60, 220)] * 36 + [(30, 200, 60)] * 12  # 12 a second: cuts at 2 and 5
+    pictures = [np.full((48, 64, 3), colour, np.uint8) for colour in colours]
+    path = tmp_path / f"a.{ending}"
+    if ending == "mp4":
+        write_video(path, pictures, rate=12)
+    else:
+        frames = [Image.fromarray(pictures[place]) for place in (0, 24, 60)]
+        frames[0].save(path, save_all=True, append_images=frames[1:], duration=[2000, 3000, 1000])
+    assert media_windows.shot_changes(str(path)) == pytest.approx([2, 5], abs=0.5 / media_windows.SHOT_RATE)
+    planned = reader(shots=True, window=2, stride=2)(Plan(str(path)))
+    assert [len(planned.spans), planned.spans[0][1], planned.spans[-1][0]] == pytest.approx([4, 2, 5], abs=0.1)
+
+
+def test_without_pyscenedetect_shots_say_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "scenedetect", None)
+    with pytest.raises(ImportError, match=r"pip install modeling_mmt\[shots\]"):
+        reader(shots=True)
 
 
 def test_a_reader_can_be_sent_to_another_process(tmp_path):

@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +12,6 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from conftest import build_model
 from PIL import Image
 from safetensors.torch import load_file
 from tiny_corpus import SPLITS, write_recipe
