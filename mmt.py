@@ -1,7 +1,7 @@
 """`mmt`: train, search with, measure and publish models that find clips by text in many languages.
 
 Examples:
-  mmt extract my_videos --output_dir features/mine --num_frames 8   videos, or a dataset's clips, to features
+  mmt extract my_media --output_dir features/mine --num_frames 8    videos and pictures, or a dataset's, to features
   mmt build own_clips --data_dir my_clips --output_dir data/mine    a corpus from files, with a card
   mmt convert old_features --output_dir features/old                other people's features
   mmt recipes                                                       the recipes that come with the package
@@ -23,6 +23,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from io import TextIOWrapper
 from typing import Any
 
 # Verbs whose words another grammar reads: a recipe's fields, or those of the corpus or the format that is named.
@@ -42,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: a command's name and options; None takes the command line's.
     """
+    if isinstance(sys.stdout, TextIOWrapper):  # a terminal of one code page shows ? for what it does not have
+        sys.stdout.reconfigure(errors="replace")
     words = list(sys.argv[1:] if argv is None else argv)
     verb = next((word for word in words if not word.startswith("-")), "")
     options: dict[str, Any] = {}
@@ -80,7 +83,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     for name, about in PASSED_ON.items():
         verb(name, about)
-    add_extract(verb("extract", "extract features from videos, or from a dataset's clips, by a frozen encoder"))
+    add_extract(
+        verb("extract", "extract features from videos and pictures, or a dataset's clips, by a frozen encoder")
+    )
     add_import(verb("import", "write a pretrained dual encoder (CLIP, SigLIP, ...) as a checkpoint"))
     add_recipes(verb("recipes", "list the recipes that come with the package, or show one"))
     add_evaluate(verb("evaluate", "measure R@1, R@5, R@10, MedR and MRR in every language"))
@@ -93,10 +98,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 def add_extract(parser: argparse.ArgumentParser):
     """`mmt extract`."""
-    source = "folder of videos, or a list of them (.txt, .csv, .tsv, .jsonl); or a dataset: emoji9, a Hub name, or a "
-    source += "folder that holds .parquet files or a dataset card (a README.md that begins with ---)"
+    source = (
+        "folder of videos and pictures, or a list of them (.txt, .csv, .tsv, .jsonl); or a dataset: emoji9, a Hub "
+    )
+    source += "name, or a folder that holds .parquet files or a dataset card (a README.md that begins with ---)"
     parser.add_argument("source", metavar="SOURCE", help=source)
     parser.add_argument("--output_dir", required=True, metavar="FOLDER", help="of the feature store")
+    parser.add_argument("--dataset_revision", help="tag or commit of a dataset on the Hub")
     encoder = "packaged encoder, Hub name, folder, or .pth file of S3D or R(2+1)D (%(default)s)"
     parser.add_argument("--encoder", default="efficientnet-lite0", help=encoder)
     parser.add_argument("--image_size", type=int, help="side of a frame; the encoder's own, 128 for film strips")

@@ -5,6 +5,7 @@ workers and processes, and a run resumes at a step without replaying what came b
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -17,6 +18,7 @@ from datasets import Dataset
 from modeling_mmt.data.augmentation import VideoAugmentation
 from modeling_mmt.data.captions import CaptionColumns, stable_id
 from modeling_mmt.data.checks import are_filled
+from modeling_mmt.inputs_mmt import ItemError
 from modeling_mmt.loss_mmt import CAPTIONS
 
 Draw = tuple[int, int, int]  # seed, epoch, row
@@ -234,7 +236,8 @@ class MMTDataCollator:
         ids = [torch.tensor([stable_id(row["video_id"]) for row in rows])]
         for position, prefix in enumerate(CAPTIONS[: self.languages_per_clip]):
             texts = [choice[position] for choice in captions]
-            tokens = self.processor.tokenize(texts)
+            with naming_rows(rows, "of clip "):
+                tokens = self.processor.tokenize(texts)
             batch[f"{prefix}input_ids"] = tokens["input_ids"]
             batch[f"{prefix}attention_mask"] = tokens["attention_mask"]
             keys = caption_keys(batch, prefix)  # equal for what the encoder reads as equal
@@ -273,7 +276,8 @@ class MMTDataCollator:
                     f"clip {row['video_id']!r} has {present}, the first {kinds_of_rows[0]}; give all one of {kinds}"
                 )
         if kinds_of_rows[0] == ["video_features"]:
-            return extractor([row["video_features"] for row in rows])
+            with naming_rows(rows):
+                return extractor([row["video_features"] for row in rows])
         clips = [row["video_frames"] for row in rows]
         if self.augmentation is not None:
             number = extractor.sampling["num_frames"]
@@ -339,6 +343,15 @@ class MMTDataCollator:
 def mask_name(view: str) -> str:
     """Of the attention mask of a view of `TEXT_VIEWS`, which a noised copy shares with its original."""
     return f"{view.removeprefix('noised_')}attention_mask"
+
+
+@contextmanager
+def naming_rows(rows: Sequence[Mapping[str, Any]], before: str = "") -> Iterator[None]:
+    """Let an error that knows an item's place in a batch name the row's clip, after the words `before`."""
+    try:
+        yield
+    except ItemError as error:
+        raise error.named(f"{before}{rows[error.name]['video_id']!r}") from None
 
 
 def caption_keys(batch: Mapping[str, Any], view: str = "") -> torch.Tensor:

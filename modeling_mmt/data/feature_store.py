@@ -29,6 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from modeling_mmt.data.errors import InputError
+from modeling_mmt.data.extractors import Extractor
 
 DTYPES = {"float16": pa.float16(), "float32": pa.float32()}
 FILE_FORMATS = ("parquet", "arrow")
@@ -102,6 +103,11 @@ class FeatureStore(Mapping[str, np.ndarray]):
     def dim(self) -> int:
         """D_v, the width of a step."""
         return self.manifest["dim"]
+
+    @property
+    def extractors(self) -> list[Extractor]:
+        """What made the features, as `FeatureStores` has it: one stream."""
+        return [Extractor.of_manifest(self.manifest)]
 
     @property
     def fingerprint(self) -> str:
@@ -283,6 +289,11 @@ class FeatureStores(Mapping[str, Any]):
             raise FeatureStoreError(f"features are {list(folders)}; at least one must be a feature store")
         self.dims = [stream if isinstance(stream, int) else stream.dim for stream in self.streams]
         self.fingerprints = [ABSENT + str(s) if isinstance(s, int) else s.fingerprint for s in self.streams]
+
+    @property
+    def extractors(self) -> list[Extractor]:
+        """What made the features of each stream."""
+        return [Extractor(s) if isinstance(s, int) else s.extractors[0] for s in self.streams]
 
     def __getitem__(self, video_id: str) -> np.ndarray:
         """`(F, D_v)` float: `D_v` is the sum of the streams' widths."""

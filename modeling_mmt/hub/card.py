@@ -104,7 +104,7 @@ def write_card(folder: str | os.PathLike, *, model_id: str | None = None, revisi
         results=results,
         without_flags=_tables(excluded) if excluded else None,
         training={
-            "pretraining": _sources_text(recipe["pretraining"]) if recipe["pretraining"] else "nothing",
+            "pretraining": _start_text(public_recipe),
             "finetuning": _sources_text(recipe["finetuning"]) if recipe["finetuning"] else "nothing",
             "seed": recipe["seed"],
             "steps": sum(metrics[name]["steps"] for name in stages),
@@ -112,7 +112,7 @@ def write_card(folder: str | os.PathLike, *, model_id: str | None = None, revisi
             "machine": " and ".join(dict.fromkeys(metrics[name].get("machine", NOT_STATED) for name in stages)),
             "recipe": "recipe.json",
         },
-        results_command=f"mmt train recipe.json --seed {recipe['seed']}",
+        results_command=metrics.get("command", f"mmt train recipe.json --seed {recipe['seed']}"),
         versions={name: version(name) for name in PACKAGES},
         weights_license=card_fields.get("weights_license", NOT_STATED),
     )
@@ -176,6 +176,14 @@ def _tables(part: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, 
         }
         for direction, of in part.items()
     }
+
+
+def _start_text(recipe: Mapping[str, Any]) -> str:
+    """What came before fine-tuning."""
+    checkpoint = recipe["model"].get("checkpoint")
+    parts = [f"the checkpoint {checkpoint}"] if checkpoint else []
+    parts += [_sources_text(recipe["pretraining"])] if recipe["pretraining"] else []
+    return ", then ".join(parts) or "nothing"
 
 
 def _sources_text(stage: Mapping[str, Any]) -> str:

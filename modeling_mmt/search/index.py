@@ -33,6 +33,7 @@ from safetensors.torch import load_file, save_file
 
 from modeling_mmt.data.clip_cache import ClipSequence
 from modeling_mmt.data.errors import InputError
+from modeling_mmt.data.extractors import check_extractors
 from modeling_mmt.data.files import file_sha256, locked, remove_partials, write_json, writing_folder
 from modeling_mmt.evaluation.embedding import embed_images, embed_texts, embed_videos
 from modeling_mmt.search.engines import SearchEngine
@@ -132,10 +133,13 @@ class SearchIndex:
         Raises:
             ValueError: no rows, or a clip that the processor refuses.
             KeyError: a clip without features.
+            ExtractorError: as `check_extractors`, of feature stores.
         """
+        check_extractors(processor, getattr(features, "extractors", ()))
         clips = rows.select_columns(["video_id", *columns])
-        ordered = ClipSequence(features, clips["video_id"][:]) if isinstance(features, Mapping) else features
-        embeddings = embed_videos(model, processor, ordered, progress=progress)
+        ids = clips["video_id"][:]
+        ordered = ClipSequence(features, ids) if isinstance(features, Mapping) else features
+        embeddings = embed_videos(model, processor, ordered, progress=progress, ids=ids)
         return cls(embeddings, clips, model_fingerprint(model), model.config._name_or_path, revision)
 
     # -- kept ---------------------------------------------------------------------------------------------------------

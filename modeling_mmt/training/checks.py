@@ -9,7 +9,15 @@ from collections.abc import Iterator
 from transformers import AutoConfig
 
 from modeling_mmt import MMTConfig
-from modeling_mmt.data.checks import blank_texts, missing_columns, search_problems, too_few_languages
+from modeling_mmt.data.checks import (
+    blank_texts,
+    cue_problems,
+    feature_problems,
+    id_problems,
+    missing_columns,
+    search_problems,
+    too_few_languages,
+)
 from modeling_mmt.data.collator import EpochBatchSampler
 from modeling_mmt.data.errors import naming_input
 from modeling_mmt.extraction.packaged_encoders import PACKAGED_ENCODERS, resolve_encoder
@@ -88,13 +96,25 @@ def clip_problems(corpora: Corpora, data: DataArguments | Source, split: str) ->
     """Whether every clip of a split can be had: as pixels, from feature stores, or from the rows themselves."""
     where = f"{data.dataset} ({split})"
     rows = corpora.rows(data, split)
-    if corpora.clip_column(data, split) is not None:
-        return
-    features = corpora.features(data)
-    for problem in missing_columns(rows, ["video_features"]) if features is None else ():
-        yield f"{where}: {problem}; or name feature stores, or a video_column"
-    for folder, problem in features.problems(rows["video_id"]) if features else ():
-        yield f"{where}: {problem}{corpora.origin(folder)}"
+    if (clips := corpora.clip_column(data, split)) is not None:
+        for problem in clips.problems():
+            yield f"{where}: {problem}"
+    elif (features := corpora.features(data)) is not None:
+        for folder, problem in features.problems(rows["video_id"][:]):
+            yield f"{where}: {problem}{corpora.origin(folder)}"
+    elif missing := list(missing_columns(rows, ["video_features"])):
+        yield f"{where}: {missing[0]}; or name feature stores, or a video_column"
+    else:
+        for problem in feature_problems(rows, feature_width(corpora)):
+            yield f"{where}: {problem}"
+
+
+def feature_width(corpora: Corpora) -> int | None:
+    """`D_v` of the recipe's model; None where its encoders say it."""
+    model, searched = corpora.recipe.model, corpora.features(corpora.recipe.data)
+    if searched is not None:
+        return sum(searched.dims)
+    return None if model.dual_encoder else sum(model.config.get("video_feature_dims", MMTConfig().video_feature_dims))
 
 
 def source_problems(corpora: Corpora, stage_name: str, number: int, world_size: int) -> Iterator[str]:
@@ -107,14 +127,20 @@ def source_problems(corpora: Corpora, stage_name: str, number: int, world_size: 
     source = stage.sources[number]
     data = corpora.home(source)
     rows, features = corpora.rows(data, "train"), corpora.features(data)
-    missing = [f"{data.dataset} (train): {problem}" for problem in missing_columns(rows, columns_of(source))]
-    yield from missing
-    if source.with_video:
+    missing = list(missing_columns(rows, ["video_id", *columns_of(source)]))
+    no_ids = list(id_problems(rows)) if "video_id" in rows.column_names else missing
+    for problem in dict.fromkeys([*missing, *no_ids]):
+        yield f"{data.dataset} (train): {problem}"
+    if source.with_video and not no_ids:
         yield from clip_problems(corpora, data, "train")
         searched = corpora.features(corpora.recipe.data)
         if features and searched and features.dims != searched.dims:
             yield f"{where}: streams are {features.dims} wide, data.features {searched.dims}; they must agree"
-    if missing:
+        elif features and searched:
+            for name, mine, theirs in zip(source.features, searched.extractors, features.extractors, strict=False):
+                for difference in mine.differences(theirs, with_sampling=False):
+                    yield f"{where}: {name}: {difference} as of data.features; extract both in one way"
+    if missing or no_ids:
         return
     if source.clip_seconds is None:
         rows = corpora.learned_rows(source)
@@ -130,6 +156,9 @@ def source_problems(corpora: Corpora, stage_name: str, number: int, world_size: 
         if len(rates) > 1 or None in rates:
             yield f"{where}: clip_seconds needs one rate of all its stores; they have {sorted(rates, key=str)}"
             return
+        for language in source.languages:
+            for problem in cue_problems(rows, source.text_column, language):
+                yield f"{data.dataset} (train): {problem}"
         with naming_input(where, RecipeError):
             num_clips = len(corpora.windows(source))
     with naming_input(f"{stage_name}.train_batch_size", RecipeError):

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from tqdm.auto import tqdm
 
 from modeling_mmt.data.collator import TEXT_VIEWS, caption_keys, mask_name
-from modeling_mmt.data.files import save_tensors
+from modeling_mmt.data.files import remove_leftovers, save_tensors
 from modeling_mmt.data.fingerprints import architecture, update_with_weights
 
 logger = logging.getLogger(__name__)
@@ -67,6 +67,7 @@ class FrozenTextCache:
         self._shards: set[Path] = set()  # on disk, whose captions are kept or not to be saved again
         self._warned = False
         if self.directory is not None and self.directory.is_dir():
+            remove_leftovers(self.directory)
             for path in sorted(self.directory.glob("*.safetensors")):
                 self._load(path)
 

@@ -19,13 +19,12 @@ import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import set_seed
-from filelock import FileLock
 from huggingface_hub import HfApi
 from tqdm.auto import tqdm
 
 from modeling_mmt.data.checks import flat_captions
 from modeling_mmt.data.errors import naming_input
-from modeling_mmt.data.files import apply_umask, write_json
+from modeling_mmt.data.files import apply_umask, locked, remove_leftovers, write_json
 from modeling_mmt.hub.card import write_card
 from modeling_mmt.hub.publish import PublishError, UploadError, publish
 from modeling_mmt.pooling_mmt import masked_mean
@@ -60,6 +59,8 @@ def open_run(recipe: Recipe) -> Iterator["Run"]:
     if statistics_columns(recipe):
         measure_inputs(run.data)
     Path(recipe.work_dir).mkdir(parents=True, exist_ok=True)
+    if accelerator.is_main_process:
+        remove_leftovers(recipe.output_dir)
     yield run
     accelerator.free_memory()  # what still holds a process group may wait for ever as it goes
     accelerator.end_training()
@@ -149,7 +150,7 @@ class Run:
             return
         stage, folder, identity = self.stages[name]
         accelerator = self.accelerator
-        with FileLock(f"{folder}.lock") if accelerator.is_main_process else nullcontext():  # rows may share a stage
+        with locked(f"{folder}.lock") if accelerator.is_main_process else nullcontext():  # rows may share a stage
             accelerator.wait_for_everyone()  # all see the same: a stage that another run has just finished, or none
             with self.signals:
                 self.metrics[name] = train_stage(self.data, name, stage, folder, identity, self.signals)
