@@ -177,7 +177,7 @@ def open_learner(data: RunData, stage: StageArguments, num_steps: int) -> Learne
 
 def optimization(model: MMTModel, stage: StageArguments, num_steps: int) -> tuple[torch.optim.Optimizer, Any]:
     """AdamW over the learning parameters, and the schedule of its rates."""
-    optimizer = torch.optim.AdamW(parameter_groups(model, stage), betas=(0.9, stage.adam_beta2))
+    optimizer = torch.optim.AdamW(parameter_groups(model, stage), betas=(0.9, stage.adam_beta2), fused=True)
     warmup = round(stage.warmup_ratio * num_steps)
     return optimizer, get_scheduler(stage.lr_scheduler_type, optimizer, warmup, num_steps)
 
