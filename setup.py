@@ -44,7 +44,8 @@ EXTRAS_REQUIRE = {
     "train": ["tensorboard>=2.18"],
     "report": ["matplotlib>=3.9"],
     # Beyond the exact search: any FAISS index; a server or cluster.
-    "search": ["faiss-cpu>=1.9", "qdrant-client>=1.13"],
+    "search": ["faiss-cpu>=1.9", "qdrant-client>=1.16"],
+    "shots": ["scenedetect-headless>=0.7.2"],  # PySceneDetect, with OpenCV and without a display
     "fonts": ["pylopdf-fonts-zh-cn>=0.1.1"],  # Noto Sans SC (OFL), for Chinese in the pictures of examples/
     # ipykernel and nbclient run the notebooks of examples/.
     "test": [

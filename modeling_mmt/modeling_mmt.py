@@ -139,13 +139,13 @@ class MMTPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
-        """As `PreTrainedModel.from_pretrained`, which would leave frozen layers learning and missing weights random.
+        """As `PreTrainedModel.from_pretrained`, which would train frozen layers, draw lost weights and open pickles.
 
         Raises:
             ValueError: the checkpoint lacks a weight, or holds one of a layer that `config.json` does not count. Who
                 asks for `output_loading_info` is told there instead.
         """
-        loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        loaded: Any = super().from_pretrained(*args, output_loading_info=True, **{"use_safetensors": True, **kwargs})
         model, info = loaded
         for kind, verb, use in (("missing_keys", "lacks", "needs"), ("unexpected_keys", "holds", "has no place for")):
             if info[kind] and not output_loading_info:

@@ -4,7 +4,6 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from modeling_mmt.commands.evaluation_options import EvaluationOptions
 from modeling_mmt.commands.terminal import Paint, is_watched, print_json
 from modeling_mmt.data.errors import InputError
 from modeling_mmt.data.extractors import check_extractors
+from modeling_mmt.data.files import state_of
 from modeling_mmt.data.reading import dataset_folder
 from modeling_mmt.evaluation.evaluate import Corpus, EvalSpec, open_checkpoint
 from modeling_mmt.inputs_mmt import clean_caption
@@ -122,16 +122,6 @@ def source_of(spec: EvalSpec) -> dict[str, Any]:
         "video_column": spec.video_column,
         "state": {name: state_of(Path(name)) for name in (dataset, *features) if Path(name).is_dir()},
     }
-
-
-def state_of(folder: Path) -> str:
-    """SHA-256 of the names, sizes and times of a folder's files: another one once any of them is written again."""
-    digest = sha256()
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            stat = path.stat()
-            digest.update(f"{path.relative_to(folder).as_posix()} {stat.st_size} {stat.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
 
 
 def check_source(folder: Path, checkpoint: str, evaluation: EvaluationOptions):

@@ -21,7 +21,7 @@ def search_problems(
     """What makes a split unfit to be searched by a kind of text; each a sentence that says what to do.
 
     Args:
-        rows: of the split; columns that are not there are somebody else's to miss.
+        rows: of the split; a column that it lacks is another check's.
         kind: the columns are `<kind>_<language>`.
         languages: that are searched in.
         exclude_column: boolean, of clips that a second set of figures leaves out.

@@ -340,11 +340,6 @@ class MMTDataCollator:
         return step_mask
 
 
-def mask_name(view: str) -> str:
-    """Of the attention mask of a view of `TEXT_VIEWS`, which a noised copy shares with its original."""
-    return f"{view.removeprefix('noised_')}attention_mask"
-
-
 @contextmanager
 def naming_rows(rows: Sequence[Mapping[str, Any]], before: str = "") -> Iterator[None]:
     """Let an error that knows an item's place in a batch name the row's clip, after the words `before`."""
@@ -352,6 +347,11 @@ def naming_rows(rows: Sequence[Mapping[str, Any]], before: str = "") -> Iterator
         yield
     except ItemError as error:
         raise error.named(f"{before}{rows[error.name]['video_id']!r}") from None
+
+
+def mask_name(view: str) -> str:
+    """Of the attention mask of a view of `TEXT_VIEWS`, which a noised copy shares with its original."""
+    return f"{view.removeprefix('noised_')}attention_mask"
 
 
 def caption_keys(batch: Mapping[str, Any], view: str = "") -> torch.Tensor:

@@ -9,7 +9,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from hashlib import file_digest, sha1
+from hashlib import file_digest, sha1, sha256
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
@@ -91,6 +91,16 @@ def file_hash(path: Path, like: str) -> str:
         return file_sha256(path)
     with open(path, "rb") as file:
         return file_digest(file, lambda: sha1(b"blob %d\0" % path.stat().st_size)).hexdigest()
+
+
+def state_of(folder: Path) -> str:
+    """SHA-256 of the names, sizes and times of a folder's files: another one once any of them is written again."""
+    digest = sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            stat = path.stat()
+            digest.update(f"{path.relative_to(folder).as_posix()} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
 
 
 @contextmanager

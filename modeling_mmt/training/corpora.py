@@ -78,9 +78,9 @@ class Corpora:
         return self.stores[key] if key else None
 
     def missing_stores(self, data: DataArguments | Source) -> Iterator[str]:
-        """Says which feature stores of a dataset are not there."""
+        """Says which feature stores of a dataset do not exist."""
         for name in data.features:
-            if not name.startswith(ABSENT) and not Path(name).is_dir():
+            if not name.startswith(ABSENT) and "@" not in name and not Path(name).is_dir():
                 yield f"feature store {name} does not exist{self.origin(name)}"
 
     def clip_column(self, data: DataArguments | Source, split: str) -> ClipColumn | None:

@@ -1,4 +1,4 @@
-"""What the frozen layers say about a caption, kept.
+"""The frozen layers' output for each caption, computed once.
 
 With the embeddings and all layers below frozen and in eval mode (the paper's default), a caption's states at the first
 learning layer never change. They are computed once, held in memory within a stated bound, and written to disk under
@@ -72,7 +72,7 @@ class FrozenTextCache:
                 self._load(path)
 
     def __len__(self) -> int:
-        """Captions kept."""
+        """Number of captions in memory."""
         return len(self._rows)
 
     def attach(self, batch: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
@@ -175,7 +175,7 @@ class FrozenTextCache:
             self._store(key, rows)
 
     def _missing(self, batches: Iterable[Mapping[str, Any]]) -> Captions:
-        """The token ids of the captions that are not kept yet."""
+        """The token ids of the captions that are not in the cache yet."""
         missing: Captions = {}
         for batch in batches:
             for view in _views(batch):

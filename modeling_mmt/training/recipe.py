@@ -76,8 +76,8 @@ class DataArguments:
     Args:
         dataset: folder or Hub name of a dataset with `video_id` and text columns `<kind>_<language>`.
         revision: tag, branch or commit of a Hub dataset.
-        features: folders of feature stores, side by side in a step. Empty: the dataset has `video_features`, or
-            `video_column` names what to make them from.
+        features: feature stores, side by side in a step: folders, or `org/name@revision`. Empty: the rows have
+            `video_features`, or `video_column` names what to make them from.
         video_column: column of the clips themselves, for a model that has `vision_model`: `datasets.Video`,
             `datasets.Image` (film strips where `num_frames` stands beside it), or paths.
         text_column: kind of text that is searched by (validation and test).

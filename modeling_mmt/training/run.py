@@ -29,7 +29,7 @@ from modeling_mmt.hub.card import write_card
 from modeling_mmt.hub.publish import PublishError, UploadError, publish
 from modeling_mmt.pooling_mmt import masked_mean
 from modeling_mmt.training.batches import RunData
-from modeling_mmt.training.checks import recipe_problems
+from modeling_mmt.training.checks import length_problems, recipe_problems
 from modeling_mmt.training.corpora import Corpora
 from modeling_mmt.training.layer_cache import FrozenTextCache
 from modeling_mmt.training.recipe import HUB_OPTIONS, Recipe, RecipeError, near, stages, statistics_columns
@@ -89,7 +89,9 @@ def check_machine(recipe: Recipe):
             "batch; leave it out, and let micro_batch_tokens fit the batch into memory"
         )
     for name in ("output_dir", "work_dir", "frozen_states_dir"):
-        folder = Path(getattr(recipe, name) or ".").absolute()
+        if getattr(recipe, name) is None:
+            continue
+        folder = Path(getattr(recipe, name)).absolute()
         there = next(path for path in (folder, *folder.parents) if path.exists())
         if not (there.is_dir() and os.access(there, os.W_OK)):
             kind = "cannot be written to" if there.is_dir() else "is a file"
@@ -189,6 +191,14 @@ class Run:
         if not self.accelerator.is_main_process:
             return
         output_dir = Path(self.recipe.output_dir)
+        output_dir.mkdir(parents=True, exist_ok=True)
+        with locked(output_dir / "save.lock"):  # of two runs in one folder, the later one's files stay, whole
+            self._write(output_dir, results)
+        logger.info("model, processor and metrics are in %s", output_dir)
+        if self.recipe.push_to_hub:
+            publish_run(self.recipe)
+
+    def _write(self, output_dir: Path, results: Mapping[str, Any]):
         for name in RESULTS:  # of an earlier model: without them a run that is killed here is not published
             (output_dir / name).unlink(missing_ok=True)
         self.data.model.save_pretrained(output_dir)
@@ -200,9 +210,6 @@ class Run:
         write_training_log(output_dir / "training_log.jsonl", self.metrics)
         write_card(output_dir)
         apply_umask(output_dir)
-        logger.info("model, processor and metrics are in %s", output_dir)
-        if self.recipe.push_to_hub:
-            publish_run(self.recipe)
 
 
 def open_data(recipe: Recipe, accelerator: Accelerator) -> RunData:
@@ -223,6 +230,7 @@ def open_data(recipe: Recipe, accelerator: Accelerator) -> RunData:
 def model_problems(data: RunData) -> Iterator[str]:
     """What only the model tells: a caption that has no room, a stage in which nothing learns."""
     processor, parameters = data.processor, dict(data.model.named_parameters())
+    yield from length_problems(data.model.config.text_config, processor.max_text_length)
     around = len(processor.tokenizer(processor.text_prefix)["input_ids"])
     if around >= processor.max_text_length:
         yield (
