@@ -77,7 +77,8 @@ class DataArguments:
         features: folders of feature stores, side by side in a step. Empty: the dataset has `video_features`, or
             `video_column` names what to make them from.
         video_column: column of the clips themselves, for a model that has `vision_model`: `datasets.Video`,
-            `datasets.Image` (film strips where `num_frames` stands beside it), or paths.
+            `datasets.Image` (film strips where `num_frames` stands beside it), or paths; with columns `start` and
+            `end`, those seconds of them.
         text_column: kind of text that is searched by (validation and test).
         languages: that are searched in.
         other_text_columns: further kinds of text that validation is searched by.
@@ -101,6 +102,9 @@ class ModelArguments:
     """What is trained.
 
     Args:
+        checkpoint: folder or Hub name of a trained model (`mmt train`'s `output_dir`) that training goes on from:
+            towers, heads and processor as they are; it takes the place of all other fields but `num_frames`.
+        checkpoint_revision: tag, branch or commit of it.
         dual_encoder: Hub name or folder of an aligned encoder of text and pictures (CLIP, SigLIP, ...), from whose own
             embeddings training starts (`MMTModel.from_dual_encoder`); it takes the place of text and vision model.
         text_model: Hub name or folder of a text encoder, or the name of a packaged one (`packaged_encoders.py`).
@@ -116,6 +120,8 @@ class ModelArguments:
         config: fields of `MMTConfig`; what is not named keeps the paper's value.
     """
 
+    checkpoint: Text | None = None
+    checkpoint_revision: str | None = None
     dual_encoder: Text | None = None
     text_model: Text = "FacebookAI/xlm-roberta-large"
     text_revision: str | None = None
@@ -134,12 +140,25 @@ class ModelArguments:
         for name in self.config:
             if name not in allowed:
                 raise RecipeError(f"config.{name} is not a field of MMTConfig; {near(name, allowed)}")
-        if self.dual_encoder is None:
-            return
+        if self.checkpoint_revision is not None and self.checkpoint is None:
+            raise RecipeError(f"checkpoint_revision is {self.checkpoint_revision!r}, and there is no checkpoint")
         own = ("text_model", "text_prefix", "max_text_length", "vision_model", "vision_revision", "image_size")
-        for name in (*own, "standardize_inputs"):
-            if getattr(self, name) != getattr(ModelArguments(), name):
-                raise RecipeError(f"{name} is {getattr(self, name)!r}, which dual_encoder already sets; leave one out")
+        set_by = {"dual_encoder": (*own, "standardize_inputs")}
+        set_by["checkpoint"] = ("dual_encoder", "text_revision", *set_by["dual_encoder"], "config")
+        for start, names in set_by.items():
+            for name in names if getattr(self, start) is not None else ():
+                if getattr(self, name) != getattr(ModelArguments(), name):
+                    raise RecipeError(f"{name} is {getattr(self, name)!r}, which {start} already sets; leave one out")
+
+    @property
+    def start(self) -> str:
+        """What training starts from: a checkpoint, a dual encoder, or the text encoder."""
+        return self.checkpoint or self.dual_encoder or self.text_model
+
+    @property
+    def starts_trained(self) -> bool:
+        """Whether text and video share a space from the start."""
+        return self.checkpoint is not None or self.dual_encoder is not None
 
 
 @dataclass(config=STRICT)
@@ -332,14 +351,14 @@ def misfits(recipe: Recipe) -> Iterator[str]:
     pixels = f"data.video_column is {data.video_column!r}"
     if data.video_column and data.features:
         yield f"{pixels} and data.features {data.features}: clips come as pixels or as features; leave one out"
-    if model.dual_encoder is None and bool(data.video_column) != bool(model.vision_model):
+    if not model.starts_trained and bool(data.video_column) != bool(model.vision_model):
         yield (
             f"{pixels} and model.vision_model {model.vision_model}: training from pixels needs both, training from "
             "features neither"
         )
     for name in STAGES:
         stage = getattr(recipe, name)
-        if stage and stage.learn_vision_layers != 0 and not (model.vision_model or model.dual_encoder):
+        if stage and stage.learn_vision_layers != 0 and not (model.vision_model or model.starts_trained):
             yield f"{name}.learn_vision_layers is {stage.learn_vision_layers}, but model.vision_model is empty"
         for number, source in enumerate(stage.sources if stage else ()):
             where = f"{name}.sources[{number}]"
@@ -357,8 +376,9 @@ def stages(
     `contents` of a stage are hashes of what the recipe only gives names of: rows, feature stores, the text encoder.
     """
     model = asdict(recipe.model)
-    if model["dual_encoder"] is None:  # stages that were finished before there was such a field keep their names
-        del model["dual_encoder"]
+    for field_name in ("dual_encoder", "checkpoint", "checkpoint_revision"):
+        if model[field_name] is None:  # stages that were finished before there was such a field keep their names
+            del model[field_name]
     before = None
     for name in STAGES:
         stage = getattr(recipe, name)
