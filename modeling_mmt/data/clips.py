@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from PIL import Image
 
+from modeling_mmt.data.checks import Faults, are_filled
 from modeling_mmt.data.confinement import ConfinementError, leads_out
 
 
@@ -69,6 +73,20 @@ class ClipColumn(Mapping[str, Any]):
             )
         path = str(self.folder / source)
         return {"path": path, **span} if span else path
+
+    def problems(self) -> Iterator[str]:
+        """Says how many clips have nothing in the column, or name a file that does not exist; none is opened."""
+        faults = Faults()
+        for batch in self.rows.with_format("arrow").iter(batch_size=1024):
+            ids, sources = batch["video_id"], batch[self.column]
+            if pa.types.is_struct(sources.type):  # of pictures or videos: bytes, or a path beside the dataset
+                kinds = [pc.struct_field(sources, name) for name in ("bytes", "path")]
+                faults.add(f"have nothing in {self.column}", ids, ~(are_filled(kinds[0]) | are_filled(kinds[1])))
+                continue
+            faults.add(f"have nothing in {self.column}", ids, ~are_filled(sources))
+            lost = [bool(path) and not (self.folder / path).exists() for path in sources.to_pylist()]
+            faults.add(f"name a file in {self.column} that does not exist", ids, np.array(lost))
+        yield from faults.sentences("correct or drop them")
 
     def fingerprint(self) -> str:
         """SHA-256 of the clips: the bytes that rows hold; of files that they name, the paths, sizes and times."""

@@ -20,6 +20,7 @@ from datasets.data_files import get_data_patterns, sanitize_patterns
 from datasets.exceptions import DatasetGenerationError
 from huggingface_hub import snapshot_download
 
+from modeling_mmt.data.checks import id_problems, id_type_problems
 from modeling_mmt.data.confinement import check_card, check_media, configs_of
 from modeling_mmt.data.errors import InputError, naming_input
 from modeling_mmt.data.files import file_hash, write_json
@@ -212,7 +213,7 @@ def check_hub_name(name: str) -> str:
     """
     first, slash, rest = name.partition("/")
     if name.startswith((".", "/", "~")) or "\\" in name or "/" in rest or (slash and Path(first).is_dir()):
-        raise InputError(f"{name} is not there, and reads as a path, so that the Hub is not asked; correct the path")
+        raise InputError(f"{name} does not exist, and reads as a path, so that the Hub is not asked; correct the path")
     return name
 
 
@@ -257,34 +258,23 @@ def _read(name: str, revision: str | None, split: str | None) -> Any:
             why = f"{error.__cause__ or error}".strip(". ")
             raise InputError(f"{name}: a file cannot be read ({why}); build or download the dataset again") from error
     for rows in loaded.values() if isinstance(loaded, Mapping) else [loaded]:
-        check_ids_are_texts(rows, name)
+        for problem in id_type_problems(rows):
+            raise InputError(f"{name} ({rows.split}): {problem}")
     return loaded
-
-
-def check_ids_are_texts(rows: Dataset, name: str):
-    """Refuse a column `video_id` of another type, which would find no clip, or another one.
-
-    Raises:
-        InputError: names the dataset, which is called `name`, the split, the column and its type.
-    """
-    kind = rows.features.get("video_id")
-    if kind is not None and getattr(kind, "dtype", "list") not in ("string", "large_string"):
-        raise InputError(
-            f"{name} ({rows.split}): column video_id is {getattr(kind, 'dtype', 'list')}, and ids are texts (001 is "
-            "not 1): write them as strings, or build the table with `mmt build own_clips`"
-        )
 
 
 def load_split(name: str, revision: str | None, split: str, columns: Sequence[str]) -> Dataset:
     """One split without its pictures and videos.
 
     Raises:
-        InputError: `video_id` or one of `columns` is not there; as `read_split`.
+        InputError: `video_id` or one of `columns` is missing, or an id is; as `read_split`.
     """
     rows = read_split(name, revision, split)
     for column in ("video_id", *columns):
         if column not in rows.column_names:
             remedy = "; or name feature stores, or a video_column" if column == "video_features" else ""
             raise InputError(f"{name} ({split}): no column {column}; found {', '.join(rows.column_names)}{remedy}")
+    for problem in id_problems(rows):
+        raise InputError(f"{name} ({split}): {problem}")
     media = [name for name, feature in rows.features.items() if isinstance(feature, (Image, Video))]
     return rows.remove_columns(media)

@@ -53,13 +53,13 @@ def clips_of_folder_or_list(place: str, limit: int | None) -> Clips:
     return Clips(videos, source, summary=f"{place}: {videos.summary()}")
 
 
-def clips_of_dataset(name: str, limit: int | None) -> Clips:
+def clips_of_dataset(name: str, limit: int | None, revision: str | None = None) -> Clips:
     """The clips of a dataset: the first column of videos, or film strips.
 
     Raises:
         ValueError: it has neither, or a split lacks a column.
     """
-    dataset = read_splits(name, None)
+    dataset = read_splits(name, revision)
     first = next(iter(dataset.values()))
     column = next((key for key, kind in first.features.items() if isinstance(kind, datasets.Video)), None)
     own_id = [key for key in ("video_id",) if key in first.column_names]
