@@ -128,8 +128,13 @@ def add_extract(parser: argparse.ArgumentParser):
 
 def add_index(parser: argparse.ArgumentParser):
     """`mmt index`; what is not given is what the index was made with, and else the default in brackets."""
-    parser.add_argument("media", metavar="MEDIA", help="folder of videos and pictures")
+    media = (
+        "folder of videos and pictures; with --embeddings: a table with a line a vector (video_id, file, start, ...)"
+    )
+    parser.add_argument("media", metavar="MEDIA", help=media)
     parser.add_argument("--output_dir", required=True, metavar="INDEX", help="folder of the index")
+    vectors = "vectors made elsewhere, as .npy, in the order of the table's lines; --model then names what made them"
+    parser.add_argument("--embeddings", metavar="FILE", help=vectors)
     parser.add_argument("--model", metavar="CHECKPOINT", help="folder of a checkpoint, or its name on the Hub")
     parser.add_argument("--revision", help="tag or commit of a checkpoint on the Hub")
     parser.add_argument("--window", type=float, metavar="SECONDS", help="of video a row (8)")
