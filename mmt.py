@@ -246,7 +246,9 @@ def add_evaluation_options(parser: argparse.ArgumentParser):
     group.add_argument("--revision", help="tag or commit of a checkpoint on the Hub")
     group.add_argument("--dataset", help="folder or Hub name, or emoji9, which comes with the package")
     group.add_argument("--dataset_revision", help="tag or commit of a dataset on the Hub")
-    group.add_argument("--features", nargs="+", metavar="FOLDER", help="feature stores, side by side")
+    group.add_argument(
+        "--features", nargs="+", metavar="FOLDER", help="feature stores, side by side; or org/name@revision"
+    )
     group.add_argument("--video_column", metavar="COLUMN", help="of videos, for a checkpoint with a vision encoder")
     group.add_argument("--split", help="of the dataset")
     group.add_argument("--text_column", metavar="KIND", help="kind of text, the columns being <KIND>_<language>")

@@ -21,7 +21,7 @@ def search_problems(
     """What makes a split unfit to be searched by a kind of text; each a sentence that says what to do.
 
     Args:
-        rows: of the split; columns that are not there are somebody else's to miss.
+        rows: of the split; a column that it lacks is another check's.
         kind: the columns are `<kind>_<language>`.
         languages: that are searched in.
         exclude_column: boolean, of clips that a second set of figures leaves out.
@@ -74,12 +74,16 @@ def are_filled(values: pa.Array | pa.ChunkedArray) -> np.ndarray:
     return pc.greater(pc.fill_null(lengths, 0), 0).to_numpy(zero_copy_only=False)
 
 
-def too_few_languages(rows: Dataset, name: str, kind: str, languages: Sequence[str], at_least: int) -> Iterator[str]:
-    """Says how many clips have a kind of text in fewer languages than one draws of a clip."""
-    languages_of = np.sum([has_text(rows, f"{kind}_{language}") for language in languages], axis=0)
+def too_few_languages(
+    rows: Dataset, name: str, kinds: Sequence[str], languages: Sequence[str], at_least: int
+) -> Iterator[str]:
+    """Says how many clips have a text, of whichever of these kinds, in fewer languages than one draws of a clip."""
+    languages_of = np.sum(
+        [np.any([has_text(rows, f"{kind}_{language}") for kind in kinds], axis=0) for language in languages], axis=0
+    )
     if too_few := int((languages_of < at_least).sum()):
         yield (
-            f"{too_few:,} of {len(rows):,} clips of {name} have {kind} in fewer than {at_least} of "
+            f"{too_few:,} of {len(rows):,} clips of {name} have {' or '.join(kinds)} in fewer than {at_least} of "
             f"{', '.join(languages)}: drop or fill them"
         )
 

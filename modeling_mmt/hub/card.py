@@ -187,4 +187,10 @@ def _start_text(recipe: Mapping[str, Any]) -> str:
 
 
 def _sources_text(stage: Mapping[str, Any]) -> str:
-    return " and ".join(f"{source['text_column']} in {', '.join(source['languages'])}" for source in stage["sources"])
+    sources = []
+    for source in stage["sources"]:
+        kinds = [source["text_column"], *source.get("other_text_columns", [])]
+        share = source.get("named_share", 1)
+        named = f" of {100 * share:g} % of the clips" if share < 1 else ""
+        sources.append(f"{' or '.join(kinds)}{named} in {', '.join(source['languages'])}")
+    return " and ".join(sources)

@@ -28,8 +28,8 @@ from modeling_mmt.training.recipe_reading import load_recipe
 INVISIBLE = ["\u200b", "\ufeff", "\u200e", "\u200b \u2060", "\u00ad\u200d", " \t\n", ""]
 GOOD = [[1.0, 2.0], [3.0, 4.0]]
 ROW_FAULTS = [  # a row's features -> what is said of it
-    (None, "1 clips have no video_features"),
-    ([], "1 clips have no video_features"),
+    (None, "1 clips have no video_features (null, or no steps)"),
+    ([], "1 clips have no video_features (null, or no steps)"),
     ([[1.0, float("nan")]], "1 clips have NaN, infinity or null in video_features"),
     ([[1.0, float("inf")]], "1 clips have NaN, infinity or null in video_features"),
     ([[1.0, None]], "1 clips have NaN, infinity or null in video_features"),
@@ -189,6 +189,7 @@ def test_a_recipe_whose_rows_have_no_id_is_one_line(corpus, tmp_path, capsys):
     with pytest.raises(InputError, match="no video_id, the first is row 3"):
         load_split(str(tmp_path / "anonymous"), None, "train", [])
     folder = build_checkpoint(corpus, tmp_path / "checkpoint", dataset=str(tmp_path / "anonymous"), features=[])
+    capsys.readouterr()
     code, out, err = call(capsys, "evaluate", folder)
     assert (code, out, err.count("\n")) == (2, "", 1) and "1 rows have no video_id, the first is row 3" in err
 
