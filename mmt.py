@@ -140,8 +140,13 @@ def add_extract(parser: argparse.ArgumentParser):
 
 def add_index(parser: argparse.ArgumentParser):
     """`mmt index`; what is not given is what the index was made with, and else the default in brackets."""
-    parser.add_argument("media", metavar="MEDIA", help="folder of videos and pictures")
+    media = (
+        "folder of videos and pictures; with --embeddings: a table with a line a vector (video_id, file, start, ...)"
+    )
+    parser.add_argument("media", metavar="MEDIA", help=media)
     parser.add_argument("--output_dir", required=True, metavar="INDEX", help="folder of the index")
+    vectors = "vectors made elsewhere, as .npy, in the order of the table's lines; --model then names what made them"
+    parser.add_argument("--embeddings", metavar="FILE", help=vectors)
     parser.add_argument("--model", metavar="CHECKPOINT", help="folder of a checkpoint, or its name on the Hub")
     parser.add_argument("--revision", help="tag or commit of a checkpoint on the Hub")
     parser.add_argument("--window", type=float, metavar="SECONDS", help="of video a row (8)")
@@ -258,7 +263,7 @@ def add_json(parser: argparse.ArgumentParser):
 def add_evaluation_options(parser: argparse.ArgumentParser):
     """The options that say what is searched; what is not given is what the checkpoint's recipe.json says."""
     group = parser.add_argument_group("what is searched (default: what the checkpoint's recipe.json names)")
-    group.add_argument("--revision", help="tag or commit of a checkpoint on the Hub")
+    group.add_argument("--revision", help="tag or commit of a checkpoint, or of an index, on the Hub")
     group.add_argument("--dataset", help="folder or Hub name, or emoji9, which comes with the package")
     group.add_argument("--dataset_revision", help="tag or commit of a dataset on the Hub")
     group.add_argument(
