@@ -15,7 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TOKENIZERS_PARALLELISM := false
 
 .PHONY: help install fix check test test-slow test-wheel test-real test-family test-system test-floors test-newest test-python \
-	docs demo table table-quick table-storybook8 ablations bench clean
+	docs demo table table-quick table-shares crossfit table-storybook8 table-photo9 ablations bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "%-17s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -123,8 +123,17 @@ table: $(STAMP)  ## the whole grid on emoji9, 3 seeds; hours, resumes row by row
 table-quick: $(STAMP)  ## the same path with one seed; at most 20 minutes
 	$(PY) experiments/run.py table --quick $(ARGS)
 
+table-shares: $(STAMP)  ## pre-training where a quarter, a half or all clips have names, 5 seeds; hours, resumes row by row
+	$(PY) experiments/named_shares.py $(ARGS)
+
+crossfit: $(STAMP)  ## four of its rows in five folds, so that every concept is a test query; hours, resumes run by run
+	$(PY) experiments/crossfit.py $(ARGS)
+
 table-storybook8: $(STAMP)  ## the same rows on picture books: make table-storybook8 DATA=<folder with storybook8/>
 	$(PY) experiments/storybook8.py --data_dir $(DATA)/storybook8 $(ARGS)
+
+table-photo9: $(STAMP)  ## rows with and without photographs on real ones: make table-photo9 DATA=<folder with photo9/>
+	$(PY) experiments/photo9.py --data_dir $(DATA)/photo9 $(ARGS)
 
 ablations: $(STAMP)  ## one switch at a time, on validation
 	$(PY) experiments/run.py ablations $(ARGS)

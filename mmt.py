@@ -106,7 +106,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_search(verb("search", "find moments and clips for queries in any language"))
     add_report(verb("report", "write one HTML file about a checkpoint, and Markdown and JSON"))
     add_export(verb("export", "write both towers as ONNX, and an int8 text tower"))
-    add_publish(verb("publish", "push a checkpoint or a dataset to the Hub, with card and figures"))
+    add_publish(verb("publish", "push a checkpoint, a dataset, an index or a feature store to the Hub, with its card"))
     return parser
 
 
@@ -140,12 +140,17 @@ def add_extract(parser: argparse.ArgumentParser):
 
 def add_index(parser: argparse.ArgumentParser):
     """`mmt index`; what is not given is what the index was made with, and else the default in brackets."""
-    parser.add_argument("media", metavar="MEDIA", help="folder of videos and pictures")
+    media = (
+        "folder of videos and pictures; with --embeddings: a table with a line a vector (video_id, file, start, ...)"
+    )
+    parser.add_argument("media", metavar="MEDIA", help=media)
     parser.add_argument("--output_dir", required=True, metavar="INDEX", help="folder of the index")
+    vectors = "vectors made elsewhere, as .npy, in the order of the table's lines; --model then names what made them"
+    parser.add_argument("--embeddings", metavar="FILE", help=vectors)
     parser.add_argument("--model", metavar="CHECKPOINT", help="folder of a checkpoint, or its name on the Hub")
     parser.add_argument("--revision", help="tag or commit of a checkpoint on the Hub")
     parser.add_argument("--window", type=float, metavar="SECONDS", help="of video a row (8)")
-    parser.add_argument("--stride", type=float, metavar="SECONDS", help="from one window to the next (4)")
+    parser.add_argument("--stride", type=float, metavar="SECONDS", help="from one window to the next (half of one)")
     shots = "cut at shot changes, and long shots into windows; needs the extra `shots`"
     parser.add_argument("--shots", action="store_true", default=None, help=shots)
     parser.add_argument("--frames_per_second", type=float, help="that are looked at (2)")
@@ -230,9 +235,12 @@ def add_export(parser: argparse.ArgumentParser):
 
 def add_publish(parser: argparse.ArgumentParser):
     """`mmt publish`."""
-    parser.add_argument("folder", metavar="FOLDER", help="of a checkpoint or a dataset")
+    parser.add_argument("folder", metavar="FOLDER", help="of a checkpoint, a dataset, an index or a feature store")
     parser.add_argument("repository", metavar="ORG/NAME", help="on the Hub; made if it does not exist")
-    parser.add_argument("--repo_type", choices=("model", "dataset"), default="model", help="(%(default)s)")
+    kind = "what FOLDER is (model; an index and a feature store are a dataset)"
+    parser.add_argument("--repo_type", choices=("model", "dataset"), help=kind)
+    parser.add_argument("--model", metavar="ORG/NAME", help="of an index: the published checkpoint that made it")
+    parser.add_argument("--model_revision", help="tag or commit of that")
     parser.add_argument("--revision", default="main", help="branch to commit to (%(default)s)")
     parser.add_argument("--tag", help="name of this version, such as v1.0; a tag never moves")
     script = "that built the dataset; repeatable"
@@ -255,10 +263,12 @@ def add_json(parser: argparse.ArgumentParser):
 def add_evaluation_options(parser: argparse.ArgumentParser):
     """The options that say what is searched; what is not given is what the checkpoint's recipe.json says."""
     group = parser.add_argument_group("what is searched (default: what the checkpoint's recipe.json names)")
-    group.add_argument("--revision", help="tag or commit of a checkpoint on the Hub")
+    group.add_argument("--revision", help="tag or commit of a checkpoint, or of an index, on the Hub")
     group.add_argument("--dataset", help="folder or Hub name, or emoji9, which comes with the package")
     group.add_argument("--dataset_revision", help="tag or commit of a dataset on the Hub")
-    group.add_argument("--features", nargs="+", metavar="FOLDER", help="feature stores, side by side")
+    group.add_argument(
+        "--features", nargs="+", metavar="FOLDER", help="feature stores, side by side; or org/name@revision"
+    )
     group.add_argument("--video_column", metavar="COLUMN", help="of videos, for a checkpoint with a vision encoder")
     group.add_argument("--split", help="of the dataset")
     group.add_argument("--text_column", metavar="KIND", help="kind of text, the columns being <KIND>_<language>")

@@ -15,6 +15,7 @@ import tokenize
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,7 @@ def _read_hdf5(path: Path) -> Iterator[tuple[str, np.ndarray | UnreadableClipErr
         file = h5py.File(path, "r")
     except OSError as error:
         raise SourceError(f"{path}: not a complete HDF5 file ({error}); copy it again") from error
-    with file:
+    with file, _naming_damage(path):
         for key in file:
             video_id, link = checked_id(key, f"{path}, key"), file.get(key, getlink=True)
             if isinstance(link, h5py.ExternalLink):
@@ -137,6 +138,15 @@ def _read_hdf5(path: Path) -> Iterator[tuple[str, np.ndarray | UnreadableClipErr
                 yield video_id, item[()]
             except OSError as error:
                 yield video_id, UnreadableClipError(f"{path}, {key!r}: {error}; extract this clip again")
+
+
+@contextmanager
+def _naming_damage(path: Path) -> Iterator[None]:
+    """Let what the HDF5 library says of a damaged file, in errors of many classes, be one line that names it."""
+    try:
+        yield
+    except (RuntimeError, KeyError, TypeError) as error:
+        raise SourceError(f"{path}: not a complete HDF5 file ({error}); copy it again") from error
 
 
 def as_clip(array: Any, where: str) -> np.ndarray:

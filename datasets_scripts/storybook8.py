@@ -8,13 +8,11 @@ its number, about 70 / 10 / 20 %. There is no Czech.
 
 import argparse
 import hashlib
-import io
 import re
 import shutil
 from collections.abc import Iterator
 
 import datasets
-from PIL import Image, UnidentifiedImageError
 
 from datasets_scripts.corpus import About, Clock, Row, build, options_of
 from modeling_mmt.data.sources import SourceError, Sources, Tally, as_object, checked_language, clean_text, json_object
@@ -78,7 +76,7 @@ def read(sources: Sources, tally: Tally, clock: Clock) -> tuple[datasets.Feature
             around = [
                 pages[story, other].get("text") or {} for other in (number - 1, number + 1) if (story, other) in pages
             ]
-            page["frames"] = {"bytes": picture(sources, file, f"{sources.folder / INDEX}"), "path": None}
+            page["frames"] = {"bytes": sources.picture(file), "path": None}
             page |= {f"caption_{language}": texts.get(language) for language in LANGUAGES}
             page |= {f"nearby_{lang}": [texts[lang] for texts in around if lang in texts] for lang in LANGUAGES}
             first = seen.setdefault(hashlib.sha256(page["frames"]["bytes"]).hexdigest(), page["video_id"])
@@ -119,18 +117,6 @@ def read_page(line: str, where: str, tally: Tally) -> Row:
     captions = {language: text for language, text in cleaned.items() if text is not None}
     row: Row = {"video_id": f"{story}_{page:02d}", "story": story, "page": page, "num_frames": 1}
     return row | {"file": file, "text": captions}
-
-
-def picture(sources: Sources, file: str, where: str) -> bytes:
-    """The file's bytes, checked to be a picture."""
-    with sources.open(file) as stream:
-        data = stream.read()
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-    except (UnidentifiedImageError, OSError) as error:
-        raise SourceError(f"{where}: {file} is not a readable picture ({error}); copy it again") from error
-    return data
 
 
 def split_of(story: str) -> str:

@@ -143,6 +143,35 @@ def storybook(folder: Path, num_stories: int = 40) -> list[str]:
     return ids
 
 
+def photos(folder: Path, num_photos: int = 10) -> list[str]:
+    """Photos of a thing that emoji9 trains on, of one that it tests on, and of one whose names are not CLDR's.
+
+    The last two photos of each are near-duplicates: one is a little brighter than the other.
+    """
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    generator, lines, ids = np.random.default_rng(0), [], []
+    for concept, emoji, split, origin in (
+        ("accordion", "🪗", "train", "cldr"),
+        ("ant", "🐜", "test", "cldr"),
+        ("apple", None, None, "omw-wikt"),
+    ):
+        for number in range(num_photos):
+            video_id = f"made-up-{concept}-{number}"
+            if number < num_photos - 1:
+                coarse = generator.integers(250, size=(8, 9, 3), dtype=np.uint8)
+            picture = Image.fromarray(coarse + np.uint8(number == num_photos - 1)).resize(
+                (36, 32), Image.Resampling.NEAREST
+            )
+            picture.save(folder / "images" / f"{video_id}.jpg", "JPEG", quality=95)
+            names = {language: f"{concept} {language}" for language in NINE} | {"en": concept}
+            line = {"id": video_id, "file": f"images/{video_id}.jpg", "source": "made up", "original": f"{number}.jpg"}
+            line |= {"licence": "CC0-1.0", "concept": concept, "emoji": emoji, "emoji9_split": split, "name": names}
+            lines.append(line | {"name_source": dict.fromkeys(NINE, origin)})
+            ids.append(video_id)
+    (folder / "photo9.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n", encoding="utf-8")
+    return ids
+
+
 def own(folder: Path, num_clips: int = 9) -> list[str]:
     """`captions.csv` in English and Swahili."""
     folder.mkdir(parents=True, exist_ok=True)

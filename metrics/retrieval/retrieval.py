@@ -10,11 +10,13 @@ import numpy as np
 
 from modeling_mmt.evaluation.metrics import retrieval_metrics
 from modeling_mmt.evaluation.ranks import ranks, ranks_from_scores
+from modeling_mmt.evaluation.relevance import relevance, relevance_from_scores
 
 _DESCRIPTION = """
 Cross-modal retrieval: how high does the correct item stand in the ranking of each query?
-R@1, R@5, R@10 and MRR in percent (0 to 100), median (MedR) and mean (MeanR) rank from 1. Ties take the expected rank
-under a random order (the average rank); a score that is not finite is an error.
+R@1, R@5, R@10 and MRR in percent (0 to 100), median (MedR) and mean (MeanR) rank from 1; where queries have several
+correct items, mean average precision (mAP) and nDCG@10 over all of them, in percent. Ties take the expected rank
+under a random order (the average rank), or the expected value; a score that is not finite is an error.
 """
 
 _KWARGS_DESCRIPTION = """
@@ -22,13 +24,13 @@ Args:
     predictions: one list of floats for each query: its embedding, if `gallery_embeds` is given; else its scores
         against every gallery item (larger = better). Stored as float32.
     references: for each query the row of the correct gallery item, an integer; or a list of integers if several items
-        are correct (the best-ranked one counts).
+        are correct: of ranks the best-ranked one counts, of mAP and nDCG@10 all do.
     gallery_embeds (array, optional): `(gallery items, width)` embeddings, scored by inner product in blocks: memory
         stays proportional to the number of items, and queries may be added batch by batch, or by several processes.
     return_ranks (bool, optional): whether to return each query's rank too.
 Returns:
-    A dictionary: 'R@1', 'R@5', 'R@10', 'MRR' in percent; 'MedR', 'MeanR' as ranks; with `return_ranks` also 'ranks',
-    one float a query, 1 = best.
+    A dictionary: 'R@1', 'R@5', 'R@10', 'MRR' in percent; 'MedR', 'MeanR' as ranks; where references are lists also
+    'mAP' and 'nDCG@10' in percent; with `return_ranks` also 'ranks', one float a query, 1 = best.
 Examples:
     >>> import evaluate
     >>> metric = evaluate.load("metrics/retrieval")
@@ -69,4 +71,11 @@ class Retrieval(evaluate.Metric):
             found = ranks_from_scores(predictions, references)
         else:
             found = ranks(predictions, gallery_embeds, references)
-        return retrieval_metrics(found) | ({"ranks": found} if return_ranks else {})
+        result = retrieval_metrics(found) | ({"ranks": found} if return_ranks else {})
+        if any(np.ndim(items) for items in references):  # several correct items
+            if gallery_embeds is None:
+                values = relevance_from_scores(predictions, references)
+            else:
+                values = relevance(predictions, gallery_embeds, references)
+            result |= {name: float(of.mean()) for name, of in values.items()}
+        return result

@@ -10,7 +10,7 @@ from modeling_mmt.commands.terminal import Paint, is_watched, print_json
 from modeling_mmt.data.errors import InputError
 from modeling_mmt.evaluation.embedding import embed_texts
 from modeling_mmt.evaluation.evaluate import Corpus, evaluate, open_checkpoint
-from modeling_mmt.evaluation.metrics import AVERAGES, DIRECTIONS, SHOWN_METRICS, average_over_languages
+from modeling_mmt.evaluation.metrics import AVERAGES, DIRECTIONS, average_over_languages, shown_metrics
 from modeling_mmt.evaluation.moments import spans_of_rows
 from modeling_mmt.search.index import INDEX, SearchIndex
 from modeling_mmt.search.moment_figures import Figures, average_moments, moment_figures, own_moment_figures
@@ -99,13 +99,12 @@ def print_tables(name: str, corpus: Corpus, figures: dict[str, Any]):
     for part, directions in figures.items():
         for direction, by_language in directions.items():
             title = DIRECTIONS[direction] + ("" if part == "all" else f", {part.replace('_', ' ', 1)}")
-            print("\n" + paint.bold(f"{title:30}" + "".join(f"{metric:>8}" for metric in SHOWN_METRICS)))
+            metrics = shown_metrics(next(iter(by_language.values())))
+            print("\n" + paint.bold(f"{title:30}" + "".join(f"{metric:>8}" for metric in metrics)))
             columns = {
                 metric: average_over_languages({key: of[metric] for key, of in by_language.items()})
-                for metric in SHOWN_METRICS
+                for metric in metrics
             }
             for key in columns["R@1"]:
-                line = f"{AVERAGES.get(key, key):30}" + "".join(
-                    f"{columns[metric][key]:8.1f}" for metric in SHOWN_METRICS
-                )
+                line = f"{AVERAGES.get(key, key):30}" + "".join(f"{columns[metric][key]:8.1f}" for metric in metrics)
                 print(paint.blue(line) if key in AVERAGES else line)

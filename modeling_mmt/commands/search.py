@@ -22,8 +22,9 @@ from modeling_mmt.evaluation.embedding import embed_texts
 from modeling_mmt.evaluation.evaluate import Corpus, EvalSpec, open_checkpoint
 from modeling_mmt.inputs_mmt import clean_caption
 from modeling_mmt.search.index import INDEX, SOURCE, SearchIndex
-from modeling_mmt.search.manifest import Manifest, read_source
+from modeling_mmt.search.manifest import read_source
 from modeling_mmt.search.moments import Moment
+from modeling_mmt.search.published import downloaded_index
 
 SOURCE_FIELDS = ("dataset", "dataset_revision", "split", "features", "video_column")
 MAX_QUERY = 10_000  # characters; a model reads some dozens of tokens
@@ -48,7 +49,7 @@ def main(
     """Print the best moments of each query.
 
     Args:
-        place: folder of a checkpoint or its name on the Hub; or the folder of an index, whose checkpoint is taken.
+        place: folder of a checkpoint or its name on the Hub; or of an index, whose checkpoint is taken.
         queries: texts in any language.
         index: folder of an index of the checkpoint's; searched if it is there, else built and kept there.
         top: moments a query, at most.
@@ -72,8 +73,7 @@ def main(
     if media:
         from modeling_mmt.search.media_queries import embed_media
 
-        settings = settings_of(index or place)
-        parts += [embed_media(model, processor, file, at, settings, searched) for file, at in media]
+        parts += [embed_media(model, processor, file, at, searched.settings, searched) for file, at in media]
     embeddings = torch.cat(parts)
     if windows:
         most = min(top, len(searched))
@@ -133,6 +133,8 @@ def check_options(
 def open_index(place: str, index: str | None, evaluation: EvaluationOptions) -> tuple[Any, Any, SearchIndex]:
     """Model, processor and index: opened, or built and kept where `index` says so."""
     stored = None
+    if not Path(place).exists() and place.count("/") == 1 and (pulled := downloaded_index(place, evaluation.revision)):
+        place = str(pulled)
     if (Path(place) / INDEX).is_file():
         if index:
             raise InputError(f"{place} is an index already; leave --index {index} out, or name a checkpoint first")
@@ -160,11 +162,6 @@ def open_index(place: str, index: str | None, evaluation: EvaluationOptions) -> 
     if folder:
         built.save(folder, source_of(corpus.spec))
     return model, processor, built
-
-
-def settings_of(folder: str) -> Mapping[str, Any]:
-    """How an index's rows were made of files; nothing where there is no index."""
-    return Manifest.read(Path(folder)).settings if (Path(folder) / INDEX).is_file() else {}
 
 
 def print_table(searched: SearchIndex, titles: Sequence[str], found: Sequence[Sequence[Moment]]):

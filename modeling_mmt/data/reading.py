@@ -213,7 +213,7 @@ def check_hub_name(name: str) -> str:
     """
     first, slash, rest = name.partition("/")
     if name.startswith((".", "/", "~")) or "\\" in name or "/" in rest or (slash and Path(first).is_dir()):
-        raise InputError(f"{name} is not there, and reads as a path, so that the Hub is not asked; correct the path")
+        raise InputError(f"{name} does not exist, and reads as a path, so that the Hub is not asked; correct the path")
     return name
 
 

@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
+from PIL import Image, UnidentifiedImageError
+
 from modeling_mmt.data.errors import InputError
 from modeling_mmt.inputs_mmt import is_blank
 
@@ -96,7 +98,7 @@ class Sources:
         """The file's bytes as a stream, decompressed if it ends in `.gz`; read to its end, it is hashed.
 
         Raises:
-            FileNotFoundError: it is not there.
+            FileNotFoundError: it does not exist.
             SourceError: it is a damaged or cut gzip file.
         """
         path = self.folder / self.find(name)
@@ -125,6 +127,21 @@ class Sources:
             raise SourceError(
                 f"{self.folder / name}: byte {error.start} is not UTF-8 ({error.reason}); save the file as UTF-8"
             ) from error
+
+    def picture(self, name: str) -> bytes:
+        """The bytes of a picture.
+
+        Raises:
+            SourceError: it cannot be decoded.
+        """
+        with self.open(name) as stream:
+            data = stream.read()
+        try:
+            with Image.open(io.BytesIO(data)) as image:
+                image.load()
+        except (UnidentifiedImageError, OSError) as error:
+            raise SourceError(f"{self.folder / name} is not a readable picture ({error}); copy it again") from error
+        return data
 
     def lines(self, name: str) -> list[str]:
         """The file's lines, as `wc -l` counts them, whether or not the last has an end."""

@@ -20,7 +20,7 @@ def read_text(sources: Sources, name: str) -> str:
     """A file's text, whatever it is encoded in.
 
     Raises:
-        FileNotFoundError: it is not there.
+        FileNotFoundError: it does not exist.
         SourceError: no encoding fits.
     """
     with sources.open(name) as stream:
@@ -38,7 +38,7 @@ def read_json_lines(sources: Sources, name: str, fields: Sequence[str] = ()) -> 
     """The objects of a JSON Lines file, each with its place.
 
     Raises:
-        FileNotFoundError: it is not there.
+        FileNotFoundError: it does not exist.
         SourceError: a line is no object, or lacks a field.
     """
     return [(where, json_object(text, where, fields)) for where, text in read_lines(sources, name)]
@@ -57,7 +57,7 @@ def read_table(sources: Sources, name: str, fields: Sequence[str] = ()) -> list[
         fields: heads that must be there.
 
     Raises:
-        FileNotFoundError: it is not there.
+        FileNotFoundError: it does not exist.
         SourceError: a column is missing or there twice, or a row does not fit the header; names file, line and column.
     """
     path, text, skipped = sources.folder / name, read_text(sources, name), 0

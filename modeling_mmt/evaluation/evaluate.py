@@ -35,10 +35,12 @@ from modeling_mmt.evaluation.checkpoint_recipe import RECIPE, recipe_file, searc
 from modeling_mmt.evaluation.embedding import embed_texts, embed_videos
 from modeling_mmt.evaluation.metrics import retrieval_metrics
 from modeling_mmt.evaluation.ranks import ranks_by_language
+from modeling_mmt.evaluation.relevance import relevance_by_language
 from modeling_mmt.modeling_mmt import MMTModel
 from modeling_mmt.processing_mmt import MMTProcessor
 
 Ranks = dict[str, dict[str, np.ndarray]]  # direction -> language -> (queries,)
+CONCEPT = "concept"  # column of what a clip shows; where it is there, every clip of a caption's concept answers it
 MAX_WORDS = 600  # characters of a library's error that are passed on
 
 
@@ -114,7 +116,8 @@ class Corpus:
         spec: what it was opened for.
         rows: the split, pictures and all.
         captions: language -> captions.
-        clip_of: language -> the row that each caption belongs to.
+        clip_of: language -> the row that each caption belongs to; of a caption that many clips of a concept share,
+            the first.
         clips: each row's features `(F_i, D_v)`, or what a processor reads as its video.
         parts: name -> `(rows,)` bool, True for a clip that is left out; `all` leaves out none.
         extractors: what made each stream of features; empty where it is not known.
@@ -132,6 +135,20 @@ class Corpus:
     def languages(self) -> list[str]:
         """In the order asked for."""
         return list(self.captions)
+
+    @cached_property
+    def rows_of_concept(self) -> dict[str, list[int]]:
+        """The rows of each concept, in order; empty where the dataset has no column `concept`."""
+        rows: dict[str, list[int]] = {}
+        for row, concept in enumerate(self.rows[CONCEPT] if CONCEPT in self.rows.column_names else ()):
+            rows.setdefault(concept, []).append(row)
+        return rows
+
+    @cached_property
+    def answers(self) -> dict[str, list[list[int]]]:
+        """Language -> the rows that answer each caption: its clip, or all clips of its concept."""
+        rows_like = {row: rows for rows in self.rows_of_concept.values() for row in rows}
+        return {language: [rows_like.get(row, [row]) for row in owners] for language, owners in self.clip_of.items()}
 
     @cached_property
     def aligned(self) -> tuple[list[int], dict[str, list[int]]]:
@@ -159,6 +176,8 @@ class Evaluation:
         ranks: part -> direction -> language -> `(queries,)`; a clip without a caption has rank NaN.
         max_text_length: longest caption in tokens that the model reads.
         tokens: language -> `(captions,)` tokens of each caption before it is cut, special ones included.
+        relevance: part -> language -> `mAP` and `nDCG@10` of each text-to-video query, `(queries,)`; empty where a
+            query has one right answer.
     """
 
     name: str
@@ -167,17 +186,26 @@ class Evaluation:
     ranks: dict[str, Ranks]
     max_text_length: int = 0
     tokens: dict[str, np.ndarray] = field(default_factory=dict)
+    relevance: dict[str, dict[str, dict[str, np.ndarray]]] = field(default_factory=dict)
 
     @cached_property
     def figures(self) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
-        """As in `metrics.json`: part -> direction -> language -> R@1, R@5, R@10, MedR, MeanR, MRR."""
-        return {
+        """As in `metrics.json`: part -> direction -> language -> R@1, R@5, R@10, MedR, MeanR, MRR.
+
+        Of queries with many right answers also mAP and nDCG@10; video to text then names what a clip shows, so that
+        its R@1 is the accuracy from clip to name.
+        """
+        figures = {
             part: {
                 direction: {lang: retrieval_metrics(values[~np.isnan(values)]) for lang, values in by_language.items()}
                 for direction, by_language in ranks.items()
             }
             for part, ranks in self.ranks.items()
         }
+        for part, by_language in self.relevance.items():
+            for language, values in by_language.items():
+                figures[part]["t2v"][language] |= {metric: float(of.mean()) for metric, of in values.items()}
+        return figures
 
 
 def open_corpus(spec: EvalSpec) -> Corpus:
@@ -240,12 +268,30 @@ def corpus_of(spec: EvalSpec, rows: Dataset, clips: Sequence[Any]) -> Corpus:
         clips: as `Corpus.clips`.
     """
     captions, clip_of = {}, {}
+    concepts = rows[CONCEPT][:] if CONCEPT in rows.column_names else None
     for language in spec.languages:
-        clip_of[language], captions[language] = flat_captions(rows[f"{spec.text_column}_{language}"])
+        owners, texts = flat_captions(rows[f"{spec.text_column}_{language}"])
+        if concepts is not None:
+            owners, texts = asked_once(owners, texts, concepts)
+        clip_of[language], captions[language] = owners, texts
     parts = {"all": np.zeros(len(rows), dtype=bool)}
     if spec.exclude_column:
         parts[f"without_{spec.exclude_column}"] = np.array(rows[spec.exclude_column], dtype=bool)
     return Corpus(spec, rows, captions, clip_of, clips, parts)
+
+
+def asked_once(owners: Sequence[int], texts: Sequence[str], concepts: Sequence[str]) -> tuple[list[int], list[str]]:
+    """The captions of each concept, each once, with the first row that it belongs to.
+
+    Args:
+        owners: the row of each caption.
+        texts: the captions.
+        concepts: of each row.
+    """
+    first: dict[tuple[str, str], int] = {}
+    for row, text in zip(owners, texts, strict=True):
+        first.setdefault((concepts[row], text), row)
+    return list(first.values()), [text for _, text in first]
 
 
 def check_checkpoint(source: str):
@@ -341,10 +387,14 @@ def search_corpus(
         bar.set_postfix_str("clips")
         videos = embed_videos(model, processor, corpus.clips, ids=corpus.rows["video_id"][:])
         bar.update()
-    ranks = {
-        part: ranks_by_language(texts, videos, corpus.clip_of, excluded) for part, excluded in corpus.parts.items()
-    }
-    return Evaluation(name, texts, videos, ranks)
+    answers, parts = corpus.answers, corpus.parts.items()
+    ranks = {part: ranks_by_language(texts, videos, answers, excluded) for part, excluded in parts}
+    evaluation = Evaluation(name, texts, videos, ranks)
+    if corpus.rows_of_concept:
+        evaluation.relevance = {
+            part: relevance_by_language(texts, videos, answers, excluded) for part, excluded in parts
+        }
+    return evaluation
 
 
 def token_counts(processor: MMTProcessor, captions: Sequence[str]) -> np.ndarray:

@@ -10,6 +10,7 @@ import numpy as np
 Array: TypeAlias = Any  # numpy array, torch tensor (any device, any float type) or nested lists of numbers
 METRICS = ("R@1", "R@5", "R@10", "MedR", "MeanR", "MRR")
 SHOWN_METRICS = tuple(metric for metric in METRICS if metric != "MeanR")  # to people: outliers move a mean rank
+RELEVANCE_METRICS = ("mAP", "nDCG@10")  # of queries with many right answers (`relevance.py`)
 DIRECTIONS = {"t2v": "text to video", "v2t": "video to text"}
 AVERAGES = {"avg": "all", "avg_non_en": "all but en"}  # over languages
 
@@ -33,6 +34,15 @@ def retrieval_metrics(ranks: Array) -> dict[str, float]:
     return {name: float(STATISTIC[name](per_query(name, values))) for name in METRICS}
 
 
+def shown_metrics(figures: Mapping[str, Any]) -> list[str]:
+    """Those of a table's columns: `SHOWN_METRICS`, and of queries with many right answers `RELEVANCE_METRICS`.
+
+    Args:
+        figures: by metric.
+    """
+    return [metric for metric in (*SHOWN_METRICS, *RELEVANCE_METRICS) if metric in figures]
+
+
 def per_query(metric: str, ranks: np.ndarray) -> np.ndarray:
     """What a metric averages (or, for MedR, takes the median of) over queries."""
     if metric.startswith("R@"):
@@ -40,7 +50,9 @@ def per_query(metric: str, ranks: np.ndarray) -> np.ndarray:
     return 100.0 / ranks if metric == "MRR" else ranks
 
 
-STATISTIC: dict[str, Callable[..., Any]] = {name: np.median if name == "MedR" else np.mean for name in METRICS}
+STATISTIC: dict[str, Callable[..., Any]] = {
+    name: np.median if name == "MedR" else np.mean for name in (*METRICS, *RELEVANCE_METRICS)
+}
 
 
 def average_over_languages(values: Mapping[str, Any]) -> dict[str, Any]:

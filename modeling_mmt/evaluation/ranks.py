@@ -8,7 +8,7 @@ Three rules that published evaluation scripts leave open:
 - **Ties.** The rank is the expected one if tied items were shuffled. With one correct item that is the average rank,
   so a constant model ranks every query `(Ng + 1) / 2`. With several correct items, the expected rank of the first.
 - **What a tie is.** Scores are inner products in float64, and two of them tie when float64 cannot tell them apart
-  (`_tie_tolerance`). A float32 matrix product only sorts out what is certainly above or below: what lies within its
+  (`tie_tolerance`). A float32 matrix product only sorts out what is certainly above or below: what lies within its
   proven rounding error of the correct item's score is computed again in float64. So ranks depend neither on the block
   size nor on the order of the gallery nor on the library that multiplies, and equal gallery rows always tie.
 - **NaN.** A score that is not finite is an error that names the row, not a query that goes missing.
@@ -58,9 +58,9 @@ def ranks(query_embeds: Array, gallery_embeds: Array, targets: Targets = None, b
     Raises:
         ValueError: an embedding is not finite (names the row), widths differ, or a target lies outside the gallery.
     """
-    queries = _matrix("query_embeds", query_embeds)
-    gallery = _matrix("gallery_embeds", gallery_embeds)
-    correct = _correct_pairs(targets, len(queries), len(gallery))
+    queries = as_matrix("query_embeds", query_embeds)
+    gallery = as_matrix("gallery_embeds", gallery_embeds)
+    correct = correct_pairs(targets, len(queries), len(gallery))
     (result,) = _tiled_ranks(queries, gallery, correct, query_axes=(0,), block_size=block_size)
     return result
 
@@ -80,9 +80,9 @@ def ranks_both_ways(
         `(Nt,)` float64, rank of the clip for each caption; and `(Nv,)` float64, rank of the best-ranked caption for
         each clip, NaN for a clip that no caption names (there is nothing to find).
     """
-    texts = _matrix("text_embeds", text_embeds)
-    videos = _matrix("video_embeds", video_embeds)
-    correct = _correct_pairs(targets, len(texts), len(videos))
+    texts = as_matrix("text_embeds", text_embeds)
+    videos = as_matrix("video_embeds", video_embeds)
+    correct = correct_pairs(targets, len(texts), len(videos))
     text_ranks, video_ranks = _tiled_ranks(texts, videos, correct, query_axes=(0, 1), block_size=block_size)
     return text_ranks, video_ranks
 
@@ -97,8 +97,8 @@ def ranks_from_scores(scores: Array, targets: Targets = None) -> np.ndarray:
     Returns:
         `(Nq,)` float64 ranks, 1 = best.
     """
-    matrix = _matrix("scores", scores)
-    rows, columns = _correct_pairs(targets, *matrix.shape)
+    matrix = as_matrix("scores", scores)
+    rows, columns = correct_pairs(targets, *matrix.shape)
     best = np.full(len(matrix), -np.inf, dtype=matrix.dtype)
     np.maximum.at(best, rows, matrix[rows, columns])
     tied_correct = np.bincount(rows[matrix[rows, columns] == best[rows]], minlength=len(matrix))
@@ -117,7 +117,7 @@ def _tile_error(width: int) -> float:
     return 1.05 * (width + 4) * 2.0**-24
 
 
-def _tie_tolerance(width: int) -> float:
+def tie_tolerance(width: int) -> float:
     """Scores that differ by less, relative to |q| max|g|, tie: twice the worst error of two float64 inner products."""
     return 4.0 * (width + 2) * 2.0**-53
 
@@ -144,7 +144,7 @@ class _Direction:
         np.maximum.at(self.to_beat, query_of_pair, correct_scores)
         self.answerable = np.isfinite(self.to_beat)
         self.to_beat[~self.answerable] = np.inf  # so that nothing is counted
-        self.tolerance = _tie_tolerance(width) * scale
+        self.tolerance = tie_tolerance(width) * scale
         margin = _tile_error(width) * scale + width * 2.0**-149 * (1 + norms[0].max() + norms[1].max())
         self.high = np.nextafter((self.to_beat + margin).astype(np.float32), np.float32(np.inf))
         self.low = np.nextafter((self.to_beat - margin).astype(np.float32), np.float32(-np.inf))
@@ -197,7 +197,7 @@ def _tiled_ranks(
     if block_size < 1:
         raise ValueError(f"block_size must be at least 1, got {block_size}")
     width = rows.shape[1]
-    norms = (_norms(rows), _norms(columns))
+    norms = (row_norms(rows), row_norms(columns))
     if max(norms[0].max(), norms[1].max(), norms[0].max() * norms[1].max()) > 1e38:
         raise ValueError("embeddings are so long that a float32 score would overflow; L2-normalise them first")
     correct_scores = _pair_scores(rows, columns, *correct)
@@ -244,7 +244,8 @@ def _pair_scores(rows: np.ndarray, columns: np.ndarray, row: np.ndarray, column:
     return scores
 
 
-def _norms(embeds: np.ndarray) -> np.ndarray:
+def row_norms(embeds: np.ndarray) -> np.ndarray:
+    """`(N,)` float64 lengths of rows."""
     return np.sqrt(np.einsum("ij,ij->i", embeds, embeds, dtype=np.float64))
 
 
@@ -253,7 +254,7 @@ def _contains(sorted_keys: np.ndarray, keys: np.ndarray) -> np.ndarray:
     return sorted_keys[np.minimum(places, len(sorted_keys) - 1)] == keys
 
 
-def _matrix(name: str, values: Array) -> np.ndarray:
+def as_matrix(name: str, values: Array) -> np.ndarray:
     """A 2-D float32 or float64 array on the CPU; half precision becomes float32, which holds it exactly."""
     if isinstance(values, torch.Tensor):
         values = values.detach().cpu()
@@ -274,7 +275,7 @@ def _matrix(name: str, values: Array) -> np.ndarray:
     return array
 
 
-def _correct_pairs(targets: Targets, num_queries: int, num_items: int) -> tuple[np.ndarray, np.ndarray]:
+def correct_pairs(targets: Targets, num_queries: int, num_items: int) -> tuple[np.ndarray, np.ndarray]:
     """`(K,)` query and `(K,)` item of each correct pair."""
     if targets is None:
         if num_queries != num_items:
@@ -309,16 +310,6 @@ def _is_ragged(targets: Targets) -> bool:
     return any(np.ndim(items) > 0 for items in targets)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# metrics, per language
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# embedding a corpus
-# ---------------------------------------------------------------------------------------------------------------------
-
-
 def ranks_by_language(
     text_embeds: Mapping[str, Array],
     video_embeds: Array,
@@ -342,7 +333,7 @@ def ranks_by_language(
         several captions of a clip, v2t counts the best-ranked one. A clip without a caption in a language has rank NaN
         in v2t, so that rows of different languages stay aligned.
     """
-    videos = _matrix("video_embeds", video_embeds)
+    videos = as_matrix("video_embeds", video_embeds)
     is_included = np.ones(len(videos), dtype=bool)
     if exclude is not None:
         dropped = np.asarray(exclude.cpu() if isinstance(exclude, torch.Tensor) else exclude)
@@ -354,9 +345,9 @@ def ranks_by_language(
     gallery, new_index = videos if is_included.all() else videos[is_included], np.cumsum(is_included) - 1
     result: dict[str, dict[str, np.ndarray]] = {direction: {} for direction in DIRECTIONS}
     for language, embeds in text_embeds.items():
-        texts = _matrix(f"text_embeds[{language!r}]", embeds)
+        texts = as_matrix(f"text_embeds[{language!r}]", embeds)
         language_targets = targets[language] if isinstance(targets, Mapping) else targets
-        caption, clip = _correct_pairs(language_targets, len(texts), len(videos))
+        caption, clip = correct_pairs(language_targets, len(texts), len(videos))
         caption, clip = caption[is_included[clip]], new_index[clip[is_included[clip]]]
         if not caption.size:
             raise ValueError(f"exclude drops every caption in {language!r}")

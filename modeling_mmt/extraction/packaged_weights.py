@@ -15,14 +15,9 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from tqdm import tqdm
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from modeling_mmt.data.errors import InputError
 from modeling_mmt.efficientnet_lite_mmt import EfficientNetLiteConfig, EfficientNetLiteModel
 
 Q4_BLOCK = np.dtype([("scale", "<f2"), ("nibbles", "u1", 16)])  # 32 values in 18 bytes
-
-
-class PackagedEncoderError(InputError, RuntimeError):
-    """A package could not be downloaded, or what it holds is not what was expected."""
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ def publish(
     scripts: Sequence[str | os.PathLike] = (),
     token: str | None = None,
 ) -> str:
-    """Commit a folder to a repository, which is made if it is not there.
+    """Commit a folder to a repository, which is made if need be.
 
     The revision moves once, to a commit that holds every file, or it stays; whatever failed, the call can be repeated.
     Files that are there already are not sent again. Another's commit in between is an error, not overwritten.
@@ -75,7 +75,7 @@ def publish(
         folder: of a checkpoint (`save_pretrained`, `mmt train`'s `output_dir`), or of a dataset with its card.
         repo_id: `org/name`.
         repo_type: `"model"` or `"dataset"`.
-        revision: branch to commit to; made from `main` if it is not there.
+        revision: branch to commit to; made from `main` if need be.
         tag: name of this version, such as `"v1.0"`; a tag never moves.
         private: whether a repository that is made is private; None is the owner's default.
         message: of the commit.

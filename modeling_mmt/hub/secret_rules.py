@@ -23,7 +23,7 @@ HUB_RULES = {  # so long that they are not found by chance in a file of noise
 NEWER_RULES = {  # than detect-secrets' last release
     "a private key": re.compile(rb"BEGIN ENCRYPTED PRIVATE KEY|PuTTY-User-Key-File-3"),
     "a GitHub token": re.compile(rb"github_pat_[0-9A-Za-z_]{60,}"),
-    "a Google API key": re.compile(rb"\bAIza[0-9A-Za-z_-]{35}\b"),
+    "a Google API key": re.compile(rb"AIza[0-9A-Za-z_-]{35}"),
     "an Anthropic key": re.compile(rb"sk-ant-[0-9A-Za-z_-]{20,}"),
 }
 SECRET_NAME = re.compile(r"(TOKEN|SECRET|PASSWORD|KEY)$")  # of a variable, such as WANDB_API_KEY

@@ -8,6 +8,7 @@
 The captions of a language are its queries, and every language searches the same clips. Needs the extra `plugins`.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from types import SimpleNamespace
@@ -23,6 +24,7 @@ from mteb.abstasks.task_metadata import TaskMetadata
 from modeling_mmt.data.clips import frames_of
 from modeling_mmt.data.languages import LANGUAGES
 from modeling_mmt.data.reading import dataset_folder, read_split
+from modeling_mmt.evaluation.evaluate import Corpus, EvalSpec, corpus_of
 
 # MTEB's names of the paper's languages
 MTEB_NAMES = dict(
@@ -129,8 +131,10 @@ class TextToVideoRetrieval(AbsTaskRetrieval):
                 if column not in rows.column_names:
                     raise ValueError(f"{source['path']} ({split}): no column {column}; found {rows.column_names}")
             corpus = self._corpus(rows)
-            for language, column in columns.items():
-                queries, relevant = _queries(rows["video_id"], rows[column])
+            spec = EvalSpec(source["path"], split=split, text_column=self.text_column, languages=list(columns))
+            searched = corpus_of(spec, rows, clips=())
+            for language in columns:
+                queries, relevant = _queries(searched, language)
                 self.dataset[language][split] = RetrievalSplitData(
                     queries=queries, corpus=corpus, relevant_docs=relevant, top_ranked=None
                 )
@@ -190,11 +194,14 @@ def _read_clips(features: Any, rows: Dataset, places: Mapping[str, int], batch: 
     return batch | {"video": [clip.as_subclass(Clip) for clip in clips]}
 
 
-def _queries(video_ids: Sequence[str], captions: Sequence[Any]) -> tuple[Dataset, dict[str, dict[str, int]]]:
-    queries, relevant = [], {}
-    for video_id, value in zip(video_ids, captions, strict=True):
-        for number, caption in enumerate([value] if isinstance(value, str) else value or []):
-            query = f"{video_id}-{number}"
-            queries.append({"id": query, "text": caption})
-            relevant[query] = {video_id: 1}
+def _queries(searched: Corpus, language: str) -> tuple[Dataset, dict[str, dict[str, int]]]:
+    """A language's captions, and the clips that answer each: its own, or all of its concept."""
+    ids = searched.rows["video_id"][:]
+    queries, relevant, asked = [], {}, Counter[int]()
+    owners, texts, answers = searched.clip_of[language], searched.captions[language], searched.answers[language]
+    for row, text, rows in zip(owners, texts, answers, strict=True):
+        query = f"{ids[row]}-{asked[row]}"
+        asked[row] += 1
+        queries.append({"id": query, "text": text})
+        relevant[query] = {ids[answer]: 1 for answer in rows}
     return Dataset.from_list(queries), relevant

@@ -1,7 +1,7 @@
 """Every number of the report, from evaluations of one or more checkpoints on one corpus."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
 
@@ -24,8 +24,15 @@ from modeling_mmt.evaluation.diagnostics import (
     top_results,
     unanimity,
 )
-from modeling_mmt.evaluation.evaluate import Corpus, Evaluation, Ranks
-from modeling_mmt.evaluation.metrics import DIRECTIONS, SHOWN_METRICS, STATISTIC, average_over_languages, per_query
+from modeling_mmt.evaluation.evaluate import Corpus, Evaluation
+from modeling_mmt.evaluation.metrics import (
+    DIRECTIONS,
+    RELEVANCE_METRICS,
+    STATISTIC,
+    average_over_languages,
+    per_query,
+    shown_metrics,
+)
 from modeling_mmt.evaluation.significance import bootstrap_interval, paired_test, summarise_seeds
 from modeling_mmt.search.moment_figures import own_moment_figures
 
@@ -76,10 +83,7 @@ def measure(
 def measure_one(evaluation: Evaluation, corpus: Corpus, num_samples: int) -> dict[str, Any]:
     """Everything about one checkpoint."""
     languages, (rows, places) = corpus.languages, corpus.aligned
-    figures = {
-        part: with_intervals(ranks, evaluation.figures[part], corpus, part, num_samples)
-        for part, ranks in evaluation.ranks.items()
-    }
+    figures = {part: with_intervals(evaluation, corpus, part, num_samples) for part in evaluation.ranks}
     result: dict[str, Any] = {
         "figures": figures,
         "gap_to_english": {
@@ -126,41 +130,47 @@ def measure_one(evaluation: Evaluation, corpus: Corpus, num_samples: int) -> dic
         }
         for place in hardest(ranks)[:SHOWN]
     ]
+    kin = np.arange(len(corpus.rows))  # what another clip of the concept shows is no confusion
+    for alike in corpus.rows_of_concept.values():
+        kin[alike] = alike[0]
     result["confusions"] = [
         {"asked": pair.expected, "found": pair.retrieved, "languages": list(pair.languages)}
-        for pair in confusions(found[..., 0], rows, languages)[:SHOWN]
+        for pair in confusions(kin[found[..., 0]], kin[rows].tolist(), languages)[:SHOWN]
     ]
     return result
 
 
-def with_intervals(
-    ranks: Ranks, figures: Mapping[str, Any], corpus: Corpus, part: str, num_samples: int
-) -> dict[str, Any]:
+def with_intervals(evaluation: Evaluation, corpus: Corpus, part: str, num_samples: int) -> dict[str, Any]:
     """Direction -> metric -> language or average -> value and `ci95`, over clips.
 
     The averages have an interval only where every clip has one caption in every language, so that a clip can be drawn
     in all of them at once.
     """
-    summary = summarise_seeds([ranks], num_samples) if corpus.is_paired else None
-    result: dict[str, Any] = {direction: {metric: {} for metric in SHOWN_METRICS} for direction in DIRECTIONS}
+    summary = summarise_seeds([evaluation.ranks[part]], num_samples) if corpus.is_paired else None
+    figures = evaluation.figures[part]
+    result: dict[str, Any] = {direction: {} for direction in DIRECTIONS}
     is_included = ~corpus.parts[part]
-    for direction, by_language in ranks.items():
-        for metric in SHOWN_METRICS:
+    for direction, by_language in evaluation.ranks[part].items():
+        for metric in shown_metrics(next(iter(figures[direction].values()))):
             means = average_over_languages(
                 {language: figures[direction][language][metric] for language in by_language}
             )
+            cells = result[direction][metric] = {}
             for key, mean in means.items():
                 interval = None
-                if summary is not None:
+                if summary is not None and metric in summary[direction]:
                     interval = summary[direction][metric][key]["ci95"]
                 elif key in by_language:
-                    owners = np.array(corpus.clip_of[key])
-                    values = per_query(metric, by_language[key][~np.isnan(by_language[key])])
-                    groups = owners[is_included[owners]] if direction == "t2v" else None
+                    if metric in RELEVANCE_METRICS:
+                        values = evaluation.relevance[part][key][metric]
+                    else:
+                        values = per_query(metric, by_language[key][~np.isnan(by_language[key])])
+                    is_kept = [is_included[rows].any() for rows in corpus.answers[key]]
+                    groups = np.array(corpus.clip_of[key])[is_kept] if direction == "t2v" else None
                     interval = list(
                         bootstrap_interval(values, num_samples, statistic=STATISTIC[metric], groups=groups)
                     )
-                result[direction][metric][key] = {"value": float(mean), "ci95": interval}
+                cells[key] = {"value": float(mean), "ci95": interval}
     return result
 
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from modeling_mmt.data.languages import LANGUAGES
 from modeling_mmt.evaluation.evaluate import Corpus, Evaluation
-from modeling_mmt.evaluation.metrics import AVERAGES, DIRECTIONS, SHOWN_METRICS
+from modeling_mmt.evaluation.metrics import AVERAGES, DIRECTIONS
 from modeling_mmt.report.figures import (
     gap_bars,
     heat_map,
@@ -106,6 +106,7 @@ class Reporter:
             Figure("r1_by_language", r1_by_language(rows, tuple(AVERAGES)), "R@1 by language and checkpoint"),
         ]
         for direction, words in DIRECTIONS.items():
+            metrics = list(figures[direction])[1:]
             keys, gap = list(figures[direction]["R@1"]), self.mine["gap_to_english"][direction]
             gap = gap | ({"avg_non_en": float(np.mean(list(gap.values())))} if gap else {})
             cells = [
@@ -113,14 +114,14 @@ class Reporter:
                     AVERAGES.get(key, key),
                     _with_interval(figures[direction]["R@1"][key]),
                     _signed(gap[key]) if key in gap else None,
-                    *(_with_interval(figures[direction][metric][key]) for metric in SHOWN_METRICS[1:]),
+                    *(_with_interval(figures[direction][metric][key]) for metric in metrics),
                 ]
                 for key in keys
             ]
             strong = [number for number, key in enumerate(keys) if key in AVERAGES]
             blocks += [
                 Text(f"{words.capitalize()}:"),
-                Table(["language", "R@1", "− en", *SHOWN_METRICS[1:]], cells, strong),
+                Table(["language", "R@1", "− en", *metrics], cells, strong),
             ]
         for part, by_direction in self.mine["figures"].items():
             if part != "all":

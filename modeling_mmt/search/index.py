@@ -24,16 +24,16 @@ from typing import Any, NamedTuple
 
 import torch
 from datasets import Dataset
-from huggingface_hub import HfApi, snapshot_download
 
 from modeling_mmt.data.clip_cache import ClipSequence
 from modeling_mmt.data.extractors import check_extractors
 from modeling_mmt.data.files import locked, remove_partials, write_json, writing_folder
+from modeling_mmt.data.reading import pinned_snapshot
 from modeling_mmt.evaluation.embedding import embed_images, embed_texts, embed_videos
 from modeling_mmt.search.engines import SearchEngine, open_engine
 from modeling_mmt.search.exact import ExactSearch
 from modeling_mmt.search.filters import matching_rows
-from modeling_mmt.search.manifest import INDEX, PATTERNS, SOURCE, Manifest, SearchIndexError, read_source
+from modeling_mmt.search.manifest import INDEX, SOURCE, Manifest, SearchIndexError, read_source
 from modeling_mmt.search.moments import JoinRule, Moment, Timeline, search_moments
 from modeling_mmt.search.segments import NO_FILES, PLACES, Rows, open_rows, with_places, write_segment
 
@@ -69,6 +69,7 @@ class SearchIndex:
         engine: searches; None is exact, `ExactSearch`.
         thumbnails: of each row a JPEG or None; None where there are none.
         media_folder: that `file` is relative to, as it was when the index was built; None where it is not known.
+        settings: how rows were made of files; None where they were not.
 
     Raises:
         SearchIndexError: counts differ, ids are missing or repeated, or the engine holds another number of rows.
@@ -85,6 +86,7 @@ class SearchIndex:
         engine: SearchEngine | None = None,
         thumbnails: Sequence[bytes | None] | None = None,
         media_folder: str | None = None,
+        settings: Mapping[str, Any] | None = None,
     ):
         if len(embeddings) != len(clips):
             raise SearchIndexError(f"{len(embeddings)} embeddings and {len(clips)} clips; give one of each a clip")
@@ -102,7 +104,7 @@ class SearchIndex:
             clips = Dataset(with_places(clips.with_format("arrow")[:]))
         self.embeddings, self.clips, self.thumbnails = embeddings, clips, thumbnails
         self.fingerprint, self.model, self.revision = fingerprint, model, revision
-        self.media_folder = media_folder
+        self.media_folder, self.settings = media_folder, dict(settings or {})
 
     def __len__(self) -> int:
         return len(self.embeddings)
@@ -172,7 +174,7 @@ class SearchIndex:
             rows = Rows(self.embeddings, self.clips.with_format("arrow")[:], thumbnails, NO_FILES)
             segment = write_segment(partial, 1, rows)
             dim = self.embeddings.shape[1]
-            Manifest(self.fingerprint, self.model, self.revision, dim, {}, 1, (segment,)).write(partial)
+            Manifest(self.fingerprint, self.model, self.revision, dim, self.settings, 1, (segment,)).write(partial)
             if source is not None or self.media_folder is not None:
                 write_json(partial / SOURCE, {"media_folder": self.media_folder, **(source or {})})
 
@@ -207,6 +209,7 @@ class SearchIndex:
             open_engine(engine, folder, clips["video_id"].to_pylist(), embeddings, manifest.fingerprint),
             thumbnails=thumbnails,
             media_folder=read_source(folder).get("media_folder"),
+            settings=manifest.settings,
         )
         if model is not None:
             index.check_model(model)
@@ -224,32 +227,20 @@ class SearchIndex:
         """
         check_fingerprint(model, self.fingerprint, self.model)
 
-    def push_to_hub(self, repo_id: str, folder: str | os.PathLike, *, private: bool | None = None) -> str:
-        """Upload a saved index as a dataset repository; returns the commit, to pin.
+    @classmethod
+    def from_hub(cls, repo_id: str, revision: str | None = None, model: Any | None = None) -> SearchIndex:
+        """Download an index at a tag or commit, and open it with every byte checked.
 
         Args:
-            repo_id: `owner/name`; made if need be.
-            folder: where `save` wrote this index.
-            private: of a new repository; None is the Hub's default.
-        """
-        if Manifest.read(Path(folder)).fingerprint != self.fingerprint:
-            raise SearchIndexError(f"{folder} holds another model's index; save this one and give its folder")
-        api = HfApi()
-        api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
-        done = api.upload_folder(
-            repo_id=repo_id,
-            repo_type="dataset",
-            folder_path=Path(folder),
-            allow_patterns=PATTERNS,
-            commit_message=f"Index of {len(self)} clips",
-        )
-        return done.oid
+            repo_id: `org/name` of a dataset repository that `mmt publish` made.
+            revision: tag, branch or commit; None is `main`.
+            model: as `load`'s.
 
-    @classmethod
-    def from_hub(cls, repo_id: str, revision: str, model: Any | None = None) -> SearchIndex:
-        """Download an index at a tag or commit, and open it with every byte checked."""
-        folder = snapshot_download(repo_id, repo_type="dataset", revision=revision, allow_patterns=PATTERNS)
-        return cls.load(folder, model)
+        Raises:
+            SnapshotError: as `pinned_snapshot`.
+            SearchIndexError: as `load`.
+        """
+        return cls.load(pinned_snapshot(repo_id, revision=revision, repo_type="dataset"), model)
 
     # -- asked --------------------------------------------------------------------------------------------------------
 

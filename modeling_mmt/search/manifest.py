@@ -29,7 +29,6 @@ SOURCE = "source.json"  # beside it, and not published: what the rows were read 
 EMBEDDINGS, CLIPS = "embeddings.safetensors", "clips.parquet"
 THUMBNAILS, FILES = "thumbnails.parquet", "files.parquet"
 PARTS = (EMBEDDINGS, CLIPS, THUMBNAILS, FILES)
-PATTERNS = [INDEX, *(f"{SEGMENTS}/*/{part}" for part in PARTS)]  # of what is published
 REMEDY = "build or download the index again"
 
 

@@ -23,7 +23,7 @@ class IndexOptions:
         model: checkpoint, a folder or a name on the Hub.
         revision: tag or commit of a name on the Hub.
         window: seconds of a window (8).
-        stride: seconds from one window's start to the next one's (4).
+        stride: seconds from one window's start to the next one's (half a window).
         shots: whether windows end at shot changes (no).
         frames_per_second: that are looked at (2).
         encoders: of a checkpoint from features: what makes them, where it does not say so.
@@ -141,8 +141,8 @@ def source_of(media: Path, checkpoint: str) -> dict[str, Any]:
 
 def check_is_of(folder: Path, media: Path, manifest: Manifest) -> None:
     """Refuse an index of a dataset's clips, and of another folder that is still there; a folder may be moved."""
-    if not manifest.settings:
-        raise SearchIndexError(f"{folder} was built from a dataset's clips, not of a folder; name a new folder")
+    if not manifest.settings or any(segment.num_clips and not segment.num_files for segment in manifest.segments):
+        raise SearchIndexError(f"{folder} was built from a dataset's clips, or is a published copy; name a new folder")
     last = read_source(folder).get("media_folder")
     if last is not None and Path(last) != media and Path(last).is_dir():
         raise SearchIndexError(f"{folder} is of the media in {last}; give that folder, or name a new index")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -100,7 +100,7 @@ def write_segment(folder: Path, number: int, rows: Rows) -> Segment:
     with writing_folder(folder / SEGMENTS / name, replace=True) as partial:
         save_file({"embeddings": rows.embeddings.contiguous()}, partial / EMBEDDINGS)
         pq.write_table(rows.clips, partial / CLIPS)
-        thumbnails = pa.table({"thumbnail": pa.array(rows.thumbnails, pa.binary())})
+        thumbnails = pa.table({"thumbnail": pa.array(list(rows.thumbnails), pa.binary())})
         pq.write_table(thumbnails, partial / THUMBNAILS, row_group_size=THUMBNAILS_AT_ONCE, compression="none")
         pq.write_table(rows.files, partial / FILES)
         files = {
@@ -246,6 +246,18 @@ class Thumbnails(Sequence[bytes | None]):
     def __getitem__(self, row: Any) -> Any:
         segment, place = self.places[row]
         return self.segments[segment].thumbnails_of([int(place)])[0]
+
+    def __iter__(self) -> Iterator[bytes | None]:
+        for first in range(0, len(self), 2**12):  # neighbours lie together
+            places = self.places[first : first + 2**12]
+            found: dict[tuple[int, int], bytes | None] = {}
+            for number in set(places[:, 0].tolist()):
+                rows = places[places[:, 0] == number, 1].tolist()
+                found |= {
+                    (number, row): jpeg
+                    for row, jpeg in zip(rows, self.segments[number].thumbnails_of(rows), strict=True)
+                }
+            yield from (found[number, row] for number, row in places.tolist())
 
 
 def open_rows(folder: Path, manifest: Manifest, verify: bool = True) -> tuple[torch.Tensor, pa.Table, Thumbnails]:

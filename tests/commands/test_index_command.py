@@ -28,14 +28,20 @@ def media(tmp_path, monkeypatch):
 def test_a_folder_is_indexed_told_about_and_followed(checkpoint, media, tmp_path, capsys):
     index = tmp_path / "index"
     command = ["index", media, "--output_dir", index]
-    code, out, _ = call(capsys, *command, "--model", checkpoint, "--window", "4", "--stride", "4", "--json")
+    code, out, _ = call(capsys, *command, "--model", checkpoint, "--window", "4", "--json")
     told = json.loads(out)
-    assert code == 0 and told["done"]["added"] == 3 and (told["files"], told["rows"]) == (2, 4)
+    assert code == 0 and told["done"]["added"] == 3 and (told["files"], told["rows"]) == (2, 5)
     assert told["failed"] == {
         "bad\x1b[2J.mp4": "bad\x1b[2J.mp4 is not a supported video or picture: it begins with "
         "b'nothing'. Convert it to mp4 or webm"
     }
-    assert SearchIndex.load(index).clips["video_id"][:] == ["a.mp4#0.0-4.0", "a.mp4#4.0-8.0", "a.mp4#8.0-9.0", "b.png"]
+    assert SearchIndex.load(index).clips["video_id"][:] == [
+        "a.mp4#0.0-4.0",
+        "a.mp4#2.0-6.0",
+        "a.mp4#4.0-8.0",
+        "a.mp4#6.0-9.0",
+        "b.png",
+    ]
     write_picture(media / "c.png", 9)
     (media / "b.png").unlink()
     code, out, _ = call(capsys, *command, "--status")
@@ -52,7 +58,7 @@ def test_a_folder_is_indexed_told_about_and_followed(checkpoint, media, tmp_path
         ((), "name the checkpoint that is to make it with --model"),
         (("--status",), "is not a search index"),
         (("--model", "nothing/here/at/all"), "no checkpoint in nothing/here/at/all"),
-        (("--model", "MODEL", "--window", "2"), "window is 2 and stride 4; give 0 < stride <= window"),
+        (("--model", "MODEL", "--stride", "9"), "window is 8 and stride 9; give 0 < stride <= window"),
         (("--model", "MODEL", "--frames_per_second", "0"), "frames_per_second is 0.0; give more than 0"),
         (("--model", "MODEL", "--image_size", "64"), "has its vision encoders inside"),
     ],

@@ -1,9 +1,12 @@
 """Where a traceback was once: each mistake is one line on the standard error stream, and exit code 2."""
 
 import json
+import os
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +20,10 @@ import mmt
 from modeling_mmt.commands.errors import BAD_INPUT
 from modeling_mmt.data.feature_store_writer import write_feature_store
 from modeling_mmt.training.batches import RunData
+from modeling_mmt.training.recipe_reading import load_recipe
+from modeling_mmt.training.run import check_machine
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def recipe(corpus, folder, changes=None):
@@ -99,7 +106,6 @@ MISTAKES = {
     "a manifest whose width is a text": (lambda c, f: store(c, f, lambda m: m | {"dim": "6"}), "manifest.json"),
     "a manifest whose dtype is a list": (lambda c, f: store(c, f, lambda m: m | {"dtype": []}), "manifest.json"),
     "an index that is a list": (lambda c, f: index(c, f, lambda content: [content]), "index.json"),
-    "an index whose model is a number": (lambda c, f: index(c, f, lambda i: i | {"fingerprint": 5}), "index"),
     "weights as a pickle": (pickle_only, "safetensors"),
     "features as a pickle": (convert("a.pkl", b"\x80\x04."), "pickle"),
     "features in no format": (convert("a.txt", b"1 2 3"), "unknown"),
@@ -145,7 +151,8 @@ def test_a_shard_that_is_removed_while_training_is_one_line(corpus, tmp_path, ca
     monkeypatch.setattr(RunData, "samplers", removed)
     code, _, err = call(capsys, *argv)
     assert code == BAD_INPUT and "Traceback" not in err
-    assert "features-00000.parquet does not exist" in err.splitlines()[-1]
+    (line,) = [line for line in err.splitlines() if "mmt: " in line]
+    assert "features-00000.parquet does not exist" in line
 
 
 def test_a_full_disk_is_one_line_and_leaves_no_half_file(corpus, tmp_path, capsys):
@@ -191,3 +198,45 @@ def test_numbers_too_small_for_float16_are_refused_and_not_zeros(tmp_path, capsy
     assert code == BAD_INPUT and "clip 'b': step 0 is 2e-09 at most, which is all zeros as float16" in err
     assert call(capsys, *argv, "--dtype", "float32")[0] == 0
     write_feature_store(tmp_path / "zeros", [("a", np.zeros((2, 2)))], extractor="x", revision="1")  # as they were
+
+
+@pytest.mark.parametrize("words", [["--help"], ["search", "--help"], ["recipes"]])
+def test_a_terminal_of_one_code_page_shows_what_it_can(words):
+    environment = os.environ | {"PYTHONIOENCODING": "cp1252", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-m", "mmt", *words], env=environment, cwd=ROOT, capture_output=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (b"con m\xe8o" in done.stdout and b"??" in done.stdout) or words == ["recipes"]
+
+
+def test_a_query_whose_bytes_are_not_utf8_is_refused_and_not_cut(corpus, tmp_path):
+    """As the shell passes Latin-1: the byte becomes half of a surrogate pair."""
+    checkpoint = build_checkpoint(corpus, tmp_path / "checkpoint")
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUTF8": "1"}
+    command = [sys.executable, "-m", "mmt", "search", str(checkpoint), b"caf\xe9 dog"]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == BAD_INPUT and done.stderr.count("\n") == 1, done.stderr[-2000:]
+    assert "query 1 has bytes that are not UTF-8" in done.stderr
+
+
+def test_a_dataset_revision_of_a_folder_of_videos_is_refused(tmp_path, capsys):
+    argv = ["extract", tmp_path, "--output_dir", tmp_path / "store", "--dataset_revision", "v1.0"]
+    code, _, err = call(capsys, *argv)
+    assert code == BAD_INPUT and "dataset_revision is v1.0, and" in err and "is not a dataset" in err
+
+
+def test_a_home_that_cannot_be_written_names_the_variable_that_helps(corpus, tmp_path):
+    """In /sys not even root may make a folder."""
+    checkpoint = build_checkpoint(corpus, tmp_path / "checkpoint")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    environment |= {"PYTHONPATH": str(ROOT), "HF_HOME": "/sys/hf"}
+    command = [sys.executable, "-m", "mmt", "evaluate", str(checkpoint)]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == BAD_INPUT and "Traceback" not in done.stderr, done.stderr[-2000:]
+    assert done.stderr.splitlines()[-1].endswith("; set HF_HOME to a folder that can be written to")
+
+
+def test_a_folder_of_frozen_states_that_is_null_need_not_be_written(corpus, tmp_path, monkeypatch):
+    path = write_recipe(corpus, tmp_path, {"frozen_states_dir": None})
+    monkeypatch.chdir("/sys")
+    monkeypatch.setattr(os, "access", lambda place, mode: not str(place).startswith("/sys"))  # root may write anywhere
+    check_machine(load_recipe([path], ""))

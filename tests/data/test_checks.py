@@ -20,7 +20,9 @@ from modeling_mmt.data.reading import load_split
 from modeling_mmt.data.sources import Tally, clean_text
 from modeling_mmt.evaluation.embedding import embed_texts, embed_videos
 from modeling_mmt.inputs_mmt import ItemError, clean_caption, is_blank
+from modeling_mmt.pipeline_mmt import MMTSearchPipeline
 from modeling_mmt.search.index import SearchIndex
+from modeling_mmt.training.batches import TokenizedOnce
 from modeling_mmt.training.checks import check_recipe
 from modeling_mmt.training.recipe import RecipeError
 from modeling_mmt.training.recipe_reading import load_recipe
@@ -28,8 +30,8 @@ from modeling_mmt.training.recipe_reading import load_recipe
 INVISIBLE = ["\u200b", "\ufeff", "\u200e", "\u200b \u2060", "\u00ad\u200d", " \t\n", ""]
 GOOD = [[1.0, 2.0], [3.0, 4.0]]
 ROW_FAULTS = [  # a row's features -> what is said of it
-    (None, "1 clips have no video_features"),
-    ([], "1 clips have no video_features"),
+    (None, "1 clips have no video_features (null, or no steps)"),
+    ([], "1 clips have no video_features (null, or no steps)"),
     ([[1.0, float("nan")]], "1 clips have NaN, infinity or null in video_features"),
     ([[1.0, float("inf")]], "1 clips have NaN, infinity or null in video_features"),
     ([[1.0, None]], "1 clips have NaN, infinity or null in video_features"),
@@ -189,6 +191,7 @@ def test_a_recipe_whose_rows_have_no_id_is_one_line(corpus, tmp_path, capsys):
     with pytest.raises(InputError, match="no video_id, the first is row 3"):
         load_split(str(tmp_path / "anonymous"), None, "train", [])
     folder = build_checkpoint(corpus, tmp_path / "checkpoint", dataset=str(tmp_path / "anonymous"), features=[])
+    capsys.readouterr()
     code, out, err = call(capsys, "evaluate", folder)
     assert (code, out, err.count("\n")) == (2, "", 1) and "1 rows have no video_id, the first is row 3" in err
 
@@ -233,6 +236,23 @@ def test_an_index_and_a_collator_name_the_clip_by_its_id(make_model, make_proces
     rows[4]["caption_en"] = "\u200e"
     with pytest.raises(ValueError, match="^caption of clip 'clip-4' is empty"):
         MMTDataCollator(make_processor(), languages=["en"])(rows)
+
+
+def test_a_pipeline_names_the_clip_by_its_id_and_the_query_by_its_text(make_model, make_processor, make_clips):
+    search = MMTSearchPipeline(model=make_model(), processor=make_processor())
+    clips = dict(zip("abcd", make_clips(), strict=True)) | {"d": np.ones((2, 3), np.float32)}
+    with pytest.raises(ValueError, match=r"^clip 'd' has shape \(2, 3\)"):
+        search.index(clips, batch_size=2)
+    index = search.index({name: clips[name] for name in "abc"})
+    with pytest.raises(ValueError, match=r"^query ' ' is empty"):
+        search(["red dog", " "], index=index)
+
+
+def test_captions_that_a_run_tokenizes_once_are_named_by_their_places(make_processor):
+    tokenized = TokenizedOnce(make_processor())
+    tokenized(["red", "dog"])
+    with pytest.raises(ItemError, match="^caption 3 is empty"):
+        tokenized(["dog", "red", "home", "\u200b", "fast"])
 
 
 def test_an_embedding_that_is_not_finite_is_named_by_its_id(make_model, make_processor, make_clips):

@@ -15,7 +15,17 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from datasets_scripts import corpus, msrvtt, multi30k, multi_howto100m, own_clips, storybook8, subtitled_videos, vatex
+from datasets_scripts import (
+    corpus,
+    msrvtt,
+    multi30k,
+    multi_howto100m,
+    own_clips,
+    photo9,
+    storybook8,
+    subtitled_videos,
+    vatex,
+)
 from modeling_mmt.commands.build import build
 from modeling_mmt.data import sources
 from modeling_mmt.data.cues import CueCleaner
@@ -28,6 +38,7 @@ BUILDERS = {
     "vatex": (vatex, official_files.vatex),
     "multi_howto100m": (multi_howto100m, official_files.how2),
     "storybook8": (storybook8, official_files.storybook),
+    "photo9": (photo9, official_files.photos),
     "own_clips": (own_clips, official_files.own),
     "subtitled_videos": (subtitled_videos, official_files.subtitled),
 }
@@ -583,6 +594,69 @@ def test_storybook8_refuses_a_bad_page(change, message, tmp_path):
         run("storybook8", tmp_path)
 
 
+# photo9
+
+
+def test_photo9_splits_by_concept_and_by_photo(tmp_path):
+    official_files.photos(tmp_path / "source")
+    counts, record, rows = run("photo9", tmp_path)
+    assert counts == {"train": 6, "validation": 2, "test": 2, "test_unseen": 10, "validation_unseen": 10}
+    assert {row["concept"] for row in rows("test_unseen")} == {"ant"}  # emoji9 tests on it
+    assert {row["concept"] for row in rows("validation_unseen")} == {"apple"}
+    (row,) = [row for row in rows("test_unseen") if row["video_id"] == "made-up-ant-3"]
+    assert row["frames"]["bytes"] == (tmp_path / "source/images/made-up-ant-3.jpg").read_bytes()
+    assert row["name_sw"] == "ant sw" and row["keywords_en"] == []
+
+
+def test_photo9_keeps_near_duplicates_in_one_split(tmp_path):
+    official_files.photos(tmp_path / "source")
+    _, record, rows = run("photo9", tmp_path)
+    split_of = {row["video_id"]: split for split in ("train", "validation", "test") for row in rows(split)}
+    assert len(split_of) == 10 and split_of["made-up-accordion-8"] == split_of["made-up-accordion-9"]
+    assert rule(record, "near_duplicate") == 2
+
+
+def test_photo9_takes_the_keywords_of_emoji9_without_the_name(tmp_path):
+    official_files.photos(tmp_path / "source")
+    _, record, rows = run("photo9", tmp_path)
+    emoji9 = datasets.load_dataset("datasets_scripts/emoji9", split="train")
+    (emoji,) = [row for row in emoji9.select_columns(["emoji", "keywords_en", "keywords_sw"]) if row["emoji"] == "🪗"]
+    assert "accordion" in emoji["keywords_en"]
+    for row in rows("train"):
+        assert row["keywords_en"] == [word for word in emoji["keywords_en"] if word != "accordion"]
+        assert row["keywords_sw"] == emoji["keywords_sw"]
+    assert rule(record, "named") == 10
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"file": "images/../x.jpg"}, "file is 'images/../x.jpg'; write images/made-up-accordion-0.jpg"),
+        ({"id": "../x"}, "'../x' is not a valid clip id"),
+        ({"concept": 3}, "concept is 3; write a text"),
+        ({"emoji9_split": "dev"}, "emoji9_split is 'dev'"),
+        ({"name": {"it": "x"}}, "language 'it' is unknown"),
+        ({"name": ["x"]}, "name: list instead of an object"),
+    ],
+)
+def test_photo9_refuses_a_bad_photo(change, message, tmp_path):
+    official_files.photos(tmp_path / "source")
+    index = tmp_path / "source/photo9.jsonl"
+    first, *rest = index.read_text().splitlines()
+    index.write_text("\n".join([json.dumps(json.loads(first) | change), *rest]))
+    with pytest.raises(SourceError, match=f"line 1.*{message}"):
+        run("photo9", tmp_path)
+
+
+def test_photo9_refuses_photos_of_a_concept_that_do_not_agree(tmp_path):
+    official_files.photos(tmp_path / "source")
+    index = tmp_path / "source/photo9.jsonl"
+    first, *rest = index.read_text().splitlines()
+    index.write_text("\n".join([json.dumps(json.loads(first) | {"emoji9_split": "test"}), *rest]))
+    with pytest.raises(SourceError, match="photos of 'accordion' differ in emoji9_split or name_source"):
+        run("photo9", tmp_path)
+
+
 # Own clips
 
 
@@ -660,6 +734,7 @@ PARSERS = {
     "storybook8.jsonl": lambda s: [
         storybook8.read_page(line, str(s.folder), Tally()) for line in s.lines("storybook8.jsonl")
     ],
+    "photo9.jsonl": lambda s: [photo9.read_photo(line, str(s.folder), Tally()) for line in s.lines("photo9.jsonl")],
     "data/task1/image_splits/train.txt": lambda s: multi30k.image_list(s, "data/task1/image_splits/train.txt"),
     "data/task1/raw/train.en.gz": lambda s: multi30k.aligned(s, "data/task1/raw/train.en.gz", ["a"]),
 }
@@ -711,6 +786,17 @@ WHOLE = {
     "multilingual_test/test_sw.json": {"video1.mp4": ["x", "y"]},
     "vatex_training_v1.0.json": [{"videoID": "abcdefghijk_000000_000010", "enCap": ["x"] * 10, "chCap": ["y"] * 10}],
     "storybook8.jsonl": {"story": "0001", "page": 1, "file": None, "license": "[CC-BY]", "text": {"en": "x"}},
+    "photo9.jsonl": {
+        "id": "a",
+        "file": "images/a.jpg",
+        "source": "x",
+        "licence": "MIT",
+        "concept": "ant",
+        "emoji": None,
+        "emoji9_split": None,
+        "name": {"en": "ant"},
+        "name_source": {"en": "cldr"},
+    },
     "captions.jsonl": {"video_id": "a", "language": "en", "caption": "x", "split": "train", "start": 0, "end": 3},
 }
 

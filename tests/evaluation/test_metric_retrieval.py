@@ -9,6 +9,7 @@ import yaml
 
 from modeling_mmt.evaluation.metrics import retrieval_metrics
 from modeling_mmt.evaluation.ranks import ranks, ranks_from_scores
+from modeling_mmt.evaluation.relevance import relevance_from_scores
 
 FOLDER = Path(__file__).resolve().parents[2] / "metrics" / "retrieval"
 
@@ -44,10 +45,13 @@ def test_several_correct_items_are_lists(metric):
     scores = rng.integers(4, size=(6, 9)).astype("f4")
     targets = [[0, 1], [2], [3, 4, 5], [8], [1, 7], [6]]
     found = metric.compute(predictions=scores, references=targets)
-    assert found == retrieval_metrics(ranks_from_scores(scores, targets))
+    all_of_them = {name: of.mean() for name, of in relevance_from_scores(scores, targets).items()}
+    assert found == retrieval_metrics(ranks_from_scores(scores, targets)) | all_of_them
     same_length = [[i, i + 1] for i in range(6)]
     found = metric.compute(predictions=scores, references=same_length)
-    assert found == retrieval_metrics(ranks_from_scores(scores, same_length))
+    assert found["R@1"] == retrieval_metrics(ranks_from_scores(scores, same_length))["R@1"]
+    with_embeddings = metric.compute(predictions=scores, references=same_length, gallery_embeds=np.eye(9))
+    assert with_embeddings == found
 
 
 def test_the_ranks_behind_the_figures_come_when_asked_for(metric):

@@ -15,17 +15,17 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 import modeling_mmt  # noqa: F401
+from modeling_mmt.data import wheels
+from modeling_mmt.data.wheels import WheelError, read_member
 from modeling_mmt.efficientnet_lite_mmt import EfficientNetLiteConfig, EfficientNetLiteModel
 from modeling_mmt.extraction import packaged_encoders
 from modeling_mmt.extraction.packaged_encoders import (
     PACKAGED_ENCODERS,
     PackagedEncoder,
     packaged_encoder,
-    read_member,
     resolve_encoder,
 )
 from modeling_mmt.extraction.packaged_weights import (
-    PackagedEncoderError,
     dequantise_q4_0,
     e5_state_dict,
     e5_tokenizer,
@@ -225,7 +225,7 @@ def small_package(tmp_path, monkeypatch):
         write=write,
     )
     pip = FakePip(path.read_bytes(), path.name)
-    monkeypatch.setattr(packaged_encoders.subprocess, "run", pip)
+    monkeypatch.setattr(wheels.subprocess, "run", pip)
     monkeypatch.setitem(PACKAGED_ENCODERS, "tiny", encoder)
     return encoder, pip
 
@@ -249,7 +249,7 @@ def test_the_cache_is_where_mmt_cache_says(small_package, tmp_path, monkeypatch)
 def test_a_wheel_with_another_hash_is_refused_and_leaves_nothing(small_package, tmp_path):
     encoder, pip = small_package
     pip.wheel += b"!"
-    with pytest.raises(PackagedEncoderError, match="not the expected one") as error:
+    with pytest.raises(WheelError, match="not the expected one") as error:
         packaged_encoder("tiny", tmp_path / "cache")
     message = str(error.value)
     assert encoder.wheel in message and encoder.wheel_sha256 in message and "pip cache purge" in message
@@ -260,7 +260,7 @@ def test_a_wheel_with_another_hash_is_refused_and_leaves_nothing(small_package, 
 def test_a_truncated_wheel_is_refused(small_package, tmp_path):
     _, pip = small_package
     pip.wheel = pip.wheel[: len(pip.wheel) // 2]
-    with pytest.raises(PackagedEncoderError, match="not the expected one"):
+    with pytest.raises(WheelError, match="not the expected one"):
         packaged_encoder("tiny", tmp_path / "cache")
 
 
@@ -269,19 +269,19 @@ def test_a_member_that_is_cut_absent_or_different_is_refused(small_package, tmp_
     wheel = tmp_path / "local.whl"
     wheel.write_bytes(pip.wheel)
     assert read_member(wheel, encoder) == b"weights"
-    with pytest.raises(PackagedEncoderError, match="holds tiny/other.bin"):
+    with pytest.raises(WheelError, match="holds tiny/other.bin"):
         read_member(wheel, replace(encoder, member="tiny/other.bin"))
-    with pytest.raises(PackagedEncoderError, match=f"got      {encoder.member_sha256}"):
+    with pytest.raises(WheelError, match=f"got      {encoder.member_sha256}"):
         read_member(wheel, replace(encoder, member_sha256="0" * 64))
     wheel.write_bytes(pip.wheel[:40])
-    with pytest.raises(PackagedEncoderError, match="cannot be read as a wheel"):
+    with pytest.raises(WheelError, match="cannot be read as a wheel"):
         read_member(wheel, encoder)
 
 
 def test_a_failure_of_pip_shows_its_words_and_a_remedy(small_package, tmp_path):
     _, pip = small_package
     pip.returncode, pip.stderr = 1, "ERROR: No matching distribution found for tiny==1.0"
-    with pytest.raises(PackagedEncoderError, match=r"(?s)No matching distribution.*PIP_FIND_LINKS"):
+    with pytest.raises(WheelError, match=r"(?s)No matching distribution.*PIP_FIND_LINKS"):
         packaged_encoder("tiny", tmp_path / "cache")
 
 

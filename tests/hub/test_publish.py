@@ -550,6 +550,6 @@ def test_a_secret_of_the_environment_is_not_published(hub, folder, monkeypatch, 
     publish(folder, REPO)
     (folder / "recipe.json").write_text(json.dumps(RECIPE | {"card": RECIPE["card"] | {"x": "a0123456789abcdef"}}))
     sent = len(hub.requests)
-    with pytest.raises(PublishError, match="recipe.json, byte .*: an access token") as failed:
+    with pytest.raises(PublishError, match="recipe.json, byte .*: a secret of this environment") as failed:
         publish(folder, REPO)
     assert "0123456789" not in str(failed.value) and len(hub.requests) == sent

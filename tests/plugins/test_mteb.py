@@ -15,6 +15,7 @@ from modeling_mmt.data.clips import frames_of  # noqa: E402
 from modeling_mmt.evaluation.embedding import embed_texts, embed_videos  # noqa: E402
 from modeling_mmt.evaluation.metrics import retrieval_metrics  # noqa: E402
 from modeling_mmt.evaluation.ranks import ranks  # noqa: E402
+from modeling_mmt.evaluation.relevance import relevance  # noqa: E402
 from modeling_mmt.plugins.mteb_encoder import MMTEncoder  # noqa: E402
 from modeling_mmt.plugins.mteb_task import EMOJI9, LANGUAGES, TextToVideoRetrieval, text_to_video_metadata  # noqa: E402
 
@@ -86,6 +87,25 @@ def test_a_corpus_with_several_captions_a_clip_is_scored_by_the_same_class(encod
         assert len(pairs) == (24 if language == "en" else 22)
         captions, targets = zip(*pairs, strict=True)
         assert_equal(found[language], ours(encoder, captions, targets, list(features.values())))
+
+
+def test_with_a_column_concept_every_clip_of_it_answers_its_name(encoder, make_rows, tmp_path):
+    rows = make_rows(12)
+    for number, row in enumerate(rows):
+        row["concept"] = row["caption_en"] = "red" if number % 2 else "dog"
+    (tmp_path / "corpus").mkdir()
+    texts = [{key: row[key] for key in ("video_id", "caption_en", "concept")} for row in rows]
+    Dataset.from_list(texts).to_parquet(str(tmp_path / "corpus" / "test.parquet"))
+    metadata = text_to_video_metadata(
+        "Concepts", str(tmp_path / "corpus"), revision="1", description="Concepts.", languages=["en"]
+    )
+    features = {row["video_id"]: row["video_features"] for row in rows}
+    found = evaluated(encoder, TextToVideoRetrieval(metadata, text_column="caption", features=features))["en"]
+    names = embed_texts(encoder.model, encoder.processor, ["dog", "red"])
+    clips = embed_videos(encoder.model, encoder.processor, list(features.values()))
+    wanted = relevance(names, clips, [range(0, 12, 2), range(1, 12, 2)])
+    assert 100 * found["ndcg_at_10"] == pytest.approx(wanted["nDCG@10"].mean(), abs=1e-2)
+    assert 100 * found["map_at_20"] == pytest.approx(wanted["mAP"].mean(), abs=1e-2)
 
 
 def test_without_features_the_corpus_holds_the_frames(emoji9):

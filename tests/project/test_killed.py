@@ -5,6 +5,7 @@ That is byte for byte, and nothing else: no partial file, no lock, no old card b
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from zlib import crc32
 
@@ -161,10 +162,13 @@ def test_an_extraction_that_is_killed_goes_on_to_the_same_store(tmp_path):
         torch.set_num_threads(1)
         extract(videos, folder / "store", encoder=encoder_folder, num_frames=2, shard_size=2, num_workers=0)
 
+    def finish(folder):  # in a process of its own, since one that has started the workers' server cannot be forked
+        assert run_killed(lambda: run(folder), folder, MOST)
+
     (tmp_path / "whole").mkdir()
-    run(tmp_path / "whole")
+    finish(tmp_path / "whole")
     whole = files_of(tmp_path / "whole")
-    assert kill_everywhere(tmp_path, run, run, lambda folder: files_of(folder) == whole) > 20
+    assert kill_everywhere(tmp_path, run, finish, lambda folder: files_of(folder) == whole) > 20
 
 
 @pytest.fixture
@@ -210,7 +214,7 @@ def comparable(folder: Path):
         elif name.endswith((".json", ".jsonl", ".yaml", "README.md")) and "tokenizer" not in name:
             files[name] = b"timed"  # seconds differ
     assert captions >= 1
-    return {name.replace(folder.name, "run"): content for name, content in files.items()}
+    return files
 
 
 # Two at once
@@ -259,6 +263,29 @@ def test_two_that_write_one_store_at_once_leave_one_whole_store(tmp_path, times)
         store.verify()
         assert len({float(store[video_id].mean()) for video_id in store}) == 1
         assert [path.name for path in folder.iterdir()] == ["store"]
+
+
+def test_two_runs_of_one_output_folder_at_once_leave_the_weights_and_figures_of_one(corpus, tmp_path):
+    short = {"pretraining": None, **{f"finetuning.{key}": value for key, value in SHORT.items()}}
+
+    def run(seed, work, output):
+        path = write_recipe(corpus, tmp_path / work, short | {"seed": seed, "output_dir": str(output)}, f"seed{seed}")
+        train.main([path])
+
+    weights = []
+    for seed in (0, 1):
+        assert run_killed(lambda seed=seed: run(seed, f"alone{seed}", tmp_path / f"out{seed}"), tmp_path, MOST * 10)
+        weights.append((tmp_path / f"out{seed}" / "model.safetensors").read_bytes())
+    names = {path.name for path in (tmp_path / "out0").iterdir()}
+    for number in range(5):
+        output = tmp_path / f"both{number}"
+        runs = [partial(run, seed, f"w{number}-{seed}", output) for seed in (0, 1)]
+        codes = run_at_once(runs)
+        assert codes == [0, 0]
+        seed = json.loads((output / "metrics.json").read_text())["seed"]
+        assert json.loads((output / "recipe.json").read_text())["seed"] == seed
+        assert (output / "model.safetensors").read_bytes() == weights[seed] != weights[1 - seed]
+        assert {path.name for path in output.iterdir()} == names
 
 
 # What killed writers leave

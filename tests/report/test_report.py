@@ -18,6 +18,7 @@ from modeling_mmt.commands import train
 from modeling_mmt.data.languages import LANGUAGES
 from modeling_mmt.evaluation.evaluate import Corpus, EvalSpec, Evaluation
 from modeling_mmt.evaluation.ranks import ranks_by_language
+from modeling_mmt.evaluation.relevance import relevance_by_language
 from modeling_mmt.report import figures as report_figures
 from modeling_mmt.report.measures import hits_by_clip, measure
 from modeling_mmt.report.page import Card, Clip, Figure, Gallery, Heading, Page, Table, Text, Words
@@ -214,6 +215,33 @@ def test_several_captions_a_clip_and_a_clip_without_one_are_reported():
     for language, figures in evaluation.figures["all"]["v2t"].items():
         assert mine["figures"]["all"]["v2t"]["R@1"][language]["value"] == figures["R@1"]
     page.html()
+
+
+def test_queries_with_many_right_answers_are_reported_with_what_counts_them_all():
+    corpus, evaluation = made_up(noise=2.0)
+    rows = corpus.rows.add_column("concept", [f"thing {row % 10}" for row in range(30)])
+    owners = {language: list(range(10)) for language in corpus.languages}
+    captions = {language: of[:10] for language, of in corpus.captions.items()}
+    corpus = Corpus(corpus.spec, rows, captions, owners, [], corpus.parts)
+    texts = {language: of[:10] for language, of in evaluation.texts.items()}
+    evaluation = Evaluation(
+        "made up",
+        texts,
+        evaluation.videos,
+        {"all": ranks_by_language(texts, evaluation.videos, corpus.answers)},
+        16,
+        {language: of[:10] for language, of in evaluation.tokens.items()},
+        {"all": relevance_by_language(texts, evaluation.videos, corpus.answers, corpus.parts["all"])},
+    )
+    assert corpus.answers["sw"][3] == [3, 13, 23]
+    measures, page = page_of(corpus, evaluation)
+    figures = measures["checkpoints"]["made up"]["figures"]["all"]
+    assert figures["t2v"]["mAP"]["en"]["value"] == pytest.approx(evaluation.relevance["all"]["en"]["mAP"].mean())
+    low, high = figures["t2v"]["mAP"]["en"]["ci95"]
+    assert low < figures["t2v"]["mAP"]["en"]["value"] < high and "mAP" not in figures["v2t"]
+    for pair in measures["checkpoints"]["made up"]["confusions"]:
+        assert pair["asked"] % 10 != pair["found"] % 10
+    assert "nDCG@10" in page.html() and "nDCG@10" in page.markdown()
 
 
 def test_a_clips_hits_are_the_mean_over_its_captions():

@@ -12,9 +12,8 @@ from tiny_vision import clip as vision_clip
 from tiny_vision import vision_model, vision_processor
 
 from modeling_mmt.data.files import file_sha256
-from modeling_mmt.search import index as search_module
 from modeling_mmt.search.index import SearchIndex, SearchIndexError, model_fingerprint
-from modeling_mmt.search.manifest import CLIPS, EMBEDDINGS, INDEX, PARTS, PATTERNS, SEGMENTS
+from modeling_mmt.search.manifest import CLIPS, EMBEDDINGS, INDEX, PARTS, SEGMENTS
 
 NUM_CLIPS = 30
 IDS = ["../../etc/passwd", "/abs", "a/b", "nul\0", "clip with spaces", *(f"clip-{row}" for row in range(5, NUM_CLIPS))]
@@ -217,29 +216,6 @@ def test_a_manifest_of_another_shape_is_one_line(index, tmp_path, change, words)
 def test_the_same_index_is_saved_as_the_same_bytes(index, tmp_path):
     first, second = (index.save(tmp_path / name) for name in "ab")
     assert (first / INDEX).read_bytes() == (second / INDEX).read_bytes()  # which has every file's SHA-256
-
-
-def test_pushing_uploads_the_index_alone_and_loading_pins_a_commit(index, model, tmp_path, monkeypatch):
-    calls = []
-
-    class Hub:
-        def create_repo(self, repo_id, **options):
-            calls.append((repo_id, options))
-
-        def upload_folder(self, **options):
-            calls.append(options)
-            return type("Commit", (), {"oid": "abc"})
-
-    monkeypatch.setattr(search_module, "HfApi", Hub)
-    folder = index.save(tmp_path / "index")
-    assert index.push_to_hub("me/index", folder) == "abc"
-    assert calls[0] == ("me/index", {"repo_type": "dataset", "private": None, "exist_ok": True})
-    assert calls[1]["allow_patterns"] == PATTERNS and calls[1]["folder_path"] == folder
-    monkeypatch.setattr(
-        search_module, "snapshot_download", lambda name, **options: calls.append((name, options)) or folder
-    )
-    assert len(SearchIndex.from_hub("me/index", "abc", model)) == NUM_CLIPS
-    assert calls[2][0] == "me/index" and calls[2][1]["revision"] == "abc"
 
 
 def unit(*shape, seed=0):
