@@ -180,7 +180,7 @@ def source_problems(corpora: Corpora, stage_name: str, number: int, world_size: 
         if len(rates) > 1 or None in rates:
             yield f"{where}: clip_seconds needs one rate of all its stores; they have {sorted(rates, key=str)}"
             return
-        for language in source.languages:
+        for language in source.languages if features else ():
             for problem in cue_problems(rows, source.text_column, language):
                 yield f"{data.dataset} (train): {problem}"
         with naming_input(where, RecipeError):
