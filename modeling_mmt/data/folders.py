@@ -72,6 +72,6 @@ def _plural(kind: str) -> str:
 
 
 def kind_of(name: str | Path) -> str:
-    """A file's ending, without its dot and in lower case, for `counted`; strange ones, which may be anything, alike."""
+    """A file's ending in lower case, without its dot, for `counted`; one of other signs than letters is not shown."""
     ending = Path(name).suffix.lower().lstrip(".")
     return (ending if ending.isalnum() and len(ending) <= 10 else "of a strange ending") if ending else OTHER
