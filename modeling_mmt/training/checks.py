@@ -23,8 +23,16 @@ from modeling_mmt.data.collator import EpochBatchSampler
 from modeling_mmt.data.errors import InputError, naming_input
 from modeling_mmt.evaluation.evaluate import check_checkpoint
 from modeling_mmt.extraction.packaged_encoders import PACKAGED_ENCODERS, resolve_encoder
+from modeling_mmt.training.alignment import pair_problems
 from modeling_mmt.training.corpora import Corpora
-from modeling_mmt.training.recipe import DataArguments, Recipe, RecipeError, Source, columns_of, statistics_columns
+from modeling_mmt.training.recipe import (
+    AlignmentArguments,
+    DataArguments,
+    Recipe,
+    RecipeError,
+    statistics_columns,
+)
+from modeling_mmt.training.recipe_sources import Source, columns_of
 
 # Families whose first position is the one after the padding token's id.
 COUNT_FROM_PADDING = "camembert data2vec-text ibert longformer luke mpnet roberta roberta-prelayernorm".split()
@@ -69,6 +77,9 @@ def encoder_problems(corpora: Corpora) -> Iterator[str]:
     kind = "checkpoint" if model.checkpoint else "dual encoder" if model.dual_encoder else "text model"
     named = [(kind, model.start, model.checkpoint_revision or model.text_revision)]
     named += [("vision model", name, model.vision_revision) for name in model.vision_model]
+    named += [("student", model.student, model.student_revision)] if model.student else []
+    if (stage := corpora.recipe.alignment) and stage.teacher:
+        named.append(("teacher", stage.teacher, stage.teacher_revision))
     for kind, name, revision in named:
         if name in PACKAGED_ENCODERS:
             continue
@@ -102,7 +113,8 @@ def split_problems(corpora: Corpora, split: str) -> Iterator[str]:
     kinds = [data.text_column, *data.other_text_columns]
     columns = ["video_id", *(f"{kind}_{language}" for kind in kinds for language in data.languages)]
     columns += [data.exclude_column] if data.exclude_column else []
-    is_scored = split == "validation" and any(stage.evaluations for stage in corpora.stages.values())
+    searching = [stage for stage in corpora.stages.values() if not isinstance(stage, AlignmentArguments)]
+    is_scored = split == "validation" and any(stage.evaluations for stage in searching)
     columns += [f"{data.text_column}_en"] if is_scored else statistics_columns(recipe) if split == "train" else []
     searched = {"train": [], "validation": kinds}.get(split, kinds[:1])
     for problem in missing_columns(rows, columns):
@@ -185,6 +197,8 @@ def source_problems(corpora: Corpora, stage_name: str, number: int, world_size: 
                 yield f"{data.dataset} (train): {problem}"
         with naming_input(where, RecipeError):
             num_clips = len(corpora.windows(source))
+    if isinstance(stage, AlignmentArguments):
+        yield from pair_problems(corpora, source, stage.evaluations)
     with naming_input(f"{stage_name}.train_batch_size", RecipeError):
         EpochBatchSampler(num_clips, stage.train_batch_size, seed=0, world_size=world_size)
 

@@ -17,6 +17,7 @@ from modeling_mmt.commands import train
 from modeling_mmt.commands.build import build as build_corpus
 from modeling_mmt.data.feature_store_writer import write_feature_store
 from modeling_mmt.training import corpora
+from modeling_mmt.training.recipe import STAGES
 from modeling_mmt.training.recipe_reading import load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -225,6 +226,6 @@ def test_a_dry_run_says_how_many_rows_there_are_and_should_be(inside, capsys):
 def test_a_dry_run_looks_at_each_revision_of_a_dataset(monkeypatch):
     read = {name: datasets.Dataset.from_dict({"video_id": [name]}) for name in ("v1", "v2")}
     monkeypatch.setattr(corpora, "read_split", lambda name, revision, split: read[revision])
-    opened = corpora.Corpora(SimpleNamespace(comes_from={}, pretraining=None, finetuning=None))
+    opened = corpora.Corpora(SimpleNamespace(comes_from={}, **dict.fromkeys(STAGES)))
     sources = [SimpleNamespace(dataset="org/clips", revision=revision) for revision in read]
     assert [opened.rows(source, "train")["video_id"][0] for source in sources] == ["v1", "v2"]
