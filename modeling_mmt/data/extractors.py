@@ -74,11 +74,11 @@ class Extractor:
     @property
     def command(self) -> str:
         """How `mmt extract` makes such features."""
-        words = ["mmt extract SOURCE --output_dir FOLDER", f"--encoder {self.extractor}"]
-        for name in ("image_size", "num_frames", "frames_per_second"):
-            if (value := getattr(self, name)) is not None:
-                words.append(f"--{name} {value:g}")
-        return " ".join(words)
+        options = {name: getattr(self, name) for name in ("image_size", "num_frames", "frames_per_second")}
+        given = {"encoder": self.extractor, **options}.items()
+        return "mmt extract SOURCE --output_dir FOLDER" + "".join(
+            f" --{name} {value}" for name, value in given if value
+        )
 
     def differences(self, other: "Extractor", with_sampling: bool = True) -> Iterator[str]:
         """Names each field in which `other` was made differently, with both values."""
