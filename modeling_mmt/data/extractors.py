@@ -75,10 +75,8 @@ class Extractor:
     def command(self) -> str:
         """How `mmt extract` makes such features."""
         options = {name: getattr(self, name) for name in ("image_size", "num_frames", "frames_per_second")}
-        given = {"encoder": self.extractor, **options}.items()
-        return "mmt extract SOURCE --output_dir FOLDER" + "".join(
-            f" --{name} {value}" for name, value in given if value
-        )
+        words = [f"--{name} {value}" for name, value in {"encoder": self.extractor, **options}.items() if value]
+        return " ".join(["mmt extract SOURCE --output_dir FOLDER", *words])
 
     def differences(self, other: "Extractor", with_sampling: bool = True) -> Iterator[str]:
         """Names each field in which `other` was made differently, with both values."""
