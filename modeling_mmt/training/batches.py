@@ -57,7 +57,7 @@ class RunData:
         if (vision := self.model.video_model.vision_model) is not None:
             contents["vision"] = [weights_fingerprint(vision), *(architecture(e.config) for e in vision.encoders())]
             contents["pixels"] = self.processor.feature_extractor.pixels
-        if self.recipe.model.dual_encoder is not None:  # the heads start from its weights too
+        if self.recipe.model.starts_trained:  # the heads start from its weights too
             heads = (self.model.text_model.pooling, self.model.video_model.pooling)
             contents["heads"] = [weights_fingerprint(head) for head in heads]
         for number, source in enumerate(stage.sources):
