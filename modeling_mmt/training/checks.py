@@ -21,8 +21,8 @@ from modeling_mmt.data.checks import (
 )
 from modeling_mmt.data.collator import EpochBatchSampler
 from modeling_mmt.data.errors import InputError, naming_input
+from modeling_mmt.data.extractors import ExtractorError, check_extractors
 from modeling_mmt.evaluation.evaluate import check_checkpoint
-from modeling_mmt.data.extractors import check_extractors
 from modeling_mmt.extraction.packaged_encoders import PACKAGED_ENCODERS, resolve_encoder
 from modeling_mmt.training.corpora import Corpora
 from modeling_mmt.training.recipe import DataArguments, Recipe, RecipeError, Source, columns_of, statistics_columns
@@ -91,10 +91,14 @@ def start_problems(corpora: Corpora) -> Iterator[str]:
     """Says that a checkpoint which training goes on from was trained on features made in another way."""
     model, data = corpora.recipe.model, corpora.recipe.data
     features = corpora.features(data) if model.checkpoint is not None else None
-    if features is not None:
-        with naming_input(f"model.checkpoint {model.checkpoint}", RecipeError):
-            processor = MMTProcessor.from_pretrained(model.checkpoint, revision=model.checkpoint_revision or "main")
-            check_extractors(processor, features.extractors, data.features)
+    if model.checkpoint is None or features is None:
+        return
+    with naming_input(f"model.checkpoint {model.checkpoint}", RecipeError):
+        processor = MMTProcessor.from_pretrained(model.checkpoint, revision=model.checkpoint_revision or "main")
+    try:
+        check_extractors(processor, features.extractors, data.features)
+    except ExtractorError as error:
+        yield str(error)
 
 
 def length_problems(config: Any, max_text_length: int) -> Iterator[str]:
@@ -150,8 +154,8 @@ def feature_width(corpora: Corpora) -> int | None:
     model, searched = corpora.recipe.model, corpora.features(corpora.recipe.data)
     if searched is not None:
         return sum(searched.dims)
-    starts_whole = model.dual_encoder or model.checkpoint
-    return None if starts_whole else sum(model.config.get("video_feature_dims", MMTConfig().video_feature_dims))
+    widths = model.config.get("video_feature_dims", MMTConfig().video_feature_dims)
+    return None if model.starts_trained else sum(widths)
 
 
 def source_problems(corpora: Corpora, stage_name: str, number: int, world_size: int) -> Iterator[str]:
