@@ -6,7 +6,7 @@ SHELL := /bin/bash
 
 VENV ?= .venv
 PY := $(VENV)/bin/python
-EXTRAS ?= test,dev,report,train,data,search,plugins
+EXTRAS ?= test,dev,docs,report,train,data,search,shots,plugins
 STAMP := $(VENV)/.installed
 # Extra words for the command of a target: make test ARGS="-k loss", make demo ARGS="--seed 1".
 ARGS ?=
@@ -15,7 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TOKENIZERS_PARALLELISM := false
 
 .PHONY: help install fix check test test-slow test-wheel test-real test-family test-system test-floors test-newest test-python \
-	demo table table-quick table-storybook8 table-photo9 ablations bench clean
+	docs demo table table-quick table-shares crossfit table-storybook8 table-photo9 ablations bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "%-17s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -39,9 +39,10 @@ fix: $(STAMP)  ## lint with fixes, then format
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-check: $(STAMP)  ## lint, format, types, layers; changes nothing
+check: $(STAMP)  ## lint, format, spelling, types, layers; changes nothing
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(VENV)/bin/codespell
 	$(PY) -m mypy
 	$(PY) -m pytest -q tests/project/test_layers.py
 
@@ -109,6 +110,10 @@ test-system: $(SPACE)/.installed demo  ## the Space in Chromium, torchcodec besi
 	PYTHONPATH=$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))') \
 	  $(VENV)-torchcodec/bin/python -m pytest -q -m system $(ARGS) tests/model/test_video_decoding_mmt.py
 
+docs: $(STAMP)  ## the site, in build/site; a broken link is an error
+	$(PY) docs/make_reference.py
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet
+
 demo: $(STAMP)  ## encoders, features, two rows on emoji9, the nine-language table; at most 15 minutes on 2 cores
 	$(PY) experiments/demo.py $(ARGS)
 
@@ -117,6 +122,12 @@ table: $(STAMP)  ## the whole grid on emoji9, 3 seeds; hours, resumes row by row
 
 table-quick: $(STAMP)  ## the same path with one seed; at most 20 minutes
 	$(PY) experiments/run.py table --quick $(ARGS)
+
+table-shares: $(STAMP)  ## pre-training where a quarter, a half or all clips have names, 5 seeds; hours, resumes row by row
+	$(PY) experiments/named_shares.py $(ARGS)
+
+crossfit: $(STAMP)  ## four of its rows in five folds, so that every concept is a test query; hours, resumes run by run
+	$(PY) experiments/crossfit.py $(ARGS)
 
 table-storybook8: $(STAMP)  ## the same rows on picture books: make table-storybook8 DATA=<folder with storybook8/>
 	$(PY) experiments/storybook8.py --data_dir $(DATA)/storybook8 $(ARGS)

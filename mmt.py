@@ -1,12 +1,13 @@
 """`mmt`: train, search with, measure and publish models that find clips by text in many languages.
 
 Examples:
-  mmt extract my_videos --output_dir features/mine --num_frames 8   videos, or a dataset's clips, to features
+  mmt extract my_media --output_dir features/mine --num_frames 8    videos and pictures, or a dataset's, to features
   mmt build own_clips --data_dir my_clips --output_dir data/mine    a corpus from files, with a card
   mmt convert old_features --output_dir features/old                other people's features
   mmt recipes                                                       the recipes that come with the package
   mmt import openai/clip-vit-base-patch32 --output_dir runs/clip    a dual encoder as a checkpoint
   mmt train emoji9/mmp_en --output_dir runs/mmp_en                  a recipe's stages, one after the other
+  mmt index my_media --model runs/mmp_en --output_dir index         an index of my files; again: what changed
   mmt evaluate runs/mmp_en                                          figures in every language, as its recipe says
   mmt evaluate runs/mmp_en --languages sw vi --json                 of two languages, as JSON
   mmt search runs/mmp_en "con mèo" "骑自行车的人" --top 5             clips for queries in any language
@@ -23,6 +24,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from io import TextIOWrapper
 from typing import Any
 
 # Verbs whose words another grammar reads: a recipe's fields, or those of the corpus or the format that is named.
@@ -42,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: a command's name and options; None takes the command line's.
     """
+    if isinstance(sys.stdout, TextIOWrapper):  # a terminal of one code page shows ? for what it does not have
+        sys.stdout.reconfigure(errors="replace")
     words = list(sys.argv[1:] if argv is None else argv)
     verb = next((word for word in words if not word.startswith("-")), "")
     options: dict[str, Any] = {}
@@ -80,23 +84,29 @@ def build_parser() -> argparse.ArgumentParser:
 
     for name, about in PASSED_ON.items():
         verb(name, about)
-    add_extract(verb("extract", "extract features from videos, or from a dataset's clips, by a frozen encoder"))
+    add_extract(
+        verb("extract", "extract features from videos and pictures, or a dataset's clips, by a frozen encoder")
+    )
     add_import(verb("import", "write a pretrained dual encoder (CLIP, SigLIP, ...) as a checkpoint"))
     add_recipes(verb("recipes", "list the recipes that come with the package, or show one"))
+    add_index(verb("index", "keep an index of a folder of videos and pictures in step with it"))
     add_evaluate(verb("evaluate", "measure R@1, R@5, R@10, MedR and MRR in every language"))
     add_search(verb("search", "find clips for queries in any language"))
     add_report(verb("report", "write one HTML file about a checkpoint, and Markdown and JSON"))
     add_export(verb("export", "write both towers as ONNX, and an int8 text tower"))
-    add_publish(verb("publish", "push a checkpoint or a dataset to the Hub, with card and figures"))
+    add_publish(verb("publish", "push a checkpoint, a dataset, an index or a feature store to the Hub, with its card"))
     return parser
 
 
 def add_extract(parser: argparse.ArgumentParser):
     """`mmt extract`."""
-    source = "folder of videos, or a list of them (.txt, .csv, .tsv, .jsonl); or a dataset: emoji9, a Hub name, or a "
-    source += "folder that holds .parquet files or a dataset card (a README.md that begins with ---)"
+    source = (
+        "folder of videos and pictures, or a list of them (.txt, .csv, .tsv, .jsonl); or a dataset: emoji9, a Hub "
+    )
+    source += "name, or a folder that holds .parquet files or a dataset card (a README.md that begins with ---)"
     parser.add_argument("source", metavar="SOURCE", help=source)
     parser.add_argument("--output_dir", required=True, metavar="FOLDER", help="of the feature store")
+    parser.add_argument("--dataset_revision", help="tag or commit of a dataset on the Hub")
     encoder = "packaged encoder, Hub name, folder, or .pth file of S3D or R(2+1)D (%(default)s)"
     parser.add_argument("--encoder", default="efficientnet-lite0", help=encoder)
     parser.add_argument("--image_size", type=int, help="side of a frame; the encoder's own, 128 for film strips")
@@ -114,6 +124,30 @@ def add_extract(parser: argparse.ArgumentParser):
     parser.add_argument("--shard_size", type=int, default=256, help="clips a shard; a killed run loses at most one")
     failures = "clips that may fail: a number, or with a point a share of all (%(default)s)"
     parser.add_argument("--max_failures", type=number, default=0.05, help=failures)
+
+
+def add_index(parser: argparse.ArgumentParser):
+    """`mmt index`; what is not given is what the index was made with, and else the default in brackets."""
+    parser.add_argument("media", metavar="MEDIA", help="folder of videos and pictures")
+    parser.add_argument("--output_dir", required=True, metavar="INDEX", help="folder of the index")
+    parser.add_argument("--model", metavar="CHECKPOINT", help="folder of a checkpoint, or its name on the Hub")
+    parser.add_argument("--revision", help="tag or commit of a checkpoint on the Hub")
+    parser.add_argument("--window", type=float, metavar="SECONDS", help="of video a row (8)")
+    parser.add_argument("--stride", type=float, metavar="SECONDS", help="from one window to the next (half of one)")
+    shots = "cut at shot changes, and long shots into windows; needs the extra `shots`"
+    parser.add_argument("--shots", action="store_true", default=None, help=shots)
+    parser.add_argument("--frames_per_second", type=float, help="that are looked at (2)")
+    encoder = "of a checkpoint from features that does not name it: what made them; as `mmt extract`'s"
+    parser.add_argument("--encoder", dest="encoders", nargs="+", default=[], metavar="NAME", help=encoder)
+    parser.add_argument("--image_size", type=int, help="side of its frames in pixels")
+    parser.add_argument(
+        "--batch_size", type=int, default=16, help="steps that an encoder takes together (%(default)s)"
+    )
+    parser.add_argument("--device", default="cpu", help="where encoder and model run (%(default)s)")
+    parser.add_argument("--num_workers", type=int, help="processes that decode (one a core)")
+    parser.add_argument("--timeout", type=float, default=600.0, help="seconds that a piece of a file may take")
+    parser.add_argument("--status", action="store_true", help="change nothing; say how folder and index stand")
+    add_json(parser)
 
 
 def add_recipes(parser: argparse.ArgumentParser):
@@ -176,9 +210,12 @@ def add_export(parser: argparse.ArgumentParser):
 
 def add_publish(parser: argparse.ArgumentParser):
     """`mmt publish`."""
-    parser.add_argument("folder", metavar="FOLDER", help="of a checkpoint or a dataset")
+    parser.add_argument("folder", metavar="FOLDER", help="of a checkpoint, a dataset, an index or a feature store")
     parser.add_argument("repository", metavar="ORG/NAME", help="on the Hub; made if it does not exist")
-    parser.add_argument("--repo_type", choices=("model", "dataset"), default="model", help="(%(default)s)")
+    kind = "what FOLDER is (model; an index and a feature store are a dataset)"
+    parser.add_argument("--repo_type", choices=("model", "dataset"), help=kind)
+    parser.add_argument("--model", metavar="ORG/NAME", help="of an index: the published checkpoint that made it")
+    parser.add_argument("--model_revision", help="tag or commit of that")
     parser.add_argument("--revision", default="main", help="branch to commit to (%(default)s)")
     parser.add_argument("--tag", help="name of this version, such as v1.0; a tag never moves")
     script = "that built the dataset; repeatable"
@@ -204,7 +241,9 @@ def add_evaluation_options(parser: argparse.ArgumentParser):
     group.add_argument("--revision", help="tag or commit of a checkpoint on the Hub")
     group.add_argument("--dataset", help="folder or Hub name, or emoji9, which comes with the package")
     group.add_argument("--dataset_revision", help="tag or commit of a dataset on the Hub")
-    group.add_argument("--features", nargs="+", metavar="FOLDER", help="feature stores, side by side")
+    group.add_argument(
+        "--features", nargs="+", metavar="FOLDER", help="feature stores, side by side; or org/name@revision"
+    )
     group.add_argument("--video_column", metavar="COLUMN", help="of videos, for a checkpoint with a vision encoder")
     group.add_argument("--split", help="of the dataset")
     group.add_argument("--text_column", metavar="KIND", help="kind of text, the columns being <KIND>_<language>")

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent
 INSTALL_REQUIRES = [
     "accelerate>=1.10",
     "datasets>=5.1",
+    "detect-secrets>=1.5",
     "evaluate>=0.4.6",
     "filelock>=3.16",
     "huggingface-hub>=1.31",
@@ -35,16 +36,36 @@ EXTRAS_REQUIRE = {
     # PyAV's wheel brings FFmpeg; 17.0.0 and older crash the process on files of the tests. torchcodec, which must fit
     # torch and needs FFmpeg's libraries, serves where PyAV is not.
     "video": ["av>=17.1"],
+    # Pictures as phones take them. Its wheel bundles libheif (LGPL-3.0) and the encoder libx265 (GPL-2.0 or later).
+    "heic": ["pillow-heif>=1.1"],
     # What the builders of datasets_scripts/ need beyond the rest: a streaming parser, people's HDF5 features, codes
     # of languages, subtitle files.
     "data": ["h5py>=3.11", "ijson>=3.3", "langcodes>=3.5.1", "pysubs2>=1.8.1"],
     "train": ["tensorboard>=2.18"],
     "report": ["matplotlib>=3.9"],
     # Beyond the exact search: any FAISS index; a server or cluster.
-    "search": ["faiss-cpu>=1.9", "qdrant-client>=1.13"],
+    "search": ["faiss-cpu>=1.9", "qdrant-client>=1.16"],
+    "shots": ["scenedetect-headless>=0.7.2"],  # PySceneDetect, with OpenCV and without a display
     "fonts": ["pylopdf-fonts-zh-cn>=0.1.1"],  # Noto Sans SC (OFL), for Chinese in the pictures of examples/
-    "test": ["av>=17.1", "hypothesis>=6.100", "pytest>=8.3", "pytest-xdist>=3.8"],
-    "dev": ["mypy>=1.14", "pre-commit>=4.0", "pre-commit-hooks>=5.0", "ruff>=0.9", "types-PyYAML", "types-tqdm"],
+    # ipykernel and nbclient run the notebooks of examples/.
+    "test": [
+        "av>=17.1",
+        "hypothesis>=6.100",
+        "ipykernel>=7.0",
+        "nbclient>=0.11",
+        "pytest>=8.3",
+        "pytest-xdist>=3.8",
+    ],
+    "docs": ["mkdocs-material>=9.8", "mkdocstrings[python]>=1.0"],
+    "dev": [
+        "codespell>=2.4",
+        "mypy>=1.14",
+        "pre-commit>=4.0",
+        "pre-commit-hooks>=5.0",
+        "ruff>=0.9",
+        "types-PyYAML",
+        "types-tqdm",
+    ],
     # Other libraries that load a checkpoint: sentence-transformers, MTEB, ONNX Runtime, PEFT for LoRA.
     # Their floors are the releases of constraints.txt: nothing older was tested.
     "plugins": [

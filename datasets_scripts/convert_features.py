@@ -4,16 +4,18 @@ r"""Features that you have to a feature store: a folder of .npy, an HDF5 file, o
         --extractor S3D-HowTo100M-MIL-NCE --revision 1.0 --rate 1
 
 Each array is a clip's `(F, D_v)`; `(D_v,)` is a clip of one step, `(1, F, D_v)`, as VATEX' I3D files have it, the clip
-within. A clip's id is its file's name, or its key in HDF5 and .npz. Every value is checked. A file that is damaged,
-not finite or of another width stops the conversion, or, with `--on_error skip`, is left out and counted, up to
-`--max_skipped` of all; nothing is ever replaced by zeros.
+within. A clip's id is its file's path in the folder, without the ending, or its key in HDF5 and .npz. Every value is
+checked. A file that is damaged, not finite or of another width stops the conversion, or, with `--on_error skip`, is
+left out and counted, up to `--max_skipped` of all; nothing is ever replaced by zeros.
 
 Pickles (.pth, .pt, .pkl, .pickle, object arrays in .npy) are refused: they run code when they are read.
 """
 
 import tokenize
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from tqdm import tqdm
 
 from modeling_mmt.data.feature_store import FeatureStore, FeatureStoreError
 from modeling_mmt.data.feature_store_writer import FeatureStoreWriter
+from modeling_mmt.data.folders import counted, files_below, kind_of
 from modeling_mmt.data.sources import SourceError, checked_id
 
 # What numpy raises on a damaged .npy: its header is a Python literal, and may ask for any amount of memory.
@@ -73,20 +76,25 @@ def read_arrays(source: str | Path) -> Iterator[tuple[str, np.ndarray | Unreadab
 
 
 def _read_folder(folder: Path) -> Iterator[tuple[str, np.ndarray | UnreadableClipError]]:
-    for path in sorted(folder.iterdir()):
-        if path.suffix in PICKLES:
-            raise SourceError(f"{path}: {REMEDY}")
-    paths = sorted(folder.glob("*.npy"))
-    if not paths:
-        raise FileNotFoundError(f"{folder} has no .npy file; one clip a file, named <video_id>.npy")
+    left: Counter[str] = Counter()
+    paths = files_below(folder, left)
     for path in paths:
+        if path.suffix in PICKLES and path.parent == folder:
+            raise SourceError(f"{path}: {REMEDY}")
+    arrays = [path for path in paths if path.suffix == ".npy"]
+    left.update(kind_of(path) for path in paths if path.suffix != ".npy")
+    print(f"{folder}: taken: {len(arrays):,} npy; left: {counted(left)}")
+    if not arrays:
+        raise FileNotFoundError(f"{folder} has no .npy file; one clip a file, named <video_id>.npy")
+    for path in arrays:
+        video_id = checked_id(path.relative_to(folder).with_suffix("").as_posix(), str(path), in_folders=True)
         try:
-            yield checked_id(path.stem, str(path)), np.load(path, allow_pickle=False)
+            yield video_id, np.load(path, allow_pickle=False)
         except DAMAGE as error:
             if "allow_pickle" in str(error):
                 raise SourceError(f"{path}: an array of objects, {REMEDY}") from error
             yield (
-                path.stem,
+                video_id,
                 UnreadableClipError(f"{path}: not a complete .npy file ({error}); extract this clip again"),
             )
 
@@ -116,7 +124,7 @@ def _read_hdf5(path: Path) -> Iterator[tuple[str, np.ndarray | UnreadableClipErr
         file = h5py.File(path, "r")
     except OSError as error:
         raise SourceError(f"{path}: not a complete HDF5 file ({error}); copy it again") from error
-    with file:
+    with file, _naming_damage(path):
         for key in file:
             video_id, link = checked_id(key, f"{path}, key"), file.get(key, getlink=True)
             if isinstance(link, h5py.ExternalLink):
@@ -130,6 +138,15 @@ def _read_hdf5(path: Path) -> Iterator[tuple[str, np.ndarray | UnreadableClipErr
                 yield video_id, item[()]
             except OSError as error:
                 yield video_id, UnreadableClipError(f"{path}, {key!r}: {error}; extract this clip again")
+
+
+@contextmanager
+def _naming_damage(path: Path) -> Iterator[None]:
+    """Let what the HDF5 library says of a damaged file, in errors of many classes, be one line that names it."""
+    try:
+        yield
+    except (RuntimeError, KeyError, TypeError) as error:
+        raise SourceError(f"{path}: not a complete HDF5 file ({error}); copy it again") from error
 
 
 def as_clip(array: Any, where: str) -> np.ndarray:

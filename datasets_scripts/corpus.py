@@ -305,9 +305,9 @@ class Publication:
 
 
 def size_of(row: Row) -> int:
-    """Bytes of a row in memory, about: its picture's, and a hundred for each thing in its lists."""
-    picture = len(row["frames"]["bytes"]) if "frames" in row else 0
-    return picture + sum(100 * len(value) for value in row.values() if isinstance(value, list))
+    """Bytes of a row in memory, about: its picture's or video's, and a hundred for each thing in its lists."""
+    media = sum(len(row[column]["bytes"]) for column in ("frames", "video") if column in row)
+    return media + sum(100 * len(value) for value in row.values() if isinstance(value, list))
 
 
 def schema(kinds: Mapping[str, Sequence[str]], **others: Any) -> datasets.Features:

@@ -147,5 +147,5 @@ def run(arguments: argparse.Namespace) -> dict[str, int]:
         folder / "features", clips, **facts, source={"classifier": EFFICIENTNET_LITE0.member} | settings
     )
     moved = ((video_id, features + (photo_mean - centre)) for video_id, features in drawings.items())
-    write_feature_store(folder / "moved", moved, **facts, source={"moved": drawings.fingerprint})
+    write_feature_store(folder / "moved", moved, **facts, source={"moved": drawings.fingerprint} | size)
     return counts

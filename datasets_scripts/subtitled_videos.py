@@ -39,6 +39,7 @@ from modeling_mmt.data.subtitles import (
     text_streams,
 )
 from modeling_mmt.data.video_lists import Video, find_videos
+from modeling_mmt.pictures_mmt import PICTURE_SUFFIXES
 
 RULES = {
     "no_subtitles": "a video without subtitles in a language that is taken: not in the dataset",
@@ -230,7 +231,8 @@ def make_read(default: str | None = None, wanted: Sequence[str] = ()):
     """The reading function for `--language` and `--languages`."""
 
     def read(sources: Sources, tally: Tally, clock: Clock) -> tuple[datasets.Features, dict[str, Iterator[Row]]]:
-        videos = find_videos(sources.folder)
+        found = find_videos(sources.folder)
+        videos = [video for video in found if Path(video.source).suffix.lower() not in PICTURE_SUFFIXES]
         tracks = TrackFinder(tally, default, wanted).find(dict.fromkeys(Path(video.source) for video in videos))
         languages = sorted({language for found in tracks.values() for language in found})
         if not languages:

@@ -7,22 +7,34 @@ The dataset has `video_id`, captions `<text_column>_<language>`, and clips in a 
 store. `--lora` trains low-rank updates of the text encoder's attention in place of its upper layers, and merges them
 into the saved weights, which load as any checkpoint does. All of TrainingArguments' options are taken.
 
-`--push_to_hub --hub_model_id org/name` publishes the result in one commit when it is done; load it by its revision.
-`Trainer.push_to_hub` is not used: it uploads `training_args.bin`, a pickle, which stays in `output_dir`.
+Recipe, figures and card are written beside the weights, so that `mmt evaluate`, `search`, `report` and `publish` take
+the result as one of `mmt train`. `--push_to_hub --hub_model_id org/name` publishes it in one commit when it is done;
+load it by its revision. `Trainer.push_to_hub` is not used: it uploads `training_args.bin`, a pickle, which stays in
+`output_dir`.
 """
 
-from dataclasses import dataclass, field
+import json
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModel, AutoProcessor, HfArgumentParser, Trainer, TrainingArguments, set_seed
 
 import modeling_mmt  # noqa: F401  registers the model with AutoModel
+from modeling_mmt.data.checks import blank_texts, feature_problems
 from modeling_mmt.data.collator import ClipDataset, MMTDataCollator
+from modeling_mmt.data.extractors import check_extractors, record_extractors
 from modeling_mmt.data.feature_store import FeatureStores
+from modeling_mmt.data.files import write_json
 from modeling_mmt.data.reading import load_split
-from modeling_mmt.evaluation.evaluate import check_checkpoint
+from modeling_mmt.evaluation.checkpoint_recipe import RECIPE, recipe_file
+from modeling_mmt.evaluation.evaluate import EvalSpec, check_checkpoint, evaluate, open_checkpoint, open_corpus
+from modeling_mmt.hub.card import METRICS_FILE, write_card
 from modeling_mmt.hub.publish import publish
+from modeling_mmt.training.recipe import DataArguments, Recipe, Source, StageArguments
+from modeling_mmt.training.stage import machine
 from modeling_mmt.training.trainer import MMTTrainer
 
 
@@ -44,25 +56,82 @@ class Finetuning:
     lora: bool = field(default=False, metadata={"help": "train low-rank updates of the text encoder"})
 
 
-def open_inputs(ours: Finetuning) -> tuple[Any, Any, dict[str, ClipDataset]]:
-    """Model, processor, and the clips of each split.
+def open_inputs(ours: Finetuning) -> tuple[Any, Any, dict[str, ClipDataset], FeatureStores | None]:
+    """Model, processor, the clips of each split, and the feature store.
 
     Raises:
-        OSError: checkpoint, dataset or feature store is not there.
-        ValueError: a column is not there, or clips are not in the store.
+        OSError: checkpoint, dataset or feature store does not exist.
+        ValueError: a column is missing, a row cannot be learned from, or the features are another extractor's.
     """
     check_checkpoint(ours.model)
     hub = {"revision": ours.revision} if ours.revision else {}
     features = FeatureStores([ours.features]) if ours.features else None
-    columns = [f"{ours.text_column}_{language}" for language in ours.languages]
-    columns += [] if ours.features else ["video_features"]
+    texts = [f"{ours.text_column}_{language}" for language in ours.languages]
+    columns = [*texts, *([] if ours.features else ["video_features"])]
     clips = {}
     for split in ("train", "validation"):
         rows = load_split(ours.dataset, None, split, columns)
-        for _, problem in features.problems(rows["video_id"]) if features else ():
+        problems = [problem for column in texts for problem in blank_texts(rows, column)]
+        if features is None:
+            problems += feature_problems(rows)
+        else:
+            problems += [problem for _, problem in features.problems(rows["video_id"][:])]
+        for problem in problems:
             raise ValueError(f"{ours.dataset} ({split}): {problem}")
         clips[split] = ClipDataset(rows.select_columns(["video_id", *columns]), features)
-    return AutoModel.from_pretrained(ours.model, **hub), AutoProcessor.from_pretrained(ours.model, **hub), clips
+    model, processor = AutoModel.from_pretrained(ours.model, **hub), AutoProcessor.from_pretrained(ours.model, **hub)
+    if features is not None:
+        check_extractors(processor, features.extractors, [ours.features])
+        record_extractors(processor, features.extractors)
+    return model, processor, clips, features
+
+
+def recipe_of(ours: Finetuning, trainer: Trainer, model: Any) -> dict[str, Any]:
+    """What was trained on what, as `mmt` reads it: the start's recipe, if it has one, with the data of this run."""
+    arguments, path = trainer.args, recipe_file(ours.model, ours.revision)
+    start = json.loads(path.read_text(encoding="utf-8")) if path else {}
+    stage = StageArguments(
+        [Source(ours.text_column, ours.languages, noise_probability=ours.noise_probability)],
+        num_train_epochs=max(1, round(trainer.state.epoch or 1)),
+        train_batch_size=max(2, arguments.train_batch_size * arguments.world_size),
+        learning_rate=arguments.learning_rate,
+    )
+    data = DataArguments(
+        ours.dataset,
+        features=[ours.features] if ours.features else [],
+        text_column=ours.text_column,
+        languages=ours.languages,
+        test_split=None,
+    )
+    recipe = asdict(Recipe(data, finetuning=stage, seed=arguments.seed, output_dir=str(arguments.output_dir)))
+    encoder = {"text_model": model.config.text_config.model_type} | start.get("model", {})
+    recipe["model"] |= encoder | {"checkpoint": ours.model}
+    recipe["card"] = start.get("card", {}) | {"base_model": ours.model}
+    return recipe
+
+
+def write_results(ours: Finetuning, trainer: Trainer, features: FeatureStores | None, seconds: float):
+    """Recipe, figures on validation and card beside the weights, as `mmt train` writes them."""
+    folder = Path(str(trainer.args.output_dir))
+    model, processor = open_checkpoint(str(folder))
+    recipe = recipe_of(ours, trainer, model)
+    asked = {name: recipe["data"][name] for name in ("dataset", "features", "text_column", "languages")}
+    corpus = open_corpus(EvalSpec(**asked, split="validation"))
+    manifests = [store.manifest for store in features.stores] if features else []
+    metrics = {
+        "figures": {"validation": evaluate(model, processor, corpus).figures},
+        "finetuning": {
+            "steps": trainer.state.global_step,
+            "seconds": seconds,
+            "machine": machine(trainer.accelerator),
+        },
+        "n_clips": len(corpus.rows),
+        "video_extractors": [{key: of[key] for key in ("extractor", "revision", "rate", "dim")} for of in manifests],
+        "command": f"mmt evaluate {folder.name}",
+    }
+    write_json(folder / METRICS_FILE, metrics)
+    write_json(folder / RECIPE, recipe)
+    write_card(folder)
 
 
 def main(argv: list[str] | None = None) -> Trainer:
@@ -74,7 +143,7 @@ def main(argv: list[str] | None = None) -> Trainer:
     push, arguments.push_to_hub = arguments.push_to_hub, False  # by `publish` below, which sends no pickle
     set_seed(arguments.seed)
     try:
-        model, processor, clips = open_inputs(ours)
+        model, processor, clips, features = open_inputs(ours)
     except (OSError, ValueError) as error:
         parser.exit(2, f"{parser.prog}: {' '.join(str(error).split())}\n")
     if ours.lora:  # the pooling heads and projections learn too, whole
@@ -91,13 +160,15 @@ def main(argv: list[str] | None = None) -> Trainer:
         eval_dataset=clips["validation"],
         processing_class=processor,
     )
+    start = time.monotonic()
     trainer.train()
     if ours.lora:
         trainer.model = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
     trainer.save_model()
+    if trainer.is_world_process_zero():
+        write_results(ours, trainer, features, time.monotonic() - start)
     if push and trainer.is_world_process_zero():
         trainer.init_hf_repo(arguments.hub_token)
-        trainer.create_model_card()
         publish(arguments.output_dir, str(trainer.hub_model_id), revision=arguments.hub_revision or "main")
     trainer.model_wrapped = trainer.accelerator.unwrap_model(trainer.model)
     trainer.accelerator.free_memory()  # what still holds a process group may wait for ever as it goes

@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, load_dataset
+from datasets import Dataset
 from matplotlib import font_manager
 from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageDraw, ImageFont
@@ -25,6 +25,7 @@ from PIL import Image, ImageDraw, ImageFont
 from modeling_mmt.commands.search import check_query
 from modeling_mmt.data.clips import frames_of
 from modeling_mmt.data.feature_store import FeatureStore
+from modeling_mmt.data.reading import read_split
 from modeling_mmt.data.video_lists import find_videos
 from modeling_mmt.evaluation.evaluate import open_checkpoint
 from modeling_mmt.frames_mmt import FrameSampling
@@ -268,6 +269,7 @@ def add_inputs(parser: argparse.ArgumentParser):
     parser.add_argument("--model", default="runs/demo/mmp_en", help="folder of a checkpoint (default: %(default)s)")
     parser.add_argument("--revision", help="tag or commit; with it, --model is a name on the Hub")
     parser.add_argument("--dataset", default="datasets_scripts/emoji9", help="folder or Hub name (%(default)s)")
+    parser.add_argument("--dataset_revision", help="tag or commit of a dataset on the Hub")
     parser.add_argument("--split", default="test", help="searched split (%(default)s)")
     parser.add_argument("--features", default="runs/features/emoji9-lite0-128", help="feature store (%(default)s)")
     parser.add_argument("--font", help="font file for characters that DejaVu Sans lacks; default: an installed one")
@@ -289,7 +291,7 @@ def open_inputs(arguments: argparse.Namespace, columns: Sequence[str]) -> tuple[
             f"no feature store in {arguments.features}: `make demo` makes emoji9's, `mmt extract` any other"
         )
     features = FeatureStore(arguments.features)
-    rows = load_dataset(arguments.dataset, split=arguments.split)
+    rows = read_split(arguments.dataset, arguments.dataset_revision, arguments.split)
     for column in ("video_id", "frames", "num_frames", *columns):
         if column not in rows.column_names:
             raise ValueError(f"{arguments.dataset}: no column {column}; found {', '.join(rows.column_names)}")

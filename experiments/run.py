@@ -34,7 +34,7 @@ from modeling_mmt.data.languages import LANGUAGES
 from modeling_mmt.evaluation.significance import paired_test, summarise_seeds
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDER = Path("modeling_mmt") / "recipes" / "emoji9"
+RECIPES = Path("modeling_mmt") / "recipes"
 FOREIGN = LANGUAGES[1:]
 VERSIONS = ("torch", "transformers", "datasets", "accelerate", "safetensors", "numpy")
 
@@ -250,18 +250,12 @@ def gather_table(
     rows = []
     for name in names:
         for split in ("test", "validation"):
-            runs = [ranks[name, seed][split] for seed in seeds]
             rows.append(
                 {
                     "pretraining": ROWS[name][0],
                     "finetuning": ROWS[name][1],
-                    "split": split,
-                    **summarise_seeds([run["all"] for run in runs]),
-                    "without_flags": summarise_seeds([run["without_is_flag"] for run in runs]),
-                    "n_queries": len(runs[0]["all"]["t2v"]["en"]),
                     "command": f"mmt train emoji9/{name} --seed {{{','.join(map(str, seeds))}}}",
-                    "commit": ", ".join(sorted({outputs[name, seed]["done"]["commit"] for seed in seeds})),
-                    "seconds": [training_seconds(outputs[name, seed]["metrics"]) for seed in seeds],
+                    **summary([outputs[name, seed] for seed in seeds], split),
                 }
             )
     comparisons = []
@@ -288,6 +282,19 @@ def gather_table(
                 }
             )
     return {"rows": rows, "comparisons": comparisons}
+
+
+def summary(runs: Sequence[Mapping[str, Any]], split: str) -> dict[str, Any]:
+    """What `results.json` says of a row's runs, a seed each, on a split."""
+    ranks = [{part: as_arrays(values) for part, values in run["ranks"][split].items()} for run in runs]
+    return {
+        "split": split,
+        **summarise_seeds([of["all"] for of in ranks]),
+        "without_flags": summarise_seeds([of["without_is_flag"] for of in ranks]),
+        "n_queries": len(ranks[0]["all"]["t2v"]["en"]),
+        "commit": ", ".join(sorted({run["done"]["commit"] for run in runs})),
+        "seconds": [training_seconds(run["metrics"]) for run in runs],
+    }
 
 
 def gather_ablations(
@@ -369,9 +376,9 @@ def pixel_table(results: Mapping[str, Any]) -> str:
     return "\n".join([*lines, "", note, ""])
 
 
-def read_recipe(name: str) -> dict[str, Any]:
-    """A recipe of `modeling_mmt/recipes/emoji9` as plain values."""
-    return yaml.safe_load((ROOT / FOLDER / f"{name}.yaml").read_text("utf-8"))
+def read_recipe(name: str, folder: str = "emoji9") -> dict[str, Any]:
+    """A recipe of a folder of `modeling_mmt/recipes` as plain values."""
+    return yaml.safe_load((ROOT / RECIPES / folder / f"{name}.yaml").read_text("utf-8"))
 
 
 def changed(recipe: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

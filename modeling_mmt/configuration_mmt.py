@@ -149,6 +149,8 @@ class MMTConfig(PreTrainedConfig):
         num_attention_heads: attention heads of each TP layer.
         intermediate_size: feed-forward width of a TP layer.
         hidden_act: feed-forward activation.
+        language_directions: directions that are taken out of the frozen text states, those in which the languages'
+            means differ most (`set_language_directions` of the text head); 0, as in the paper, takes none.
         text_input_dropout_prob: dropout of whole dimensions of the text head's input, the same for all positions.
         video_input_dropout_prob: the same for the video head's input.
         hidden_dropout_prob: dropout after each TP sub-layer and on the TP head's input.
@@ -171,7 +173,9 @@ class MMTConfig(PreTrainedConfig):
         logit_bias_init_value: initial bias of the sigmoid loss's logits (SigLIP's value); used by that loss alone.
         inter_weight: weight of L(X, V).
         intra_weight: weight of L(X, X^m) + L(V, V^m); 0 skips the noised copies.
-        cross_weight: weight of the conditional L(X|V, Y|V); counts where a clip comes with two languages.
+        cross_weight: weight of the conditional L(X|V, Y|V); counts where a clip comes with two languages or more.
+        text_weight: weight of L(X, Y) beside clips, where these come with two languages or more (ours, not the
+            paper's). Where there are no clips it is the loss, at weight 1.
         initializer_range: standard deviation of the heads' initial weights.
 
     Raises:
@@ -196,6 +200,7 @@ class MMTConfig(PreTrainedConfig):
     num_attention_heads: int = 4
     intermediate_size: int = 4096
     hidden_act: str = "gelu"
+    language_directions: int = 0
     text_input_dropout_prob: float | int = 0.0
     video_input_dropout_prob: float | int = 0.0
     hidden_dropout_prob: float | int = 0.1
@@ -216,6 +221,7 @@ class MMTConfig(PreTrainedConfig):
     inter_weight: float | int = 1.0
     intra_weight: float | int = 1.0
     cross_weight: float | int = 1.0
+    text_weight: float | int = 0.0
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs):
@@ -363,6 +369,11 @@ class MMTConfig(PreTrainedConfig):
             )
             num_text_layers = self.text_output_layer
         self._require("freeze_text_layers", 0 <= self.freeze_text_layers <= num_text_layers, f"0 to {num_text_layers}")
+        if self.language_directions:
+            width = self.text_feature_dim
+            self._require("language_directions", 0 < self.language_directions < width, f"0 to {width - 1}")
+            is_frozen = self.freeze_text_embeddings and self.freeze_text_layers == num_text_layers
+            self._require("language_directions", is_frozen, "0, where not every layer of the text encoder is frozen")
         dims = self.video_feature_dims
         layers = self.learn_vision_layers
         self._require("learn_vision_layers", layers is None or 0 <= layers <= MAX_LAYERS, f"None or 0 to {MAX_LAYERS}")
@@ -396,7 +407,7 @@ class MMTConfig(PreTrainedConfig):
         ):
             self._require(name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
         weights = ("inter_weight", "intra_weight", "cross_weight")
-        for name in weights:
+        for name in (*weights, "text_weight"):
             self._require(name, 0 <= getattr(self, name) < math.inf, "0 or more, and finite")
         self._require("inter_weight", any(getattr(self, name) for name in weights), "above 0, where the others are 0")
         for name in ("logit_scale_init_value", "logit_bias_init_value"):

@@ -8,10 +8,13 @@ Nothing here knows a model, a configuration or a process group. Half-precision e
 """
 
 from collections.abc import Callable, Mapping
+from itertools import combinations
 
 import torch
 
 OBJECTIVES = ("inter", "intra", "cross", "text")
+CAPTIONS = ("", "paired_", *(f"paired_{number}_" for number in range(2, 9)))
+"""What the names of a clip's captions begin with: of the first, of a second language, of up to seven more."""
 
 
 def compared_columns(positive_ids: torch.Tensor) -> list[tuple[int, int]]:
@@ -182,17 +185,22 @@ def objectives(
     | `inter` | L(X, V) + L(Y, V) | L(X, V) |
     | `intra` | L(X, X^m) + L(V, V^m) + L(Y, Y^m) | L(X, X^m) + L(V, V^m) |
     | `cross` | L(X given V, Y given V) | absent |
-    | `text` | L(X, Y), only in a batch without clips | absent |
+    | `text` | L(X, Y) | absent |
+
+    Of more languages (`paired_2_text_embeds`, ...: `CAPTIONS`) each adds its own terms to `inter` and `intra`, and
+    each pair of them one to `cross` and `text`. The captions of a clip share its row, so that they are positives of it
+    and of one another; a caption is no negative of a row of `P(i)`, whichever of its captions makes it one.
 
     A term whose embeddings are missing is absent, and so is an objective of which no term is left.
 
     Args:
-        embeds: name to `(N, P)` float, unit norm. Names: `text_embeds`, `video_embeds`, `paired_text_embeds`, each of
-            these with `noised_` before it, `conditional_text_embeds`, `conditional_paired_text_embeds`.
+        embeds: name to `(N, P)` float, unit norm. Names: `video_embeds`, and `text_embeds` with each of `CAPTIONS`
+            before it; each of these with `noised_` before it, those of text with `conditional_`.
         logit_scale: `()` float, 1/tau itself.
         mask: handed to `loss_fn`: `(N, N)` bool for the losses of this module. Row i is `P(i)` in every term.
         loss_fn: called as `loss_fn(a, b, logit_scale, mask)`; one of `LOSSES`, or a `functools.partial` of one.
-        weights: weight of each objective; 1 for those not named. An objective of weight 0 is not computed.
+        weights: weight of each objective; for those not named 1, but 0 for `text` in a batch with clips. An objective
+            of weight 0 is not computed.
 
     Returns:
         Each objective's unweighted value under its name, and the weighted sum under `loss`; scalars in nats.
@@ -200,19 +208,20 @@ def objectives(
     Raises:
         ValueError: if `weights` names an unknown objective, or no objective is left to compute.
 
-    Source: arXiv 2103.08849, the three objectives of its method section. Differs: `text` is ours, a control that
-    never sees a clip.
+    Source: arXiv 2103.08849, the three objectives of its method section, of one language or two. Differs: more than
+    two, and `text`, which by itself is a control that never sees a clip.
     """
-    weights = weights or {}
-    for name in weights:
+    for name in weights or {}:
         if name not in OBJECTIVES:
             raise ValueError(f"weights names the objective {name!r}; use some of {', '.join(OBJECTIVES)}")
+    first, *others = (f"{caption}text_embeds" for caption in CAPTIONS)
     pairs = {
-        "inter": [("text_embeds", "video_embeds"), ("paired_text_embeds", "video_embeds")],
-        "intra": [(name, f"noised_{name}") for name in ("text_embeds", "video_embeds", "paired_text_embeds")],
-        "cross": [("conditional_text_embeds", "conditional_paired_text_embeds")],
-        "text": [("text_embeds", "paired_text_embeds")] if "video_embeds" not in embeds else [],
+        "inter": [(name, "video_embeds") for name in (first, *others)],
+        "intra": [(name, f"noised_{name}") for name in (first, "video_embeds", *others)],
+        "cross": [(f"conditional_{a}", f"conditional_{b}") for a, b in combinations((first, *others), 2)],
+        "text": list(combinations((first, *others), 2)),
     }
+    weights = {"text": 0.0 if "video_embeds" in embeds else 1.0, **(weights or {})}
     values: dict[str, torch.Tensor] = {}
     total: torch.Tensor | None = None
     for name in OBJECTIVES:

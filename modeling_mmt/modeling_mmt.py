@@ -23,7 +23,7 @@ from .configuration_mmt import MMTConfig
 from .dual_encoder_mmt import features_of, leave_half_out, load_dual_encoder
 from .efficientnet_lite_mmt import EfficientNetLiteModel  # noqa: F401  older loaders copy direct imports alone
 from .freezing_mmt import keep_in_eval, learns
-from .loss_mmt import LOSSES, objectives, positive_mask
+from .loss_mmt import CAPTIONS, LOSSES, objectives, positive_mask
 from .pipeline_mmt import MMTSearchPipeline  # noqa: F401  its code must travel with this module's
 from .pooling_mmt import (
     MMTAttention,
@@ -52,12 +52,11 @@ class MMTOutput(ModelOutput):
         logits_per_video: `(B_video, B_text)` float: the transpose.
         text_embeds: `(B_text, P)` float, unit norm.
         video_embeds: `(B_video, P)` float, unit norm.
-        inter_loss: `()` float: L(X, V), plus L(Y, V) where each clip comes with two languages.
+        inter_loss: `()` float: L(X, V), plus L(Y, V) where each clip comes with two languages, and so on.
         intra_loss: `()` float: L(X, X^m) + L(V, V^m) (+ L(Y, Y^m)).
         cross_loss: `()` float: L(X|V, Y|V).
-        text_loss: `()` float: L(X, Y), only where there is no video at all.
-        noised_text_embeds: `(B, P)` float, unit norm, of x^m; this and the rest come with `return_loss`, where the
-            batch has the view.
+        text_loss: `()` float: L(X, Y), where there is no video at all or `text_weight` is above 0.
+        noised_text_embeds: `(B, P)` float, unit norm, of x^m; this and the rest with `return_loss`, if in the batch.
         noised_video_embeds: of v^m.
         paired_text_embeds: of y.
         noised_paired_text_embeds: of y^m.
@@ -140,13 +139,13 @@ class MMTPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
-        """As `PreTrainedModel.from_pretrained`, which would leave frozen layers learning and missing weights random.
+        """As `PreTrainedModel.from_pretrained`, which would train frozen layers, draw lost weights and open pickles.
 
         Raises:
             ValueError: the checkpoint lacks a weight, or holds one of a layer that `config.json` does not count. Who
                 asks for `output_loading_info` is told there instead.
         """
-        loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        loaded: Any = super().from_pretrained(*args, output_loading_info=True, **{"use_safetensors": True, **kwargs})
         model, info = loaded
         for kind, verb, use in (("missing_keys", "lacks", "needs"), ("unexpected_keys", "holds", "has no place for")):
             if info[kind] and not output_loading_info:
@@ -475,14 +474,14 @@ class MMTVideoModel(MMTTower):
         Returns:
             `last_hidden_state` `(B, F, H)` and `pooler_output` `(B, H)`.
         """
-        states, mask = self.read(video_features, video_mask, pixel_values, _take_pixels(kwargs))
+        states, mask = self.read(video_features, video_mask, pixel_values, _take_inputs(kwargs))
         return self.pool(states, mask, return_dict=True, **kwargs)
 
 
-def _take_pixels(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Takes `pixel_values_1`, ... out of `kwargs`, what is left of which goes to the attention functions."""
-    names = [name for name in kwargs if name.startswith(("pixel_values_", "noised_pixel_values"))]
-    return {name: kwargs.pop(name) for name in names}
+def _take_inputs(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Takes `pixel_values_1`, `paired_2_input_ids`, ... out of `kwargs`; what is left goes to the attention."""
+    taken = ("pixel_values_", "noised_pixel_values", "paired_", "noised_paired_")
+    return {name: kwargs.pop(name) for name in list(kwargs) if name.startswith(taken)}
 
 
 def _names_pixels(method: Callable) -> Callable:
@@ -669,15 +668,15 @@ class MMTModel(MMTPreTrainedModel):
             kwargs: `pixel_values_1`, ... of more vision encoders; others are passed on to the tower.
         """
         video_features = input_features if video_features is None else video_features
-        states, mask = self.video_model.read(video_features, video_mask, pixel_values, _take_pixels(kwargs))
+        states, mask = self.video_model.read(video_features, video_mask, pixel_values, _take_inputs(kwargs))
         return self.video_model.pool_and_project(self.video_projection, states, mask, **kwargs)
 
     def embed(self, batch: Mapping[str, torch.Tensor | None], **kwargs) -> dict[str, torch.Tensor]:
         """Every unit-norm embedding `(B, P)` that the objectives need, by the name that `loss_mmt.objectives` knows.
 
-        With two languages and the video, that includes `c_{x|v}` = TP_x(query = e_x, key = value = [e_x ; e_v]) and
-        `c_{y|v}` (paper section 3.2). Differs: with several TP layers, the queries' own part of the keys is each
-        layer's states, the video's part stays `e_v`.
+        With two languages or more and the video, that includes `c_{x|v}` = TP_x(query = e_x, key = value =
+        [e_x ; e_v]) and `c_{y|v}` (paper section 3.2). Differs: with several TP layers, the queries' own part of the
+        keys is each layer's states, the video's part stays `e_v`.
 
         Args:
             batch: what `forward` takes, as the collator makes it; the views that are absent are not computed.
@@ -695,11 +694,11 @@ class MMTModel(MMTPreTrainedModel):
                 projected = self.video_model.pool_and_project(self.video_projection, states, mask, **kwargs)
                 embeds[f"{prefix}video_embeds"] = unit_norm(projected.pooler_output)
                 video = video or (self.video_model.pooling.embed(states), mask)
-        for prefix in ("", "noised_", "paired_", "noised_paired_"):
+        for caption, prefix in ((caption, f"{noise}{caption}") for caption in CAPTIONS for noise in ("", "noised_")):
             ids, text_states = batch.get(f"{prefix}input_ids"), batch.get(f"{prefix}text_states")
             if ids is None and text_states is None:
                 continue
-            attention_mask = batch.get("paired_attention_mask" if "paired" in prefix else "attention_mask")
+            attention_mask = batch.get(f"{caption}attention_mask")
             states, mask = self.text_model.read(ids, attention_mask, text_states, **kwargs)
             projected = self.text_model.pool_and_project(self.text_projection, states, mask, **kwargs)
             embeds[f"{prefix}text_embeds"] = unit_norm(projected.pooler_output)
@@ -744,12 +743,12 @@ class MMTModel(MMTPreTrainedModel):
         config, scalars = self.config, {name: embeds.get(name, value) for name, value in self.loss_scalars().items()}
         scale = scalars.pop("logit_scale")
         weights = {"inter": config.inter_weight, "intra": config.intra_weight, "cross": config.cross_weight}
+        weights |= {"text": config.text_weight} if "video_embeds" in embeds else {}
         if contrastive_loss is not None:
             loss_fn, positives = partial(contrastive_loss, config.loss_type, **scalars), positive_ids
         else:
-            loss_fn, positives = partial(LOSSES[config.loss_type], **scalars), None
-            if positive_ids is not None:
-                positives = positive_mask(positive_ids)
+            loss_fn = partial(LOSSES[config.loss_type], **scalars)
+            positives = None if positive_ids is None else positive_mask(positive_ids)
         return objectives(embeds, scale, positives, loss_fn, weights)
 
     @can_return_tuple
@@ -796,7 +795,7 @@ class MMTModel(MMTPreTrainedModel):
                 a video encoder.
             input_features: another name of `video_features`.
             return_loss: whether to evaluate the objectives over this (local) batch.
-            kwargs: `pixel_values_1`, ... of more vision encoders; others are passed to the attention functions.
+            kwargs: `pixel_values_1`, ..., `paired_2_input_ids`, ... (`loss_mmt.CAPTIONS`); others go to the attention.
 
         Raises:
             ValueError: a shape does not fit, or no text, or neither video nor a second language.
@@ -816,7 +815,7 @@ class MMTModel(MMTPreTrainedModel):
             "video_mask": video_mask,
             "noised_video_features": noised_video_features,
             "pixel_values": pixel_values,
-            **_take_pixels(kwargs),
+            **_take_inputs(kwargs),
         }
         embeds = self.embed(batch, **kwargs)
         if "text_embeds" not in embeds or not ("video_embeds" in embeds or "paired_text_embeds" in embeds):
@@ -826,11 +825,12 @@ class MMTModel(MMTPreTrainedModel):
         text_embeds, video_embeds = embeds["text_embeds"], embeds.get("video_embeds")
         losses = self.compute_objectives(embeds, positive_ids) if return_loss else {}
         logits = None if video_embeds is None else self.logit_scale.exp() * text_embeds @ video_embeds.T
+        shown = MMTOutput.__dataclass_fields__ if return_loss else ("text_embeds", "video_embeds")
         return MMTOutput(
             loss=losses.pop("loss", None),
             logits_per_text=logits,
             logits_per_video=None if logits is None else logits.T,
-            **(embeds if return_loss else {"text_embeds": text_embeds, "video_embeds": video_embeds}),
+            **{name: value for name, value in embeds.items() if name in shown},
             **{f"{name}_loss": value for name, value in losses.items()},
         )
 
@@ -890,7 +890,7 @@ class MMTVideoModelWithProjection(MMTPreTrainedModel):
     ) -> MMTVideoModelOutput:
         """`(B, F, D_v)` features, or pixels as `MMTModel` takes them, to `video_embeds` `(B, P)`, not normalised."""
         video_features = input_features if video_features is None else video_features
-        states, mask = self.video_model.read(video_features, video_mask, pixel_values, _take_pixels(kwargs))
+        states, mask = self.video_model.read(video_features, video_mask, pixel_values, _take_inputs(kwargs))
         outputs = self.video_model.pool_and_project(self.video_projection, states, mask, **kwargs)
         return MMTVideoModelOutput(
             video_embeds=outputs.pooler_output,

@@ -6,6 +6,7 @@ Where formats leave it open, what a picture shows is decided as browsers and FFm
   (FFmpeg keeps 10 ms); a GIF counts in 10 ms, so that 20 ms is its shortest.
 - The densities that a picture may declare for its two sides (JFIF, pHYs, TIFF's resolutions) are of its print: a pixel
   is square, as in browsers. A video's pixels may not be (`with_square_pixels`).
+- A file of several pictures (TIFF, HEIC, a camera's JPEG) shows its first, or the one that it calls its primary one.
 - 16-bit grey is 0 to 65535. A TIFF of 32-bit integers or of floats says nowhere which of its values is white, and
   neither browsers nor FFmpeg show one: it is refused.
 """
@@ -14,6 +15,7 @@ import bisect
 import io
 import struct
 import zlib
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -46,7 +48,18 @@ it."""
 MAX_ANIMATION_PIXELS = 2**33
 """Of an animation: its frames times their pixels, each of which must be decoded to know how long it lasts."""
 
-_PICTURES = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF")
+PICTURE_SUFFIXES = {
+    **dict.fromkeys((".png", ".apng"), "PNG"),
+    **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"), "JPEG"),
+    **{".gif": "GIF", ".webp": "WEBP", ".avif": "AVIF"},
+    **dict.fromkeys((".bmp", ".dib"), "BMP"),
+    **dict.fromkeys((".tif", ".tiff"), "TIFF"),
+    **dict.fromkeys((".ppm", ".pgm", ".pbm", ".pnm"), "PPM"),
+    **dict.fromkeys((".heic", ".heif", ".hif"), "HEIF"),
+}
+"""Endings of pictures and animations, and Pillow's names of their formats."""
+HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"mif1")
+"""What HEIC files call themselves at bytes 8 to 12; AVIF may have the last one too."""
 DAMAGED: tuple[type[Exception], ...] = (
     *(OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError, RuntimeError),
     *(MemoryError, struct.error, zlib.error),
@@ -75,19 +88,36 @@ def picture_bytes(file: Any, name: str) -> bytes:
     return content
 
 
+@lru_cache(maxsize=1)
+def picture_formats() -> tuple[str, ...]:
+    """The formats of `PICTURE_SUFFIXES` that Pillow reads here: AVIF from Pillow 11.3, HEIF where pillow-heif is."""
+    if Image is None:
+        return ()
+    Image.init()
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        pass
+    else:
+        register_heif_opener()
+    return tuple(name for name in dict.fromkeys(PICTURE_SUFFIXES.values()) if name in Image.OPEN)
+
+
 def open_picture(file: io.BytesIO, name: str) -> Any:
     """The image of Pillow, not yet decoded.
 
     Raises:
-        VideoDecodingError: it is none, or Pillow is not installed.
+        VideoDecodingError: it is none, or Pillow or what Pillow needs for it is not installed.
     """
     if Image is None:
         raise VideoDecodingError(f"{name} is a picture, and Pillow is not installed: pip install pillow")
-    Image.init()
+    formats = picture_formats()
     try:
-        return Image.open(file, formats=[one for one in _PICTURES if one in Image.OPEN])  # AVIF: from Pillow 11.3
+        return Image.open(file, formats=formats)
     except DAMAGED as error:
-        raise VideoDecodingError(f"{name} cannot be read as a picture: {first_line(error)}") from error
+        is_heic = file.getvalue()[8:12] in HEIC_BRANDS and "HEIF" not in formats
+        remedy = ". It is HEIC: pip install pillow-heif" if is_heic else ""
+        raise VideoDecodingError(f"{name} cannot be read as a picture: {first_line(error)}{remedy}") from error
 
 
 def picture_pixels(image: Any, name: str) -> torch.Tensor:

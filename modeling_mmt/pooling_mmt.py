@@ -127,6 +127,11 @@ class MMTTransformerPooling(nn.Module):
         self.input_std: torch.Tensor
         self.register_buffer("input_mean", torch.zeros(input_dim))
         self.register_buffer("input_std", torch.ones(input_dim))
+        self.language_directions: torch.Tensor | None
+        directions = (
+            torch.zeros(config.language_directions, input_dim) if is_text and config.language_directions else None
+        )
+        self.register_buffer("language_directions", directions)
         self.input_projection = (
             None if projection is None else nn.Linear(input_dim, config.hidden_size, bias=projection == "affine")
         )
@@ -139,12 +144,42 @@ class MMTTransformerPooling(nn.Module):
         has_norm = config.norm_placement == "pre" and config.dual_encoder is None
         self.final_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if has_norm else None
 
+    @torch.no_grad()
+    def set_language_directions(self, means: torch.Tensor):
+        """Take out of the states, before all else, the directions in which languages' means differ most.
+
+        With one direction fewer than there are languages, all of their means become one.
+
+        Args:
+            means: `(languages, input_dim)` float, each language's mean text state, of training text; at least one row
+                more than the configuration's `language_directions`.
+
+        Raises:
+            ValueError: the configuration takes none out, or there are too few languages.
+
+        Source: Xie et al. 2022 (LSAR, arXiv 2401.05792), after Yang et al. 2021 (LIR, arXiv 2109.04727). Differs: LIR
+            takes each language's own principal components out and must know a query's language; here, as in LSAR, one
+            subspace is taken out of all texts: the leading directions of the centred means. It is taken out of the
+            states that the heads read, and not of finished embeddings.
+        """
+        directions = self.language_directions
+        if directions is None or len(means) <= len(directions):
+            raise ValueError(
+                f"language_directions is {self.config.language_directions}, and there are the means of {len(means)} "
+                f"languages; choose 1 to {len(means) - 1}"
+            )
+        centred = (means - means.mean(dim=0)).double()
+        directions.copy_(torch.linalg.svd(centred, full_matrices=False).Vh[: len(directions)])
+
     def standardize(self, states: torch.Tensor) -> torch.Tensor:
         """States `(B, N, input_dim)` by the mean and standard deviation that training measured (0 and 1 untrained).
 
+        Of a text's, the directions that tell languages apart are taken out first, where the model has measured them.
         Input dropout takes a dimension away from all positions of a sequence at once, so that a mean over positions
         loses it too.
         """
+        if (directions := self.language_directions) is not None:
+            states = states - states @ directions.T @ directions
         states = (states - self.input_mean) / self.input_std
         return states * self.input_dropout(torch.ones_like(states[:, :1]))
 

@@ -2,7 +2,6 @@
 
 import math
 import os
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -16,6 +15,7 @@ from .efficientnet_lite_mmt import EfficientNetLiteModel  # noqa: F401  older lo
 from .frames_mmt import FrameSampling
 from .freezing_mmt import keep_in_eval  # noqa: F401  as above
 from .image_processing_mmt import PixelSettings, in_steps
+from .inputs_mmt import checked_clip, clean_caption
 from .pictures_mmt import picture_frames  # noqa: F401  as above
 from .sentence_encoder_mmt import load_pretrained  # noqa: F401  as above
 from .video_decoding_mmt import clip_frames
@@ -38,6 +38,8 @@ class MMTVideoFeatureExtractor(FeatureExtractionMixin):
         sampling: `FrameSampling` (or its fields): which frames of a video are decoded; `None` is its default, times
             the frames of a step.
         max_side: frames are shrunk while decoding so that no side is longer, which bounds memory.
+        extractors: what made the features that the model was trained on, stream by stream, as the package's
+            `data/extractors.py` writes and compares it; `None`: not recorded.
         kwargs: what an older or newer `preprocessor_config` carries; kept as attributes.
 
     Raises:
@@ -51,6 +53,7 @@ class MMTVideoFeatureExtractor(FeatureExtractionMixin):
         pixels: Sequence[PixelSettings | Mapping[str, Any]] | None = None,
         sampling: FrameSampling | Mapping[str, Any] | None = None,
         max_side: int = 1920,
+        extractors: list[dict[str, Any]] | None = None,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -75,6 +78,7 @@ class MMTVideoFeatureExtractor(FeatureExtractionMixin):
                         f"{self.frames_per_step} of another; the smaller must divide the larger"
                     )
         self.max_side = max_side
+        self.extractors = extractors
 
     @property
     def frames_per_step(self) -> int:
@@ -174,13 +178,14 @@ class MMTVideoFeatureExtractor(FeatureExtractionMixin):
             `video_features` `(B, F, D_v)` float32, padded with zeros, and `video_mask` `(B, F)` long, 1 = real.
 
         Raises:
-            ValueError: no clips, an empty clip, a wrong width, or a value that is not finite; names the clip.
+            ValueError: no clips; or as `checked_clip`, which names the clip (`ItemError`).
         """
         if return_tensors != "pt":
             raise ValueError(f"return_tensors is {return_tensors!r}; only 'pt' is supported")
         if len(video_features) == 0:
             raise ValueError("video_features is empty; give at least one clip")
-        clips = [self._check(index, clip) for index, clip in enumerate(video_features)]
+        clips = [checked_clip(clip, self.feature_dim, index) for index, clip in enumerate(video_features)]
+        clips = [clip[self._even_steps(len(clip))] for clip in clips]
         longest = max(len(clip) for clip in clips)
         batch = torch.zeros(len(clips), longest, self.feature_dim)
         mask = torch.zeros(len(clips), longest, dtype=torch.long)
@@ -188,27 +193,6 @@ class MMTVideoFeatureExtractor(FeatureExtractionMixin):
             batch[row, : len(clip)] = clip
             mask[row, : len(clip)] = 1
         return BatchFeature({"video_features": batch, "video_mask": mask})
-
-    def _check(self, index: int, value: Any) -> torch.Tensor:
-        try:
-            if isinstance(value, list | tuple) and hasattr(next(iter(value), None), "__array__"):
-                value = torch.stack([torch.as_tensor(step) for step in value])
-            clip = torch.as_tensor(value, dtype=torch.float32)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(
-                f"clip {index} is not an array of (steps, {self.feature_dim}) numbers, but {type(value).__name__}: "
-                "pictures and videos go first through the feature extractor that the card names, or to a model that "
-                "has vision encoders (MMTModel.from_encoders)"
-            ) from error
-        if isinstance(value, list) and clip.dim() == 1 and len(clip) % self.feature_dim == 0:
-            clip = clip.view(-1, self.feature_dim)  # sentence-transformers flattens a dataset's list of lists
-        if clip.dim() != 2 or clip.shape[1] != self.feature_dim:
-            raise ValueError(f"clip {index} has shape {tuple(clip.shape)}; expected (steps, {self.feature_dim})")
-        if len(clip) == 0:
-            raise ValueError(f"clip {index} has no steps; leave clips without features out")
-        if not torch.isfinite(clip).all():
-            raise ValueError(f"clip {index} holds a NaN or an infinity; extract its features again")
-        return clip[self._even_steps(len(clip))]
 
 
 class MMTProcessor(ProcessorMixin):
@@ -426,17 +410,3 @@ class MMTProcessor(ProcessorMixin):
 def _plain(value: Any) -> Any:
     """As JSON gives it back."""
     return list(value) if isinstance(value, tuple) else value
-
-
-def clean_caption(caption: str, index: int = 0) -> str:
-    """Collapse white space and drop control characters; joiners stay, without which some scripts read differently.
-
-    Raises:
-        ValueError: not a string, or nothing left; names the caption's position.
-    """
-    if not isinstance(caption, str):
-        raise ValueError(f"caption {index} is {type(caption).__name__} {caption!r}; expected a string")
-    cleaned = " ".join("".join(" " if unicodedata.category(c) in ("Cc", "Cs") else c for c in caption).split())
-    if not cleaned:
-        raise ValueError(f"caption {index} is empty: {caption!r}")
-    return cleaned

@@ -18,10 +18,17 @@ from typing import Any, NamedTuple
 import torch
 
 from .frames_mmt import Frames, FrameSampling, VideoDecodingError, at_each_time, resized
-from .pictures_mmt import is_picture, open_picture, picture_bytes, picture_frames, picture_pixels
+from .pictures_mmt import (
+    HEIC_BRANDS,
+    PICTURE_SUFFIXES,
+    is_picture,
+    open_picture,
+    picture_bytes,
+    picture_frames,
+    picture_pixels,
+)
 from .video_streams_mmt import decoder_frames, video_frames
 
-_SUFFIXES = {".png", ".apng", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".avif"}
 _MOV_BOXES = {b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"styp", b"sidx", b"uuid"}
 _SIGNATURES = {  # FFmpeg's name of the format that a file begins as
     b"\x1aE\xdf\xa3": "matroska",
@@ -66,7 +73,8 @@ def read_clip(
         source: path of a video, animation, picture or folder of frames (sorted by name, numbers by value); bytes or a
             binary file of such a file; a Pillow image; a list of frames (Pillow images, paths, `(H, W, 3)` arrays); an
             array or tensor `(F, H, W, 3)` or `(F, 3, H, W)` uint8; torchcodec's VideoDecoder, as `datasets.Video`
-            gives it; a dict with "path" or "bytes", as `datasets` gives it undecoded.
+            gives it; a dict with "path" or "bytes", as `datasets` gives it undecoded, and with "start" and "end" where
+            it is a span of it.
         sampling: how many frames, or how often.
         start: seconds from the first frame at which the clip begins.
         end: seconds from the first frame at which it ends; None means where the video ends.
@@ -122,14 +130,16 @@ def clip_frames(
         VideoDecodingError: as `read_clip`, at once or on the way.
         ValueError: an argument has no meaning.
     """
+    if isinstance(source, Mapping):
+        start = start if source.get("start") is None else source["start"]
+        end = end if source.get("end") is None else source["end"]
+        source = source["path"] if source.get("bytes") is None else source["bytes"]
     if start < 0 or (end is not None and end <= start):
         raise ValueError(f"start is {start} and end is {end}: give 0 <= start < end, in seconds")
     if max_side is not None and max_side < 1:
         raise ValueError(f"max_side is {max_side}: give a number of pixels, or None")
     if decoder not in (None, "torchcodec", "pyav"):
         raise ValueError(f"decoder is {decoder!r}: give 'torchcodec', 'pyav' or None")
-    if isinstance(source, Mapping):
-        source = source["path"] if source.get("bytes") is None else source["bytes"]
     name = _name(source)
     duration, sampled = _open(source, name, sampling, start, end, decoder)
 
@@ -208,7 +218,7 @@ def _kind(head: bytes, name: str) -> str:
     if (
         head.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF8", b"BM", b"II*\x00", b"MM\x00*"))
         or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
-        or (head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"avis", b"mif1", b"heic"))
+        or (head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"avis", *HEIC_BRANDS))
         or re.match(rb"P[1-6]\s", head)
     ):
         return "picture"
@@ -244,10 +254,12 @@ def _folder(path: Path) -> list[Path]:
         return [int(part) if number % 2 else part for number, part in enumerate(parts)]
 
     frames = [
-        entry for entry in path.iterdir() if entry.suffix.lower() in _SUFFIXES and not entry.name.startswith(".")
+        entry
+        for entry in path.iterdir()
+        if entry.suffix.lower() in PICTURE_SUFFIXES and not entry.name.startswith(".")
     ]
     if not frames:
-        raise VideoDecodingError(f"{path} is a folder without a picture ({', '.join(sorted(_SUFFIXES))})")
+        raise VideoDecodingError(f"{path} is a folder without a picture ({', '.join(sorted(PICTURE_SUFFIXES))})")
     return sorted(frames, key=natural)
 
 

@@ -42,6 +42,7 @@ RECIPE = {
     },
     "model": {
         "text_model": "encoder",
+        "max_text_length": 32,  # of its 40 positions
         "standardize_inputs": True,
         "config": {
             "text_output_layer": None,

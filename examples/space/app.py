@@ -22,7 +22,7 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # before gradio is i
 
 import gradio as gr
 import torch
-from datasets import Dataset, load_dataset
+from datasets import Dataset
 from PIL import Image
 from transformers import AutoModel, AutoProcessor
 
@@ -30,6 +30,7 @@ import modeling_mmt  # noqa: F401  registers the model with AutoModel
 from modeling_mmt.data.clips import frames_of
 from modeling_mmt.data.feature_store import FeatureStore
 from modeling_mmt.data.languages import LANGUAGES
+from modeling_mmt.data.reading import read_split
 from modeling_mmt.search.index import Hit, SearchIndex
 
 LABELS = {"none": "none_en", "MP": "mp_en", "MMP": "mmp_en"}  # what a checkpoint is called, and its recipe
@@ -281,6 +282,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", action="append", metavar="LABEL=FOLDER", help="may be repeated")
     parser.add_argument("--dataset", default="datasets_scripts/emoji9", help="folder or Hub name (%(default)s)")
+    parser.add_argument("--dataset_revision", help="tag or commit of a dataset on the Hub")
     parser.add_argument("--split", default="test", help="searched split (%(default)s)")
     parser.add_argument(
         "--features",
@@ -296,7 +298,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not sources or "" in sources.values():
             raise FileNotFoundError("no checkpoint: `make demo` makes some; or give --checkpoint LABEL=FOLDER")
         features = FeatureStore(arguments.features)
-        clips = load_dataset(arguments.dataset, split=arguments.split)
+        clips = read_split(arguments.dataset, arguments.dataset_revision, arguments.split)
         checkpoints = {label: open_checkpoint(source, clips, features) for label, source in sources.items()}
     except (FileNotFoundError, KeyError, ValueError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")

@@ -1,5 +1,6 @@
 """What a program says when something is wrong: what was given in one line, a fault of ours with its traceback."""
 
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -36,6 +37,7 @@ def exit_code_of(program: str, call: Callable[[], int | None], traceback: bool =
         if traceback or not is_bad_input(error):
             raise
         words = " ".join(str(error).split()) or type(error).__name__
+        words += remedy_of(error)
         print(f"{program}: {printable(words)}", file=sys.stderr)
         return BAD_INPUT
 
@@ -57,6 +59,19 @@ def is_bad_input(error: Exception) -> bool:
     module = last.tb_frame.f_globals["__name__"] if last is not None else ""
     is_plain = isinstance(error, ValueError) or type(error) is ImportError  # which names the extra to install
     return is_plain and module.partition(".")[0] in OURS
+
+
+def remedy_of(error: BaseException) -> str:
+    """What helps where the libraries' cache cannot be written, as in a home that is read-only; else nothing."""
+    from huggingface_hub.constants import HF_HOME
+
+    cause: BaseException | None = error
+    while cause is not None:
+        is_denied = isinstance(cause, OSError) and cause.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+        if is_denied and str(getattr(cause, "filename", "")).startswith(HF_HOME):
+            return "; set HF_HOME to a folder that can be written to"
+        cause = cause.__cause__ or cause.__context__
+    return ""
 
 
 def printable(text: str) -> str:

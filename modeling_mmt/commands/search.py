@@ -4,7 +4,6 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,11 @@ from modeling_mmt.commands.errors import printable
 from modeling_mmt.commands.evaluation_options import EvaluationOptions
 from modeling_mmt.commands.terminal import Paint, is_watched, print_json
 from modeling_mmt.data.errors import InputError
+from modeling_mmt.data.extractors import check_extractors
+from modeling_mmt.data.files import state_of
 from modeling_mmt.data.reading import dataset_folder
 from modeling_mmt.evaluation.evaluate import Corpus, EvalSpec, open_checkpoint
-from modeling_mmt.processing_mmt import clean_caption
+from modeling_mmt.inputs_mmt import clean_caption
 from modeling_mmt.search.index import INDEX, SOURCE, Hit, SearchIndex
 
 SOURCE_FIELDS = ("dataset", "dataset_revision", "split", "features", "video_column")
@@ -58,6 +59,7 @@ def main(
         check_source(folder, place, evaluation)
     else:
         corpus = evaluation.open(place)
+        check_extractors(processor, corpus.extractors, corpus.spec.features)
         searched = SearchIndex.build(
             model,
             processor,
@@ -122,16 +124,6 @@ def source_of(spec: EvalSpec) -> dict[str, Any]:
     }
 
 
-def state_of(folder: Path) -> str:
-    """SHA-256 of the names, sizes and times of a folder's files: another one once any of them is written again."""
-    digest = sha256()
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            stat = path.stat()
-            digest.update(f"{path.relative_to(folder).as_posix()} {stat.st_size} {stat.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
-
-
 def check_source(folder: Path, checkpoint: str, evaluation: EvaluationOptions):
     """Refuse options that name other clips than the index holds, and an index of clips that have changed since.
 
@@ -165,10 +157,12 @@ def check_query(query: str, place: int) -> str:
     """A query without control characters.
 
     Raises:
-        InputError: nothing is left of it, or it is longer than anyone would type.
+        InputError: nothing is left of it, it is not UTF-8, or it is longer than anyone would type.
     """
     if len(query) > MAX_QUERY:
         raise InputError(f"query {place} has {len(query):,} characters; at most {MAX_QUERY:,} are allowed")
+    if any("\ud800" <= character <= "\udfff" for character in query):
+        raise InputError(f"query {place} has bytes that are not UTF-8: {query!r}; type it in a UTF-8 terminal")
     try:
         return clean_caption(query, place)
     except ValueError:

@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from PIL import Image
 
+from modeling_mmt.data.checks import Faults, are_filled
 from modeling_mmt.data.confinement import ConfinementError, leads_out
 
 
@@ -19,7 +23,8 @@ class ClipColumn(Mapping[str, Any]):
 
     A column may be of `datasets.Video`, of `datasets.Image` (with `num_frames` beside it: film strips, as emoji9's),
     or of texts: paths of videos, pictures and folders of frames, relative to the dataset's folder or absolute. Those
-    of a dataset that is no folder here are a stranger's, and must be inside it.
+    of a dataset that is no folder here are a stranger's, and must be inside it. With columns `start` and `end` of
+    numbers, a clip is that span of its video in seconds; null is where it begins, or ends.
 
     Args:
         rows: with `video_id` and the column.
@@ -38,7 +43,7 @@ class ClipColumn(Mapping[str, Any]):
         if not (is_text or isinstance(kind, datasets.Video | datasets.Image)):
             raise ValueError(f"{folder}: column {column} is {kind}; clips are of Video, Image or paths")
         self.are_filmstrips = isinstance(kind, datasets.Image) and "num_frames" in rows.column_names
-        names = ["video_id", column, *(["num_frames"] if self.are_filmstrips else [])]
+        names = ["video_id", column, *(["num_frames"] if self.are_filmstrips else span_columns(rows))]
         self.rows, self.column, self.folder = rows.select_columns(names), column, Path(folder)
         if not is_text:
             self.rows = self.rows.cast_column(column, type(kind)(decode=False))
@@ -59,19 +64,37 @@ class ClipColumn(Mapping[str, Any]):
         if self.are_filmstrips:
             strip = source if source["bytes"] else Image.open(source["path"])
             return frames_of({**row, "frames": strip})
+        span = {name: row[name] for name in ("start", "end") if row.get(name) is not None}
         if isinstance(source, Mapping):
-            return source
+            return {**source, **span}
         if leads_out(source) and not self.folder.is_dir():
             raise ConfinementError(
                 f"{self.folder}: {self.column} of {video_id!r} names {source!r}, outside the dataset; leave it out"
             )
-        return str(self.folder / source)
+        path = str(self.folder / source)
+        return {"path": path, **span} if span else path
+
+    def problems(self) -> Iterator[str]:
+        """Says how many clips have nothing in the column, or name a file that does not exist; none is opened."""
+        faults = Faults()
+        for batch in self.rows.with_format("arrow").iter(batch_size=1024):
+            ids, sources = batch["video_id"], batch[self.column]
+            if pa.types.is_struct(sources.type):  # of pictures or videos: bytes, or a path beside the dataset
+                kinds = [pc.struct_field(sources, name) for name in ("bytes", "path")]
+                faults.add(f"have nothing in {self.column}", ids, ~(are_filled(kinds[0]) | are_filled(kinds[1])))
+                continue
+            faults.add(f"have nothing in {self.column}", ids, ~are_filled(sources))
+            lost = [bool(path) and not (self.folder / path).exists() for path in sources.to_pylist()]
+            faults.add(f"name a file in {self.column} that does not exist", ids, np.array(lost))
+        yield from faults.sentences("correct or drop them")
 
     def fingerprint(self) -> str:
         """SHA-256 of the clips: the bytes that rows hold; of files that they name, the paths, sizes and times."""
         digest = sha256()
         for row in self.rows:
             source = row[self.column]
+            if "start" in row:
+                digest.update(f"{row['start']} {row['end']} ".encode())
             if isinstance(source, Mapping) and source["bytes"]:
                 digest.update(sha256(source["bytes"]).digest())
                 continue
@@ -86,6 +109,12 @@ class ClipColumn(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self._row_of)
+
+
+def span_columns(rows: datasets.Dataset) -> list[str]:
+    """`start` and `end`, if rows have both and they are numbers: of subtitles, they are lists with a language."""
+    kinds = [getattr(rows.features.get(name), "dtype", "") for name in ("start", "end")]
+    return ["start", "end"] if all(kind.startswith(("float", "int")) for kind in kinds) else []
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ workers and processes, and a run resumes at a step without replaying what came b
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from hashlib import blake2b
 from types import MappingProxyType
 from typing import Any
 
@@ -16,10 +16,14 @@ import torch
 from datasets import Dataset
 
 from modeling_mmt.data.augmentation import VideoAugmentation
+from modeling_mmt.data.captions import CaptionColumns, stable_id
 from modeling_mmt.data.checks import are_filled
+from modeling_mmt.inputs_mmt import ItemError
+from modeling_mmt.loss_mmt import CAPTIONS
 
 Draw = tuple[int, int, int]  # seed, epoch, row
-TEXT_VIEWS = ("", "noised_", "paired_", "noised_paired_")  # of a batch: what precedes `input_ids`
+TEXT_VIEWS = tuple(f"{noise}{caption}" for caption in CAPTIONS for noise in ("", "noised_"))
+"""What precedes `input_ids` in a batch."""
 
 
 class EpochBatchSampler:
@@ -107,6 +111,10 @@ class ArrowRow(Mapping[str, Any]):
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
+    def filled(self, name: str) -> bool:
+        """Whether the column's text or list is neither null nor empty; nothing is decoded for it."""
+        return self.columns.filled(name)[self.position]
+
 
 class ClipDataset(torch.utils.data.Dataset):
     """Rows of a corpus joined with their clips' features or frames; indexed by `(seed, epoch, row)`, or the row alone.
@@ -162,7 +170,8 @@ class MMTDataCollator:
         processor: an `MMTProcessor`.
         text_column: kind of text; the columns `<text_column>_<language>` hold a string, or a list of strings.
         languages: to sample from; a clip's language is drawn evenly among those that it has.
-        languages_per_clip: 1 for pre-training as in the paper (section 4.2), 2 for pairs (x, v, y).
+        languages_per_clip: 1 for pre-training as in the paper (section 4.2), 2 for pairs (x, v, y), up to 9 captions
+            of one clip, which is encoded once for all of them.
         max_keywords: a list holds keywords: join a random 1 to `max_keywords` of them by commas. `None`: a list holds
             whole captions, one is drawn.
         exclude_text_column: keywords equal to the clip's text of this kind and language, case aside, are not drawn: a
@@ -176,13 +185,19 @@ class MMTDataCollator:
         augmentation: changes rows' `video_frames`; `None` leaves them as they are. Features stay.
         with_caption_keys: add the `caption_keys` of each view, which micro-batches and the layer cache know captions
             by; the model does not take them.
+        other_text_columns: further kinds of text: each caption's is drawn evenly among those that the clip has in the
+            caption's language.
+        exclude_languages: keywords that contain the clip's text of the excluded kind in one of these languages are not
+            drawn either.
 
     Returns:
-        The tensors that `MMTModel.forward` documents, `positive_ids` `(B, 2 or 3)` and `return_loss=True`.
+        The tensors that `MMTModel.forward` documents, `positive_ids` `(B, 1 + languages_per_clip)` and
+        `return_loss=True`.
 
     Raises:
-        ValueError: a row has no caption in any of the languages, or one only where two are wanted, or neither features
-            nor frames, or both; names the clip. Or captions are to be noised, and the tokenizer has no mask token.
+        ValueError: a row has no caption in any of the languages, or fewer than are wanted, or neither features nor
+            frames, or both; names the clip. Or captions are to be noised, and the tokenizer has no mask token. Or more
+            captions are wanted than there are names for.
     """
 
     processor: Any
@@ -197,9 +212,15 @@ class MMTDataCollator:
     with_video: bool = True
     augmentation: VideoAugmentation | None = None
     with_caption_keys: bool = False
+    other_text_columns: Sequence[str] = ()
+    exclude_languages: Sequence[str] = ()
 
     def __post_init__(self):
-        """Check that captions can be noised."""
+        """Check how many captions a clip has, and that they can be noised."""
+        if not 1 <= self.languages_per_clip <= len(CAPTIONS):
+            raise ValueError(f"languages_per_clip is {self.languages_per_clip}; choose 1 to {len(CAPTIONS)}")
+        kinds = (self.text_column, *self.other_text_columns)
+        self.columns = CaptionColumns(kinds, self.languages, self.exclude_text_column, self.exclude_languages)
         if self.noise_probability and self.processor.tokenizer.mask_token_id is None:
             raise ValueError(
                 f"noise_probability is {self.noise_probability}, and the tokenizer has no mask token to make noise of;"
@@ -213,9 +234,10 @@ class MMTDataCollator:
         captions = [self._captions(row, generator) for row, generator in zip(rows, generators, strict=True)]
         batch: dict[str, Any] = {"return_loss": True}
         ids = [torch.tensor([stable_id(row["video_id"]) for row in rows])]
-        for position, prefix in enumerate(("", "paired_")[: self.languages_per_clip]):
+        for position, prefix in enumerate(CAPTIONS[: self.languages_per_clip]):
             texts = [choice[position] for choice in captions]
-            tokens = self.processor.tokenize(texts)
+            with naming_rows(rows, "of clip "):
+                tokens = self.processor.tokenize(texts)
             batch[f"{prefix}input_ids"] = tokens["input_ids"]
             batch[f"{prefix}attention_mask"] = tokens["attention_mask"]
             keys = caption_keys(batch, prefix)  # equal for what the encoder reads as equal
@@ -234,7 +256,7 @@ class MMTDataCollator:
                 for name, value in clips.items():
                     if name != "video_mask":
                         batch[f"noised_{name}"] = value * step_mask.view(*step_mask.shape, *[1] * (value.dim() - 2))
-        batch["positive_ids"] = torch.stack(ids, dim=1)  # (B, 2 or 3): clip, caption x, caption y
+        batch["positive_ids"] = torch.stack(ids, dim=1)  # (B, 1 + languages_per_clip): clip, caption x, caption y
         return batch
 
     def _clips(
@@ -254,7 +276,8 @@ class MMTDataCollator:
                     f"clip {row['video_id']!r} has {present}, the first {kinds_of_rows[0]}; give all one of {kinds}"
                 )
         if kinds_of_rows[0] == ["video_features"]:
-            return extractor([row["video_features"] for row in rows])
+            with naming_rows(rows):
+                return extractor([row["video_features"] for row in rows])
         clips = [row["video_frames"] for row in rows]
         if self.augmentation is not None:
             number = extractor.sampling["num_frames"]
@@ -265,30 +288,22 @@ class MMTDataCollator:
         return extractor.collate(clips)
 
     def _captions(self, row: Mapping[str, Any], generator: np.random.Generator) -> list[str]:
-        available = [language for language in self.languages if self._has_text(row, language)]
+        available = self.columns.available(row)
         if len(available) < self.languages_per_clip:
             raise ValueError(
-                f"clip {row['video_id']!r} has {self.text_column} in {available or 'no language'} of "
-                f"{list(self.languages)}; {self.languages_per_clip} needed: drop the clip or add captions"
+                f"clip {row['video_id']!r} has {' or '.join(self.columns.kinds)} in "
+                f"{[*available] or 'no language'} of {list(self.languages)}; {self.languages_per_clip} needed: drop "
+                "the clip or add captions"
             )
         chosen = generator.choice(len(available), self.languages_per_clip, replace=False)
-        return [self._caption(row, available[index], generator) for index in chosen]
+        languages = [*available]
+        return [self._caption(row, languages[index], available[languages[index]], generator) for index in chosen]
 
-    def _has_text(self, row: Mapping[str, Any], language: str) -> bool:
-        if self.exclude_text_column is None and isinstance(row, ArrowRow):
-            return row.columns.filled(f"{self.text_column}_{language}")[row.position]
-        return bool(self._texts(row, language))
-
-    def _texts(self, row: Mapping[str, Any], language: str) -> str | list[str]:
-        value = row.get(f"{self.text_column}_{language}") or ""
-        if self.exclude_text_column is None or isinstance(value, str):
-            return value
-        others = row.get(f"{self.exclude_text_column}_{language}") or []
-        excluded = {text.casefold() for text in ([others] if isinstance(others, str) else others)}
-        return [keyword for keyword in value if keyword.casefold() not in excluded]
-
-    def _caption(self, row: Mapping[str, Any], language: str, generator: np.random.Generator) -> str:
-        value = self._texts(row, language)
+    def _caption(
+        self, row: Mapping[str, Any], language: str, kinds: Sequence[str], generator: np.random.Generator
+    ) -> str:
+        kind = kinds[int(generator.integers(len(kinds)))] if len(kinds) > 1 else kinds[0]
+        value = self.columns.texts(row, kind, language)
         if isinstance(value, str):
             return value
         if self.max_keywords is None:
@@ -325,6 +340,20 @@ class MMTDataCollator:
         return step_mask
 
 
+@contextmanager
+def naming_rows(rows: Sequence[Mapping[str, Any]], before: str = "") -> Iterator[None]:
+    """Let an error that knows an item's place in a batch name the row's clip, after the words `before`."""
+    try:
+        yield
+    except ItemError as error:
+        raise error.named(f"{before}{rows[error.name]['video_id']!r}") from None
+
+
+def mask_name(view: str) -> str:
+    """Of the attention mask of a view of `TEXT_VIEWS`, which a noised copy shares with its original."""
+    return f"{view.removeprefix('noised_')}attention_mask"
+
+
 def caption_keys(batch: Mapping[str, Any], view: str = "") -> torch.Tensor:
     """A batch's `<view>caption_keys`, or where it has none, what they would be.
 
@@ -334,13 +363,8 @@ def caption_keys(batch: Mapping[str, Any], view: str = "") -> torch.Tensor:
     keys: torch.Tensor | None = batch.get(f"{view}caption_keys")
     if keys is not None:
         return keys
-    lengths = batch["paired_attention_mask" if "paired" in view else "attention_mask"].sum(dim=1).tolist()
+    lengths = batch[mask_name(view)].sum(dim=1).tolist()
     rows = batch[f"{view}input_ids"].tolist()
     return torch.tensor(
         [stable_id(repr(row[:length])) for row, length in zip(rows, lengths, strict=True)], dtype=torch.long
     )
-
-
-def stable_id(text: str) -> int:
-    """63 bits of a text's hash, the same in every process and run (Python's own `hash` is salted)."""
-    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") >> 1

@@ -32,17 +32,20 @@ def check_card(folder: str | os.PathLike):
     Raises:
         ConfinementError: a pattern of `data_files`, or a `data_dir`, is absolute, an address, or has `..` in it.
     """
-    for path in (Path(folder, name) for name in CARDS):
-        if not path.is_file():
-            continue
-        for config in _configs(path):
-            for field in ("data_files", "data_dir"):
-                for pattern in _strings(config.get(field)):
-                    if leads_out(pattern):
-                        raise ConfinementError(
-                            f"{path}: config {config.get('config_name')!r} has {field} {pattern!r}, outside the "
-                            "dataset's folder; name files of that folder, relative to it"
-                        )
+    for card, config in configs_of(folder):
+        for field in ("data_files", "data_dir"):
+            for pattern in _strings(config.get(field)):
+                if leads_out(pattern):
+                    raise ConfinementError(
+                        f"{card}: config {config.get('config_name')!r} has {field} {pattern!r}, outside the "
+                        "dataset's folder; name files of that folder, relative to it"
+                    )
+
+
+def configs_of(folder: str | os.PathLike) -> list[tuple[Path, Mapping[str, Any]]]:
+    """The configs that a dataset's cards declare, each with its card."""
+    cards = [path for path in (Path(folder, name) for name in CARDS) if path.is_file()]
+    return [(card, config) for card in cards for config in _configs(card)]
 
 
 def _configs(card: Path) -> list[Mapping[str, Any]]:

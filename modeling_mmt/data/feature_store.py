@@ -10,8 +10,8 @@ of lists of numbers, that is `(F, D_v)` a clip, F differing between clips) and `
     source                what they were made from and how: anything that JSON can hold
 
 A store appears whole or not at all: it is written beside its place, as `<folder>.partial`, and renamed at the end.
-Values are checked when written, a shard's SHA-256 and values once more when it is first read. A clip that is not there
-is an error, never a row of zeros.
+Values are checked when written, a shard's SHA-256 and values once more when it is first read. A missing clip is an
+error, never a row of zeros.
 
 Parquet is what the Hub shows; its shards are decoded into memory. Arrow shards are mapped, not read: a store of any
 size takes the memory that the system has to spare, and a clip costs one copy. `datasets` loads and streams both.
@@ -20,7 +20,7 @@ size takes the memory that the system has to spare, and a clip costs one copy. `
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from modeling_mmt.data.errors import InputError
+from modeling_mmt.data.errors import InputError, naming_input
+from modeling_mmt.data.extractors import Extractor
+from modeling_mmt.data.reading import check_hub_name, pinned_snapshot
 
 DTYPES = {"float16": pa.float16(), "float32": pa.float32()}
 FILE_FORMATS = ("parquet", "arrow")
 MANIFEST = "manifest.json"
+SHARD_FIELDS = {"file": str, "sha256": str, "num_bytes": int}
 ABSENT = "absent:"  # begins the name of a stream that clips lack
 MAX_SHARD_VALUES = 2**28  # Arrow's list offsets have 32 bits; half a gigabyte of float16 is a fair file
 
@@ -74,13 +77,9 @@ class FeatureStore(Mapping[str, np.ndarray]):
             )
         try:
             self.manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise FeatureStoreError(f"{path}: not JSON ({error}); write the store again") from error
-        for field in ("extractor", "revision", "rate", "dim", "dtype", "num_clips", "shards"):
-            if field not in self.manifest:
-                raise FeatureStoreError(f"{path}: field {field!r} is missing; write the store again")
-        if self.manifest["dtype"] not in DTYPES:
-            raise FeatureStoreError(f"{path}: dtype is {self.manifest['dtype']!r}; known are {', '.join(DTYPES)}")
+        _check_manifest(self.manifest, path)
         for field, wanted in (("extractor", extractor), ("revision", revision)):
             if wanted is not None and self.manifest[field] != wanted:
                 raise FeatureStoreError(
@@ -102,6 +101,11 @@ class FeatureStore(Mapping[str, np.ndarray]):
     def dim(self) -> int:
         """D_v, the width of a step."""
         return self.manifest["dim"]
+
+    @property
+    def extractors(self) -> list[Extractor]:
+        """What made the features, as `FeatureStores` has it: one stream."""
+        return [Extractor.of_manifest(self.manifest)]
 
     @property
     def fingerprint(self) -> str:
@@ -160,6 +164,37 @@ class FeatureStore(Mapping[str, np.ndarray]):
 
     def __len__(self) -> int:
         return len(self._rows)
+
+
+def _check_manifest(manifest: Any, path: Path) -> None:
+    """Refuses a manifest of another shape; it may be a stranger's."""
+    checks: dict[str, tuple[Any, Callable[[Any], bool]]] = {
+        "extractor": ("a text", lambda value: isinstance(value, str)),
+        "revision": ("a text", lambda value: isinstance(value, str)),
+        "rate": ("null or a number above 0", lambda value: value is None or _is_number(value) and 0 < value < 1e9),
+        "dim": ("a whole number above 0", lambda value: _is_count(value) and value > 0),
+        "dtype": (f"one of {', '.join(DTYPES)}", lambda value: isinstance(value, str) and value in DTYPES),
+        "num_clips": ("a whole number", _is_count),
+        "shards": (f"a list of objects with {', '.join(SHARD_FIELDS)}", lambda value: all(map(_is_entry, value))),
+    }
+    for field, (kind, fits) in checks.items():
+        if not isinstance(manifest, dict) or field not in manifest:
+            raise FeatureStoreError(f"{path}: field {field!r} is missing; write the store again")
+        value = manifest[field]
+        if (field == "shards" and not isinstance(value, list)) or not fits(value):
+            raise FeatureStoreError(f"{path}: {field} is {str(value)[:80]!r}, not {kind}; write the store again")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
+
+
+def _is_entry(shard: Any) -> bool:
+    return isinstance(shard, dict) and all(isinstance(shard.get(name), kind) for name, kind in SHARD_FIELDS.items())
 
 
 class _Shard:
@@ -221,7 +256,7 @@ def read_shard(folder: Path, shard: Mapping[str, Any], manifest: Mapping[str, An
     """A shard's values, checked against its SHA-256 and the manifest.
 
     Raises:
-        FileNotFoundError: the shard is not there.
+        FileNotFoundError: the shard does not exist.
         FeatureStoreError: it is not as the manifest says, or a value is not finite.
     """
     path = _check_size(folder, shard)
@@ -267,8 +302,9 @@ class FeatureStores(Mapping[str, Any]):
     """Several feature stores as one: a clip's streams side by side, step by step.
 
     Args:
-        folders: of the stores; `absent:512` in place of one is a stream that the model has, 512 wide, and these clips
-            lack, as pictures lack a video network's: zeros, from which the input layer's part for it learns nothing.
+        folders: of the stores, or `org/name@revision` on the Hub. `absent:512` in place of one is a stream that the
+            model has, 512 wide, and these clips lack, as pictures lack a video network's: zeros, from which the input
+            layer's part for it learns nothing.
 
     Raises:
         FeatureStoreError: no folder is a store, or an absent stream has no width.
@@ -276,13 +312,19 @@ class FeatureStores(Mapping[str, Any]):
 
     def __init__(self, folders: Sequence[str]):
         self.streams: list[int | FeatureStore] = [
-            _absent(name) if name.startswith(ABSENT) else FeatureStore(name) for name in map(str, folders)
+            _absent(name) if name.startswith(ABSENT) else FeatureStore(store_folder(name))
+            for name in map(str, folders)
         ]
         self.stores = [stream for stream in self.streams if isinstance(stream, FeatureStore)]
         if not self.stores:
             raise FeatureStoreError(f"features are {list(folders)}; at least one must be a feature store")
         self.dims = [stream if isinstance(stream, int) else stream.dim for stream in self.streams]
         self.fingerprints = [ABSENT + str(s) if isinstance(s, int) else s.fingerprint for s in self.streams]
+
+    @property
+    def extractors(self) -> list[Extractor]:
+        """What made the features of each stream."""
+        return [Extractor(s) if isinstance(s, int) else s.extractors[0] for s in self.streams]
 
     def __getitem__(self, video_id: str) -> np.ndarray:
         """`(F, D_v)` float: `D_v` is the sum of the streams' widths."""
@@ -331,6 +373,21 @@ class FeatureStores(Mapping[str, Any]):
     def __len__(self) -> int:
         """Clips of the first store."""
         return len(self.stores[0])
+
+
+def store_folder(name: str) -> Path:
+    """The folder of a store: as it is named, or the snapshot of `org/name@revision`, a dataset on the Hub.
+
+    A name without a revision is a folder's, so that a mistyped one is never looked for at a stranger's.
+
+    Raises:
+        InputError: there is no such repository or revision; or as `pinned_snapshot`.
+    """
+    repository, at, revision = name.rpartition("@")
+    if not at or Path(name).exists():
+        return Path(name)
+    with naming_input(name):
+        return pinned_snapshot(check_hub_name(repository), revision=revision, repo_type="dataset")
 
 
 def _absent(name: str) -> int:

@@ -4,10 +4,12 @@ import errno
 import glob
 import json
 import os
+import platform
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from hashlib import file_digest, sha1
+from hashlib import file_digest, sha1, sha256
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
@@ -18,6 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from modeling_mmt.data.errors import InputError
+
+PARTIAL = re.compile(r".+\.(?P<machine>\w*)-(?P<process>\d+)-[0-9a-f]{8}\.partial")
 
 
 class CheckpointError(InputError):
@@ -87,6 +91,16 @@ def file_hash(path: Path, like: str) -> str:
         return file_sha256(path)
     with open(path, "rb") as file:
         return file_digest(file, lambda: sha1(b"blob %d\0" % path.stat().st_size)).hexdigest()
+
+
+def state_of(folder: Path) -> str:
+    """SHA-256 of the names, sizes and times of a folder's files: another one once any of them is written again."""
+    digest = sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            stat = path.stat()
+            digest.update(f"{path.relative_to(folder).as_posix()} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
 
 
 @contextmanager
@@ -174,7 +188,35 @@ def _placed(partial: Path, path: Path, old: Path | None) -> bool:
 def remove_partials(path: Path) -> None:
     """Remove what killed writers of a path left beside it; whoever calls it holds the lock of all writers."""
     for leftover in path.parent.glob(f"{glob.escape(path.name)}.*.partial"):
-        shutil.rmtree(leftover, ignore_errors=True) if leftover.is_dir() else leftover.unlink(missing_ok=True)
+        _remove(leftover)
+
+
+def remove_leftovers(folder: str | os.PathLike) -> None:
+    """Remove what killed writers of this machine left in a folder, which need not exist; others may be writing."""
+    for leftover in Path(folder).glob("*.partial"):
+        written = PARTIAL.fullmatch(leftover.name)
+        if written and written["machine"] == _machine() and not _is_running(int(written["process"])):
+            _remove(leftover)
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _machine() -> str:
+    return re.sub(r"\W", "_", platform.node())
+
+
+def _is_running(process: int) -> bool:
+    if os.name == "nt":  # where signal 0 is Ctrl-C
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        pass
+    return True
 
 
 def put_in_place(partial: Path, path: Path) -> None:
@@ -197,7 +239,7 @@ def apply_umask(folder: Path) -> None:
 
 
 def _partial(path: Path) -> Path:
-    return path.with_name(f"{path.name}.{token_hex(4)}.partial")
+    return path.with_name(f"{path.name}.{_machine()}-{os.getpid()}-{token_hex(4)}.partial")
 
 
 def _flush(path: Path) -> None:

@@ -4,21 +4,28 @@
 last. Here the revision decides: it is resolved to a commit, whose files are downloaded once and found again offline.
 """
 
+import csv
+import glob
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetDict, Image, Video, load_dataset
+from datasets import Dataset, DatasetDict, Image, Video, load_dataset, load_dataset_builder
+from datasets.data_files import get_data_patterns, sanitize_patterns
 from datasets.exceptions import DatasetGenerationError
 from huggingface_hub import snapshot_download
 
-from modeling_mmt.data.confinement import check_card, check_media
+from modeling_mmt.data.checks import id_problems, id_type_problems
+from modeling_mmt.data.confinement import check_card, check_media, configs_of
 from modeling_mmt.data.errors import InputError, naming_input
 from modeling_mmt.data.files import file_hash, write_json
+
+TEXT_COLUMN = re.compile(r"(?!(is|has|num)_)\w+_[a-z]{2,3}(-[A-Za-z0-9]{2,8})*")  # <kind>_<language>
 
 
 class SnapshotError(InputError):
@@ -137,18 +144,64 @@ def load_pinned_dataset(
     return _load_confined(folder, repo_id, name, split=split, **options)
 
 
-def _load_confined(folder: Path, source: str, *arguments: Any, **options: Any) -> Any:
+def _load_confined(folder: Path, source: str, name: str | None = None, **options: Any) -> Any:
     """`datasets.load_dataset` of a folder that nothing outside it is read for, neither now nor when media are opened.
+
+    Ids and captions of CSV files are the texts that stand there: `001` is not 1, and `null` not nothing.
 
     Raises:
         ConfinementError: the card or a row of the dataset, whose name is `source`, names something outside the folder.
     """
     check_card(folder)
-    loaded = load_dataset(str(folder), *arguments, **options)
+    files = {"data_files": literal_patterns(folder, name)} if glob.has_magic(str(folder.resolve())) else {}
+    loaded = load_dataset(str(folder), name, **files, **csv_texts(folder, name, **files), **options)
     for rows in loaded.values() if isinstance(loaded, Mapping) else [loaded]:
         if isinstance(rows, Dataset):  # what is streamed is the caller's to look at
             check_media(rows, folder, source)
     return loaded
+
+
+def literal_patterns(folder: Path, name: str | None) -> dict[str, list[str]]:
+    """The patterns of a dataset's files by split, its folder as it is called: `datasets` takes `[`, `?`, `*` for more.
+
+    Args:
+        folder: of the dataset.
+        name: of its config; None is the default one.
+
+    Raises:
+        InputError: its card names a `data_dir`.
+    """
+    base = glob.escape(folder.resolve().as_posix())
+    configs = [config for _, config in configs_of(folder)]
+    wanted = "default" if name is None else name
+    configs.sort(key=lambda config: (config.get("config_name") == wanted, bool(config.get("default"))))
+    config = configs[-1] if configs else {}
+    if "data_dir" in config:
+        raise InputError(
+            f"{folder}: `datasets` takes a folder's [, ? and * for a pattern where a card has data_dir; rename it"
+        )
+    patterns = sanitize_patterns(config["data_files"]) if "data_files" in config else get_data_patterns(base)
+    return {str(split): [f"{base}/{pattern}" for pattern in of] for split, of in patterns.items()}
+
+
+def csv_texts(folder: Path, name: str | None, **files: Any) -> dict[str, Any]:
+    """Options of `load_dataset` by which pandas leaves ids and texts as they stand in CSV files; none for other files.
+
+    Args:
+        folder: of the dataset.
+        name: of its config.
+        files: `data_files`, where the folder's name would be taken for a pattern.
+    """
+    builder = load_dataset_builder(str(folder), name, **files)
+    if builder.name != "csv":
+        return {}
+    heads: set[str] = {"video_id"}
+    for first, *_ in builder.config.data_files.values():
+        if first.endswith((".csv", ".tsv")):
+            with open(first, encoding="utf-8-sig", errors="replace", newline="") as file:
+                heads.update(next(csv.reader(file, delimiter=builder.config.sep), []))
+    texts = {head: str for head in sorted(heads) if head == "video_id" or TEXT_COLUMN.fullmatch(head)}
+    return {"converters": texts, "keep_default_na": False, "na_values": [""]}
 
 
 def check_hub_name(name: str) -> str:
@@ -160,7 +213,7 @@ def check_hub_name(name: str) -> str:
     """
     first, slash, rest = name.partition("/")
     if name.startswith((".", "/", "~")) or "\\" in name or "/" in rest or (slash and Path(first).is_dir()):
-        raise InputError(f"{name} is not there, and reads as a path, so that the Hub is not asked; correct the path")
+        raise InputError(f"{name} does not exist, and reads as a path, so that the Hub is not asked; correct the path")
     return name
 
 
@@ -182,7 +235,8 @@ def read_split(name: str, revision: str | None, split: str) -> Dataset:
     """One split of a folder, of a corpus that comes with the package, or of a Hub dataset at a revision.
 
     Raises:
-        InputError: there is no such dataset or split, a file of it is torn, or is not what its name says.
+        InputError: there is no such dataset or split, a file of it is torn or is not what its name says, or ids are no
+            texts.
     """
     return _read(name, revision, split)
 
@@ -197,29 +251,30 @@ def _read(name: str, revision: str | None, split: str | None) -> Any:
     with naming_input(name):
         try:
             if Path(name).is_dir():
-                return _load_confined(Path(name), name, split=split)
-            return load_pinned_dataset(check_hub_name(name), split=split, revision=revision)
+                loaded = _load_confined(Path(name), name, split=split)
+            else:
+                loaded = load_pinned_dataset(check_hub_name(name), split=split, revision=revision)
         except DatasetGenerationError as error:
             why = f"{error.__cause__ or error}".strip(". ")
             raise InputError(f"{name}: a file cannot be read ({why}); build or download the dataset again") from error
+    for rows in loaded.values() if isinstance(loaded, Mapping) else [loaded]:
+        for problem in id_type_problems(rows):
+            raise InputError(f"{name} ({rows.split}): {problem}")
+    return loaded
 
 
 def load_split(name: str, revision: str | None, split: str, columns: Sequence[str]) -> Dataset:
     """One split without its pictures and videos.
 
     Raises:
-        InputError: `video_id` or one of `columns` is not there, or ids are no texts.
+        InputError: `video_id` or one of `columns` is missing, or an id is; as `read_split`.
     """
     rows = read_split(name, revision, split)
     for column in ("video_id", *columns):
         if column not in rows.column_names:
             remedy = "; or name feature stores, or a video_column" if column == "video_features" else ""
             raise InputError(f"{name} ({split}): no column {column}; found {', '.join(rows.column_names)}{remedy}")
-    id_type = getattr(rows.features["video_id"], "dtype", "list")
-    if id_type not in ("string", "large_string"):
-        raise InputError(
-            f"{name} ({split}): column video_id is {id_type}, and ids are texts (001 is not 1): write them as "
-            "strings, or build the table with `mmt build own_clips`"
-        )
+    for problem in id_problems(rows):
+        raise InputError(f"{name} ({split}): {problem}")
     media = [name for name, feature in rows.features.items() if isinstance(feature, (Image, Video))]
     return rows.remove_columns(media)

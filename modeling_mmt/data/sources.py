@@ -20,13 +20,14 @@ from typing import IO, Any, BinaryIO
 from PIL import Image, UnidentifiedImageError
 
 from modeling_mmt.data.errors import InputError
+from modeling_mmt.inputs_mmt import is_blank
 
 Row = dict[str, Any]
 
 MAX_CAPTION = 10_000  # characters; the longest subtitle of an hour is far below
 RULES = {
     "not_text": "a caption that is no text (a number, null, half of a surrogate pair): dropped",
-    "empty": "an empty caption: dropped",
+    "empty": "an empty caption, or one of invisible characters alone: dropped",
     "too_long": f"a caption of more than {MAX_CAPTION:,} characters: dropped",
     "spaces": "tabs, line ends, control characters and repeated spaces in a caption: one space each",
     "no_caption": "a clip without any caption left: dropped",
@@ -97,7 +98,7 @@ class Sources:
         """The file's bytes as a stream, decompressed if it ends in `.gz`; read to its end, it is hashed.
 
         Raises:
-            FileNotFoundError: it is not there.
+            FileNotFoundError: it does not exist.
             SourceError: it is a damaged or cut gzip file.
         """
         path = self.folder / self.find(name)
@@ -250,7 +251,7 @@ def clean_text(value: Any, tally: Tally) -> str | None:
             tally.count("not_text")
             return None
         spaced = "".join(" " if unicodedata.category(char) in ("Cc", "Zl", "Zp") else char for char in value)
-        text = " ".join(spaced.split())
+        text = "" if is_blank(spaced) else " ".join(spaced.split())
         if text != value and text:
             tally.count("spaces")
     if not text:

@@ -1,21 +1,55 @@
-"""Tables as spreadsheets save them: CSV with commas, semicolons or tabs, in any encoding, with what Excel adds."""
+"""Tables as people's programs save them: CSV with commas, semicolons or tabs, or JSON Lines, in any encoding.
+
+What Excel adds (a mark, `sep=;`, empty rows) and what pandas adds (a first column of row numbers, without a head) is
+left out.
+"""
 
 import csv
 import io
 import re
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from modeling_mmt.data.encodings import decode
-from modeling_mmt.data.sources import SourceError, Sources
+from modeling_mmt.data.sources import SourceError, Sources, json_object
 
 DELIMITERS = ",;\t"
+
+
+def read_text(sources: Sources, name: str) -> str:
+    """A file's text, whatever it is encoded in.
+
+    Raises:
+        FileNotFoundError: it does not exist.
+        SourceError: no encoding fits.
+    """
+    with sources.open(name) as stream:
+        return decode(stream.read(), str(sources.folder / name))[0]
+
+
+def read_lines(sources: Sources, name: str) -> Iterator[tuple[str, str]]:
+    """The lines of a text file that are not blank, each with its place: the file and the line's number."""
+    for number, text in enumerate(re.split("\r\n|\r|\n", read_text(sources, name)), start=1):
+        if text.strip():
+            yield f"{sources.folder / name}, line {number}", text
+
+
+def read_json_lines(sources: Sources, name: str, fields: Sequence[str] = ()) -> list[tuple[str, dict[str, Any]]]:
+    """The objects of a JSON Lines file, each with its place.
+
+    Raises:
+        FileNotFoundError: it does not exist.
+        SourceError: a line is no object, or lacks a field.
+    """
+    return [(where, json_object(text, where, fields)) for where, text in read_lines(sources, name)]
 
 
 def read_table(sources: Sources, name: str, fields: Sequence[str] = ()) -> list[tuple[str, dict[str, str]]]:
     """The rows of a table with a header, each with its place: the file and the line that it begins at.
 
     Heads are taken in lower case, without spaces around; rows without any value are left out, as are columns that have
-    neither a head nor a value. The delimiter is the one that the header has most of, or what Excel's line `sep=` says.
+    neither a head nor a value, and a first column without a head. The delimiter is the one that the header has most
+    of, or what Excel's line `sep=` says.
 
     Args:
         sources: the files.
@@ -23,13 +57,10 @@ def read_table(sources: Sources, name: str, fields: Sequence[str] = ()) -> list[
         fields: heads that must be there.
 
     Raises:
-        FileNotFoundError: it is not there.
+        FileNotFoundError: it does not exist.
         SourceError: a column is missing or there twice, or a row does not fit the header; names file, line and column.
     """
-    path = sources.folder / name
-    with sources.open(name) as stream:
-        text, _ = decode(stream.read(), str(path))
-    skipped = 0
+    path, text, skipped = sources.folder / name, read_text(sources, name), 0
     if match := re.match(r"sep=(.)\r?\n", text):
         text, skipped = text[match.end() :], 1
     first = text.partition("\n")[0]
@@ -66,7 +97,7 @@ def _row(cells: list[str], heads: list[str], where: str) -> dict[str, str]:
     if len(cells) < len(heads):
         raise SourceError(f"{where}: column {heads[len(cells)]!r} is missing: not as many fields as the header")
     for number, cell in enumerate(cells):
-        if cell.strip() and (number >= len(heads) or not heads[number]):
+        if cell.strip() and number and (number >= len(heads) or not heads[number]):
             raise SourceError(
                 f"{where}: column {number + 1} is {cell[:40]!r}, which has no head: not as many fields as the header; "
                 "quote what has the delimiter in it"

@@ -1,30 +1,39 @@
-"""Which videos there are: a folder of them, with `metadata.jsonl` or without, or a list in a file.
+"""Which videos and pictures there are: a folder of them, with `metadata.jsonl` or without, or a list in a file.
 
-    videos/kitchen/kettle.mp4           a folder: its id is kitchen/kettle
-    videos/metadata.jsonl               {"file_name": "kitchen/kettle.mp4", "video_id": "kettle-01"}, as datasets'
-                                        `videofolder` has it; then the lines say which videos there are
-    videos.txt                          a path a line, relative to the list's folder or absolute
-    videos.csv, videos.tsv, .jsonl      fields file_name; optional: video_id, start, end (seconds of a span)
+    media/kitchen/kettle.mp4            a folder: its id is kitchen/kettle
+    media/kitchen/cups.jpg              a picture is a clip of one step
+    media/metadata.jsonl                {"file_name": "kitchen/kettle.mp4", "video_id": "kettle-01"}, as datasets'
+                                        `videofolder` has it; then the lines say which clips there are
+    media.txt                           a path a line, relative to the list's folder or absolute
+    media.csv, media.tsv, .jsonl        fields file_name; optional: video_id, start, end (seconds of a span), and what
+                                        else the table has, such as captions: one with a line a caption is a list too
 
-An id names a clip and nothing else: no file's name is ever made of it.
+Without `video_id`, the id of a span is its file's and its seconds: `kitchen/kettle#8.0-16.0`. An id names a clip and
+nothing else: no file's name is ever made of it.
 """
 
 import hashlib
 import json
+import math
 import os
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from modeling_mmt.data.sources import SourceError, Sources, json_object
-from modeling_mmt.data.tables import read_table
+from modeling_mmt.data.folders import counted, files_below, kind_of
+from modeling_mmt.data.sources import SourceError, Sources
+from modeling_mmt.data.tables import read_json_lines, read_lines, read_table
+from modeling_mmt.pictures_mmt import PICTURE_SUFFIXES, picture_formats
 
 LISTS = (".txt", ".csv", ".tsv", ".jsonl")
 METADATA = ("metadata.jsonl", "metadata.csv")
 VIDEO_SUFFIXES = frozenset(
-    ".3gp .apng .asf .avi .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .vob .webm .webp .wmv".split()
+    ".3g2 .3gp .asf .avi .divx .f4v .flv .ivf .m2ts .m2v .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogv .qt .ts .vob "
+    ".webm .wmv .y4m".split()
 )
+MEDIA_SUFFIXES = VIDEO_SUFFIXES | PICTURE_SUFFIXES.keys()
 MAX_ID_BYTES = 1000
 
 
@@ -37,27 +46,76 @@ class Video(NamedTuple):
     end: float | None = None
 
 
-def find_videos(place: str | Path) -> list[Video]:
-    """The videos of a folder, in the order of their paths, or of a list, in its order; none is opened.
+class FoundVideos(list[Video]):
+    """Clips in their order, and the files beside them that are none.
+
+    Args:
+        videos: the clips.
+        left: what was left out of a folder, by kind.
+    """
+
+    def __init__(self, videos: Iterable[Video] = (), left: Mapping[str, int] | None = None):
+        super().__init__(videos)
+        self.left = Counter(left)
+
+    def summary(self) -> str:
+        """The files of each kind: `taken: 12 mp4, 3 jpg; left: 2 txt, 1 link to a folder`."""
+        taken = Counter(kind_of(source) for source in dict.fromkeys(str(video.source) for video in self))
+        return f"taken: {counted(taken)}" + (f"; left: {counted(self.left)}" if self.left.total() else "")
+
+
+def find_videos(place: str | Path) -> FoundVideos:
+    """The videos and pictures of a folder, in the order of their paths, or of a list, in its order; none is opened.
 
     Raises:
         FileNotFoundError: there is no such folder or list.
-        SourceError: it has no videos, an id is unusable or there twice, or a line is not as it must be.
+        SourceError: it has no clips, an id is unusable or there twice, or a line is not as it must be.
     """
     place = Path(place)
     if place.is_dir():
         listed = next((name for name in METADATA if (place / name).is_file()), None)
-        videos = list(_listed(place / listed, inside=True) if listed else _walked(place))
+        videos = FoundVideos(_listed(place / listed, inside=True)) if listed else videos_below(place)
     elif not place.is_file():
         raise FileNotFoundError(f"{place} does not exist; give a folder of videos or a list ({', '.join(LISTS)})")
-    elif place.suffix not in LISTS:
+    elif place.suffix.lower() not in LISTS:
         raise SourceError(f"{place}: a list of videos ends in one of {', '.join(LISTS)}; a single video: list it")
     else:
-        videos = list(_listed(place, inside=False))
+        videos = FoundVideos(_listed(place, inside=False))
     if not videos:
-        raise SourceError(f"{place}: no video; known endings are {', '.join(sorted(VIDEO_SUFFIXES))}")
+        known = ", ".join(sorted(MEDIA_SUFFIXES))
+        raise SourceError(f"{place}: no video or picture; known endings are {known} ({videos.summary()})")
     check_ids(videos, str(place))
     return videos
+
+
+def videos_below(folder: str | Path) -> FoundVideos:
+    """The videos and pictures of a folder and of all folders in it, each file a clip; links to folders are followed.
+
+    A picture beside a video of its name is the video's thumbnail, and no clip. Two files may have one id
+    (`cat.jpg`, `cat.png`), which `find_videos` refuses.
+    """
+    folder, found = Path(folder), FoundVideos()
+    paths = files_below(folder, found.left)
+    videos = {path.with_suffix("") for path in paths if path.suffix.lower() in VIDEO_SUFFIXES}
+    readable = picture_formats()
+    for path in paths:
+        suffix = path.suffix.lower()
+        if suffix not in MEDIA_SUFFIXES:
+            found.left[kind_of(path)] += 1
+        elif suffix not in VIDEO_SUFFIXES and path.with_suffix("") in videos:
+            found.left[f"{kind_of(path)} named as a video is"] += 1
+        elif suffix not in VIDEO_SUFFIXES and PICTURE_SUFFIXES[suffix] not in readable:
+            remedy = "pip install pillow-heif" if PICTURE_SUFFIXES[suffix] == "HEIF" else "pip install -U pillow"
+            found.left[f"{kind_of(path)} ({remedy} to have them read)"] += 1
+        else:
+            found.append(Video(clip_id(path.relative_to(folder).as_posix()), str(path)))
+    return found
+
+
+def clip_id(file_name: str, start: float = 0.0, end: float | None = None) -> str:
+    """A clip's id by its file's path, without the ending; of a span with its seconds: `kitchen/kettle#8.0-16.0`."""
+    stem = PurePosixPath(file_name).with_suffix("").as_posix()
+    return stem if end is None and not start else f"{stem}#{start}-{'' if end is None else end}"
 
 
 def check_ids(videos: Iterable[Video], where: str) -> None:
@@ -91,55 +149,53 @@ def fingerprint(videos: Sequence[Video], folder: str | Path) -> str:
     return digest.hexdigest()
 
 
-def _walked(folder: Path) -> Iterator[Video]:
-    paths = []
-    for inner, subfolders, names in os.walk(folder):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        paths += [
-            Path(inner, name)
-            for name in names
-            if not name.startswith(".") and Path(name).suffix.lower() in VIDEO_SUFFIXES
-        ]
-    for path in sorted(paths, key=lambda path: path.relative_to(folder).parts):
-        yield Video(path.relative_to(folder).with_suffix("").as_posix(), str(path))
-
-
 def _listed(path: Path, inside: bool) -> Iterator[Video]:
+    """The clips of a list, in its order; what several lines say of one clip (a caption each) is one clip."""
+    seen: set[str] = set()
     for where, line in _lines(path):
         name = line["file_name"]
-        if not isinstance(name, str) or not name or "\0" in name:
-            raise SourceError(f"{where}: file_name is {name!r}; write the path of a video")
+        if not isinstance(name, str) or not PurePosixPath(name).name or "\0" in name:
+            raise SourceError(f"{where}: file_name is {name!r}; write the path of a video or picture")
         if inside and (PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name.replace("\\", "/")).parts):
             raise SourceError(f"{where}: file_name {name!r} lies outside the folder; give a path inside it")
-        video_id = line.get("video_id")
-        if video_id in (None, ""):
-            video_id = PurePosixPath(name).with_suffix("").as_posix()
-        yield Video(video_id, str(path.parent / name), *_span(line, where))
+        span, video_id = _span(line, where), line.get("video_id")
+        video = Video(clip_id(name, *span) if video_id in (None, "") else video_id, str(path.parent / name), *span)
+        if repr(video) not in seen:
+            seen.add(repr(video))
+            yield video
 
 
-def _lines(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _lines(path: Path) -> Iterable[tuple[str, Mapping[str, Any]]]:
     """A list's lines as objects, with their places."""
-    sources, fields = Sources(path.parent), ["file_name"]
-    if path.suffix in (".csv", ".tsv"):
-        yield from read_table(sources, path.name, fields)
-        return
-    for number, text in enumerate(sources.lines(path.name), start=1):
-        where = f"{path}, line {number}"
-        if not text.strip():
-            continue
-        if path.suffix == ".txt":
-            yield where, {"file_name": text.strip()}
-            continue
-        yield where, json_object(text, where, fields)
+    sources, fields, suffix = Sources(path.parent), ["file_name"], path.suffix.lower()
+    if suffix == ".txt":
+        return ((where, {"file_name": text.strip()}) for where, text in read_lines(sources, path.name))
+    return (read_json_lines if suffix == ".jsonl" else read_table)(sources, path.name, fields)
 
 
 def _span(line: Mapping[str, Any], where: str) -> tuple[float, float | None]:
-    times = {key: line[key] for key in ("start", "end") if line.get(key) not in (None, "")}
-    try:
-        start = float(times.get("start", 0.0))
-        end = float(times["end"]) if "end" in times else None
-    except (ValueError, TypeError) as error:
-        raise SourceError(f"{where}: start and end are {times}; write seconds") from error
-    if not 0 <= start < (float("inf") if end is None else end):
+    times = seconds_of(line, where)
+    start, end = times.get("start", 0.0), times.get("end")
+    if not 0 <= start < (math.inf if end is None else end):
         raise SourceError(f"{where}: start and end are {times}; 0 <= start < end must hold")
     return start, end
+
+
+def seconds_of(line: Mapping[str, Any], where: str) -> dict[str, float]:
+    """A line's `start` and `end`, where it has them: seconds, as `0.5`, `0,5`, `1:02.5` or `1:00:00`.
+
+    Raises:
+        SourceError: one is no time.
+    """
+    times = {key: line[key] for key in ("start", "end") if line.get(key) not in (None, "")}
+    try:
+        return {key: _seconds(value) for key, value in times.items()}
+    except ValueError as error:
+        raise SourceError(f"{where}: start and end are {times}; write seconds, or h:mm:ss") from error
+
+
+def _seconds(value: Any) -> float:
+    parts = [float(part) for part in str(value).replace(",", ".").split(":")]
+    if len(parts) > 3 or not all(math.isfinite(part) and part >= 0 for part in parts):
+        raise ValueError(f"{value!r} is no time")
+    return sum(part * 60**place for place, part in enumerate(reversed(parts)))

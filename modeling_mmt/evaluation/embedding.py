@@ -11,6 +11,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 
+from modeling_mmt.inputs_mmt import ItemError
+
 _LOCK = Lock()
 _MODES: dict[Any, Any] = {}  # model -> how many threads embed with it, and its modules' modes before the first
 
@@ -32,7 +34,8 @@ def embed_texts(
 
     Raises:
         TypeError: `texts` is one text, whose characters would be taken for captions.
-        ValueError: nothing to embed, or an embedding that is not finite (names the caption).
+        ValueError: nothing to embed, or an embedding that is not finite.
+        ItemError: a caption that the processor refuses, by its place in `texts`.
     """
     if isinstance(texts, str):
         raise TypeError(f"texts is one text, {texts[:50]!r}; give a list of texts: [{texts[:50]!r}]")
@@ -46,7 +49,12 @@ def embed_texts(
 
 
 def embed_videos(
-    model: Any, processor: Any, videos: Sequence[Any], batch_size: int = 64, progress: str | None = None
+    model: Any,
+    processor: Any,
+    videos: Sequence[Any],
+    batch_size: int = 64,
+    progress: str | None = None,
+    ids: Sequence[str] | None = None,
 ) -> torch.Tensor:
     """Unit-norm embeddings of clips; features are computed shortest first.
 
@@ -58,6 +66,7 @@ def embed_videos(
             `videos`: paths, bytes, frames, pictures. They are asked for when it is their turn.
         batch_size: clips at a time.
         progress: label of a progress bar; None shows none.
+        ids: of the clips, by which an error names one; None: by their positions.
 
     Returns:
         `(len(videos), P)` float32 on the CPU, in the order given.
@@ -79,7 +88,7 @@ def embed_videos(
         inputs = processor(**{name: [videos[i] for i in chosen]}, return_tensors="pt")
         return model.get_video_features(**_on_device(inputs, model))
 
-    return _embed(name, lengths, batch_size, progress, model, embed)
+    return _embed(name, lengths, batch_size, progress, model, embed, ids)
 
 
 def _are_features(clip: Any) -> bool:
@@ -148,6 +157,7 @@ def _embed(
     progress: str | None,
     model: Any,
     features_of: Callable[[Sequence[int]], Any],
+    ids: Sequence[str] | None = None,
 ) -> torch.Tensor:
     if not lengths:
         raise ValueError(f"{name} is empty: nothing to embed")
@@ -162,12 +172,19 @@ def _embed(
     parts = []
     with in_eval_mode(model), torch.inference_mode():
         for start in starts:
-            pooled = features_of(order[start : start + batch_size]).pooler_output  # (B, P)
+            chosen = order[start : start + batch_size]
+            try:
+                pooled = features_of(chosen).pooler_output  # (B, P)
+            except ItemError as error:  # which knows places in the batch alone
+                item = chosen[error.name]
+                raise error.named(item if ids is None else repr(ids[item])) from None
             parts.append(F.normalize(pooled.float(), dim=-1).cpu())
     embeds = torch.cat(parts)
     finite = embeds.isfinite().all(dim=1)
     if not finite.all():
-        raise ValueError(f"{name}[{order[int(finite.int().argmin())]}] has an embedding that is not finite")
+        item = order[int(finite.int().argmin())]
+        shown = f"{name}[{item}]" if ids is None else f"clip {ids[item]!r}"
+        raise ValueError(f"{shown} has an embedding that is not finite; check its features and the model's weights")
     restored = torch.empty_like(embeds)
     restored[torch.tensor(order)] = embeds
     return restored

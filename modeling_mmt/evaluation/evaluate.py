@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,16 @@ from datasets import Dataset
 from huggingface_hub.errors import StrictDataclassError
 from tqdm.auto import tqdm
 
-from modeling_mmt.data.checks import CorpusError, flat_captions, missing_columns, search_problems
+from modeling_mmt.data.checks import (
+    CorpusError,
+    feature_problems,
+    flat_captions,
+    missing_columns,
+    search_problems,
+)
 from modeling_mmt.data.clip_cache import ClipSequence
 from modeling_mmt.data.clips import ClipColumn
+from modeling_mmt.data.extractors import Extractor, check_extractors
 from modeling_mmt.data.feature_store import FeatureStores
 from modeling_mmt.data.files import CheckpointError, check_finite, naming_torn_weights
 from modeling_mmt.data.reading import check_hub_name, dataset_folder, read_split
@@ -112,6 +120,7 @@ class Corpus:
             the first.
         clips: each row's features `(F_i, D_v)`, or what a processor reads as its video.
         parts: name -> `(rows,)` bool, True for a clip that is left out; `all` leaves out none.
+        extractors: what made each stream of features; empty where it is not known.
     """
 
     spec: EvalSpec
@@ -120,6 +129,7 @@ class Corpus:
     clip_of: dict[str, list[int]]
     clips: Sequence[Any]
     parts: dict[str, np.ndarray]
+    extractors: Sequence[Extractor] = ()
 
     @property
     def languages(self) -> list[str]:
@@ -217,16 +227,21 @@ def open_corpus(spec: EvalSpec) -> Corpus:
     own = None if spec.features else spec.video_column or "video_features"
     for problem in missing_columns(rows, filter(None, ("video_id", spec.exclude_column, own))):
         raise CorpusError(f"{where}: {problem}")
-    for problem in search_problems(rows, kind, spec.languages, spec.exclude_column):
+    of_features = feature_problems(rows) if own == "video_features" else ()
+    for problem in chain(search_problems(rows, kind, spec.languages, spec.exclude_column), of_features):
         raise CorpusError(f"{where}: {problem}")
+    extractors: Sequence[Extractor] = ()
     if spec.features:
         stores = FeatureStores(spec.features)
+        for _, problem in stores.problems(rows["video_id"][:]):
+            raise CorpusError(f"{where}: {problem}")
         clips: Sequence[Any] = [stores[key] for key in rows["video_id"]]
+        extractors = stores.extractors
     elif spec.video_column:
         clips = ClipSequence(ClipColumn(rows, spec.video_column, spec.dataset), rows["video_id"][:])
     else:
         clips = rows["video_features"][:]
-    return corpus_of(spec, rows, clips)
+    return replace(corpus_of(spec, rows, clips), extractors=extractors)
 
 
 def corpus_of(spec: EvalSpec, rows: Dataset, clips: Sequence[Any]) -> Corpus:
@@ -336,7 +351,9 @@ def evaluate(
 
     Raises:
         ValueError: a caption is empty, a clip has the wrong width, or an embedding is not finite; names which.
+        ExtractorError: as `check_extractors`.
     """
+    check_extractors(processor, corpus.extractors, corpus.spec.features)
     evaluation = search_corpus(model, processor, corpus, name, progress)
     tokens = {language: token_counts(processor, captions) for language, captions in corpus.captions.items()}
     return replace(evaluation, max_text_length=processor.max_text_length, tokens=tokens)
@@ -353,7 +370,7 @@ def search_corpus(
             texts[language] = embed_texts(model, processor, captions)
             bar.update()
         bar.set_postfix_str("clips")
-        videos = embed_videos(model, processor, corpus.clips)
+        videos = embed_videos(model, processor, corpus.clips, ids=corpus.rows["video_id"][:])
         bar.update()
     answers, parts = corpus.answers, corpus.parts.items()
     ranks = {part: ranks_by_language(texts, videos, answers, excluded) for part, excluded in parts}

@@ -1,4 +1,4 @@
-"""What features are extracted from: the videos of a folder or list, or the clips of a dataset.
+"""What features are extracted from: the videos and pictures of a folder or list, or the clips of a dataset.
 
 A dataset's clips are the first column of videos, or film strips as emoji9 has them: `video_id`, `frames` (a picture of
 all frames side by side) and `num_frames`.
@@ -14,9 +14,9 @@ import datasets
 import pyarrow.compute as pc
 from PIL import Image
 
-from modeling_mmt.data.clips import frames_of
+from modeling_mmt.data.clips import frames_of, span_columns
 from modeling_mmt.data.reading import read_splits
-from modeling_mmt.data.video_lists import Video, check_ids, find_videos, fingerprint
+from modeling_mmt.data.video_lists import FoundVideos, Video, check_ids, find_videos, fingerprint
 
 FILMSTRIP_COLUMNS = ("video_id", "frames", "num_frames")
 
@@ -29,6 +29,7 @@ class Clips:
         source: for the manifest.
         are_filmstrips: whether `filmstrip_frames` makes frames of them.
         load: fetches a clip's bytes, for those that do not lie in files.
+        summary: of a folder or list: which files were taken, and which left.
     """
 
     def __init__(
@@ -37,28 +38,32 @@ class Clips:
         source: dict[str, Any],
         are_filmstrips: bool = False,
         load: Callable[[Video], Video] | None = None,
+        summary: str | None = None,
     ):
         self.videos, self.source, self.are_filmstrips = videos, source, are_filmstrips
-        self.load = load
+        self.load, self.summary = load, summary
 
 
 def clips_of_folder_or_list(place: str, limit: int | None) -> Clips:
-    """The videos of a folder, or of a list in a file."""
-    videos = find_videos(place)[:limit]
+    """The videos and pictures of a folder, or of a list in a file."""
+    found = find_videos(place)
+    videos = FoundVideos(found[:limit], found.left)
     folder = Path(place) if Path(place).is_dir() else Path(place).parent
-    return Clips(videos, {"videos": Path(place).name, "fingerprint": fingerprint(videos, folder)})
+    source = {"videos": Path(place).name, "fingerprint": fingerprint(videos, folder)}
+    return Clips(videos, source, summary=f"{place}: {videos.summary()}")
 
 
-def clips_of_dataset(name: str, limit: int | None) -> Clips:
+def clips_of_dataset(name: str, limit: int | None, revision: str | None = None) -> Clips:
     """The clips of a dataset: the first column of videos, or film strips.
 
     Raises:
         ValueError: it has neither, or a split lacks a column.
     """
-    dataset = read_splits(name, None)
+    dataset = read_splits(name, revision)
     first = next(iter(dataset.values()))
     column = next((key for key, kind in first.features.items() if isinstance(kind, datasets.Video)), None)
-    columns = [key for key in ("video_id", column) if key in first.column_names] if column else FILMSTRIP_COLUMNS
+    own_id = [key for key in ("video_id",) if key in first.column_names]
+    columns = [*own_id, column, *span_columns(first)] if column else FILMSTRIP_COLUMNS
     for split, part in dataset.items():
         absent = set(columns) - set(part.column_names)
         if absent:
@@ -81,20 +86,21 @@ def clips_of_dataset(name: str, limit: int | None) -> Clips:
     def load(video: Video) -> Video:
         split, number = video.source
         row = parts[split][number]
-        return video._replace(source=row[column] if column else row)
+        span = {name: row[name] for name in ("start", "end") if row.get(name) is not None}
+        return video._replace(source=row[column] if column else row, **span)
 
     if column:
-        prints = {split: videos_fingerprint(part, column, ids[split]) for split, part in dataset.items()}
+        prints = {split: videos_fingerprint(part, column, ids[split]) for split, part in parts.items()}
         return Clips(videos, {"dataset": Path(name).name, "fingerprints": prints, "limit": limit}, load=load)
     prints = {split: clips_fingerprint(part) for split, part in dataset.items()}
     return Clips(videos, {"dataset": Path(name).name, "fingerprints": prints, "limit": limit}, True, load)
 
 
 def videos_fingerprint(part: datasets.Dataset, column: str, ids: Sequence[str]) -> str:
-    """SHA-256 over the ids and sizes in bytes of a split's videos, in order; the videos themselves are not read.
+    """SHA-256 over the ids, sizes in bytes and spans of a split's videos, in order; the videos are not read.
 
     Args:
-        part: the split as it was loaded.
+        part: the split, its videos not decoded.
         column: of videos.
         ids: of its rows.
     """
@@ -103,7 +109,8 @@ def videos_fingerprint(part: datasets.Dataset, column: str, ids: Sequence[str]) 
     for row, path in enumerate(pc.struct_field(stored, "path").to_pylist()):
         if sizes[row] is None and path and Path(path).is_file():
             sizes[row] = Path(path).stat().st_size
-    return hashlib.sha256(json.dumps([list(ids), sizes]).encode()).hexdigest()
+    spans = [list(part[name]) for name in span_columns(part)]
+    return hashlib.sha256(json.dumps([list(ids), sizes, *spans]).encode()).hexdigest()
 
 
 def clips_fingerprint(part: datasets.Dataset) -> str:

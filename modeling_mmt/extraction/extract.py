@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from modeling_mmt.data.errors import InputError
+from modeling_mmt.data.extractors import encoder_name
 from modeling_mmt.data.feature_store import MANIFEST, FeatureStore
 from modeling_mmt.data.reading import dataset_folder
-from modeling_mmt.data.video_lists import LISTS, VIDEO_SUFFIXES
+from modeling_mmt.data.video_lists import LISTS, MEDIA_SUFFIXES
 from modeling_mmt.extraction.clips import Clips, clips_of_dataset, clips_of_folder_or_list, filmstrip_frames
 from modeling_mmt.extraction.encoders import StepEncoder, VideoReader, load_encoder
 from modeling_mmt.extraction.shards import FAILURES, Extraction, run
@@ -38,6 +39,7 @@ def extract(
     source: str | Path,
     output_dir: str | Path,
     *,
+    dataset_revision: str | None = None,
     encoder: str | Path = "efficientnet-lite0",
     image_size: int | None = None,
     num_frames: int | None = None,
@@ -55,8 +57,10 @@ def extract(
     """Extract the features of clips.
 
     Args:
-        source: folder of videos, list of them, or a dataset (`is_dataset`) with a column of videos or film strips.
+        source: folder of videos and pictures, list of them, or a dataset (`is_dataset`) with a column of videos or
+            film strips.
         output_dir: folder of the store.
+        dataset_revision: tag, branch or commit of a dataset on the Hub.
         encoder: packaged encoder, name on the Hub, folder or `.pth` file.
         image_size: side of a frame in pixels; None is the encoder's own, 128 for film strips.
         num_frames: of a video, spread evenly; None with `frames_per_second` None is 8 steps' worth.
@@ -94,9 +98,14 @@ def extract(
     rank, num_processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local_rank, on_machine = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     place, folder = str(source), Path(output_dir)
-    clips = (
-        clips_of_dataset(dataset_folder(place), limit) if is_dataset(place) else clips_of_folder_or_list(place, limit)
-    )
+    if is_dataset(place):
+        clips = clips_of_dataset(dataset_folder(place), limit, dataset_revision)
+    elif dataset_revision is None:
+        clips = clips_of_folder_or_list(place, limit)
+    else:
+        raise InputError(f"dataset_revision is {dataset_revision}, and {place} is not a dataset; leave it out")
+    if clips.summary and rank == 0:
+        print(clips.summary)
     steps = _encoder_of(clips, str(encoder), image_size, f"cuda:{local_rank}" if device == "cuda" else device)
     reader, timing = _reader_of(clips, steps, num_frames, frames_per_second, max_frames, decoder)
     settings = _settings(str(encoder), steps, clips, timing)
@@ -145,7 +154,7 @@ def is_dataset(source: str) -> bool:
         card = place / "README.md"
         has_card = card.is_file() and card.read_text(encoding="utf-8", errors="replace").startswith("---")
         return has_card or next(place.rglob("*.parquet"), None) is not None
-    is_file = place.suffix.lower() in {*LISTS, *VIDEO_SUFFIXES}
+    is_file = place.suffix.lower() in {*LISTS, *MEDIA_SUFFIXES}
     is_name = source.count("/") == 1 and not source.startswith((".", "~", "/")) and not is_file
     return not place.exists() and (dataset_folder(source) != source or is_name)
 
@@ -181,7 +190,7 @@ def _settings(name: str, encoder: StepEncoder, clips: Clips, timing: Mapping[str
     rate = timing.get("frames_per_second")
     source = {**clips.source, **timing, "image_size": encoder.image_size}
     return {
-        "extractor": Path(name).name if Path(name).is_dir() or name.endswith(".pth") else name,
+        "extractor": encoder_name(name),
         "revision": encoder.revision,
         "rate": rate and rate / encoder.frames_per_step,
         "dtype": "float16",

@@ -104,7 +104,7 @@ def write_card(folder: str | os.PathLike, *, model_id: str | None = None, revisi
         results=results,
         without_flags=_tables(excluded) if excluded else None,
         training={
-            "pretraining": _sources_text(recipe["pretraining"]) if recipe["pretraining"] else "nothing",
+            "pretraining": _start_text(public_recipe),
             "finetuning": _sources_text(recipe["finetuning"]) if recipe["finetuning"] else "nothing",
             "seed": recipe["seed"],
             "steps": sum(metrics[name]["steps"] for name in stages),
@@ -112,7 +112,7 @@ def write_card(folder: str | os.PathLike, *, model_id: str | None = None, revisi
             "machine": " and ".join(dict.fromkeys(metrics[name].get("machine", NOT_STATED) for name in stages)),
             "recipe": "recipe.json",
         },
-        results_command=f"mmt train recipe.json --seed {recipe['seed']}",
+        results_command=metrics.get("command", f"mmt train recipe.json --seed {recipe['seed']}"),
         versions={name: version(name) for name in PACKAGES},
         weights_license=card_fields.get("weights_license", NOT_STATED),
     )
@@ -178,5 +178,19 @@ def _tables(part: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, 
     }
 
 
+def _start_text(recipe: Mapping[str, Any]) -> str:
+    """What came before fine-tuning."""
+    checkpoint = recipe["model"].get("checkpoint")
+    parts = [f"the checkpoint {checkpoint}"] if checkpoint else []
+    parts += [_sources_text(recipe["pretraining"])] if recipe["pretraining"] else []
+    return ", then ".join(parts) or "nothing"
+
+
 def _sources_text(stage: Mapping[str, Any]) -> str:
-    return " and ".join(f"{source['text_column']} in {', '.join(source['languages'])}" for source in stage["sources"])
+    sources = []
+    for source in stage["sources"]:
+        kinds = [source["text_column"], *source.get("other_text_columns", [])]
+        share = source.get("named_share", 1)
+        named = f" of {100 * share:g} % of the clips" if share < 1 else ""
+        sources.append(f"{' or '.join(kinds)}{named} in {', '.join(source['languages'])}")
+    return " and ".join(sources)

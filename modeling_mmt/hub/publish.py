@@ -27,6 +27,7 @@ from modeling_mmt.data.errors import InputError
 from modeling_mmt.data.files import file_hash
 from modeling_mmt.data.reading import SnapshotError, load_pinned_dataset, pinned_snapshot
 from modeling_mmt.hub.card import METRICS_FILE, RECIPE, without_local_paths, write_card
+from modeling_mmt.hub.secret_rules import Rules, found_in, own_secrets, token_rules
 
 __all__ = ["PublishError", "SnapshotError", "UploadError", "load_pinned_dataset", "pinned_snapshot", "publish"]
 
@@ -42,9 +43,7 @@ STALE = {
     "model": re.compile(r"[^/]+\.safetensors|[^/]+\.safetensors\.index\.json|\w+_mmt\.py"),
     "dataset": re.compile(r".+\.(parquet|arrow)"),
 }
-TOKEN = re.compile(rb"hf_[A-Za-z0-9]{30,}|https?://[^\s/:@\"]{1,64}:[^\s/:@\"]{1,128}@")  # or a password in an address
-SECRET_NAME = re.compile(r"(TOKEN|SECRET|PASSWORD|KEY)$")  # of a variable, such as WANDB_API_KEY
-SECRET_LENGTH = 12  # a shorter value is found by chance
+TEXTS = {".json", ".jsonl", ".jinja", ".md", ".py", ".txt", ".yaml", ".yml"}
 
 
 class PublishError(InputError):
@@ -67,7 +66,7 @@ def publish(
     scripts: Sequence[str | os.PathLike] = (),
     token: str | None = None,
 ) -> str:
-    """Commit a folder to a repository, which is made if it is not there.
+    """Commit a folder to a repository, which is made if need be.
 
     The revision moves once, to a commit that holds every file, or it stays; whatever failed, the call can be repeated.
     Files that are there already are not sent again. Another's commit in between is an error, not overwritten.
@@ -76,7 +75,7 @@ def publish(
         folder: of a checkpoint (`save_pretrained`, `mmt train`'s `output_dir`), or of a dataset with its card.
         repo_id: `org/name`.
         repo_type: `"model"` or `"dataset"`.
-        revision: branch to commit to; made from `main` if it is not there.
+        revision: branch to commit to; made from `main` if need be.
         tag: name of this version, such as `"v1.0"`; a tag never moves.
         private: whether a repository that is made is private; None is the owner's default.
         message: of the commit.
@@ -130,19 +129,35 @@ def published_files(folder: Path) -> dict[str, Path]:
     """Path in the repository to file, for each file of a folder that is published.
 
     Raises:
-        PublishError: there is no such folder, or it holds nothing to publish.
+        PublishError: there is no such folder, it holds nothing to publish, or a link in it leads out of it.
     """
     files: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder)
         hidden = any(part.startswith(".") and part not in HIDDEN for part in inside.parts)
-        if path.is_symlink() or not path.is_file() or hidden or path.suffix not in SUFFIXES:
+        is_folder = path.is_dir()
+        folders = inside.parts if is_folder else inside.parts[:-1]
+        if hidden or any(TRAINING_FOLDERS.fullmatch(part) for part in folders):
             continue
-        if not any(TRAINING_FOLDERS.fullmatch(part) for part in inside.parts[:-1]):
+        if path.is_symlink() and (is_folder or path.suffix in SUFFIXES):
+            check_link(path, folder)
+        if path.is_file() and path.suffix in SUFFIXES:
             files[inside.as_posix()] = path
     if not files:
         raise PublishError(f"{folder} holds nothing to publish; give the folder of a checkpoint or a dataset")
     return files
+
+
+def check_link(link: Path, folder: Path):
+    """Raise `PublishError` where a link is no file of the published folder: what it leads to may not be meant for all.
+
+    A snapshot in the Hub's cache consists of links to the `blobs` of its repository, which are its own.
+    """
+    target, whole = link.resolve(), folder.resolve()
+    own = [whole, *([whole.parents[1] / "blobs"] if whole.parent.name == "snapshots" else [])]
+    if link.is_dir() or not link.is_file() or not any(place in target.parents for place in own):
+        what = "a folder" if link.is_dir() else "a file outside the folder" if link.is_file() else "nothing"
+        raise PublishError(f"{link} is a link to {what}, {target}; put a copy in its place, or take it out")
 
 
 def check_checkpoint(folder: Path, files: Mapping[str, Path]):
@@ -192,29 +207,34 @@ def check_card(folder: Path, repo_id: str, files: Mapping[str, Path]):
 
 
 def check_secrets(files: Mapping[str, Path], token: str | None):
-    """Raise `PublishError` where a file holds the access token or another secret of the environment, or looks so."""
-    secrets = {token or ""} | {value for name, value in os.environ.items() if SECRET_NAME.search(name)}
-    words = [re.escape(secret.encode()) for secret in sorted(secrets) if len(secret) >= SECRET_LENGTH]
-    pattern = re.compile(b"|".join([TOKEN.pattern, *words]))
+    """Raise `PublishError` where a file holds a secret of this environment, or what looks like anybody's.
+
+    Texts are searched by all rules; weights, pictures and features for secrets of this environment and Hugging Face's
+    tokens, since the shorter rules would find something in a gigabyte of noise.
+    """
+    own = own_secrets(token)
+    every = token_rules() | own
     for name, path in files.items():
         if path.stat().st_size == 0:
             continue
         if path.suffix == ".parquet":
-            check_rows(name, path, pattern)
+            check_rows(name, path, own, every)
+        rules = every if path.suffix in TEXTS else own
         with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            if match := pattern.search(content):
-                raise PublishError(f"{name}, byte {match.start()}: an access token; take it out and revoke it")
+            for what, byte in found_in(content, rules):
+                raise PublishError(f"{name}, byte {byte}: {what}; take it out and revoke it")
 
 
-def check_rows(name: str, path: Path, secret: re.Pattern[bytes]):
+def check_rows(name: str, path: Path, own: Rules, every: Rules):
     """Raise `PublishError` where a value of a Parquet file, whose bytes are compressed, holds a secret."""
     try:
-        batches = pq.ParquetFile(path).iter_batches(batch_size=1000)
-        for batch in batches:
+        parquet = pq.ParquetFile(path)
+        for batch in parquet.iter_batches(batch_size=1000):
             for column in batch.column_names:
-                for buffer in batch[column].buffers():
-                    if buffer is not None and secret.search(buffer):
-                        raise PublishError(f"{name}, column {column}: an access token; take it out and revoke it")
+                rules = every if "string" in str(batch.schema.field(column).type) else own
+                for buffer in filter(None, batch[column].buffers()):
+                    for what, _ in found_in(buffer, rules):
+                        raise PublishError(f"{name}, column {column}: {what}; take it out and revoke it")
     except pa.ArrowException as error:
         raise PublishError(f"{path}: not readable ({error}); build the dataset again") from error
 

@@ -7,7 +7,8 @@ the extra `plugins`.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 from transformers import AutoConfig, AutoProcessor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from modeling_mmt.data.errors import InputError
 from modeling_mmt.modeling_mmt import MMTTextModelWithProjection, MMTVideoModelWithProjection, unit_norm
 from modeling_mmt.vision_encoders_mmt import pixels_name
 
@@ -28,6 +30,7 @@ AXES = {"text": "tokens", "video": "steps", "pixel": "steps"}
 OUTPUTS = {"text": "text_embeds", "video": "video_embeds", "pixel": "video_embeds"}
 TOLERANCE = 1e-4  # of a unit-norm embedding's elements, float32 in both
 INT8 = "text_model_int8.onnx"
+MAX_WORDS = 300  # characters of an error of ONNX Runtime that are passed on
 
 
 class UnitNormTower(torch.nn.Module):
@@ -159,7 +162,7 @@ def _compare(kind: str, tower: Any, path: Path, pixels: Pixels = ()):
         try:
             output = session.run(None, feed)[0]
         except (Fail, InvalidArgument, RuntimeException) as error:
-            raise ValueError(f"{path} does not run at {batch_size} x {length}: {error}") from error
+            raise InputError(f"{path} does not run at {batch_size} x {length}: {error}") from error
         difference = float(np.abs(output - expected).max())
         if not difference <= TOLERANCE:
             raise ValueError(
@@ -170,7 +173,22 @@ def _compare(kind: str, tower: Any, path: Path, pixels: Pixels = ()):
 def _session(path: Path) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    with _naming_file(path):
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+@contextmanager
+def _naming_file(path: Path) -> Iterator[None]:
+    """Let what ONNX Runtime says of a file be one line that names it.
+
+    Raises:
+        InputError: in place of any of ONNX Runtime's errors, which have no class in common.
+    """
+    try:
+        yield
+    except Exception as error:
+        words = " ".join(str(error).split())[:MAX_WORDS]
+        raise InputError(f"{path}: ONNX Runtime refuses it ({words}); export the checkpoint again") from error
 
 
 class OnnxModel:
@@ -186,8 +204,8 @@ class OnnxModel:
 
     def __init__(self, folder: str | os.PathLike, int8: bool = False):
         files = {"text": INT8 if int8 else "text_model.onnx", "video": "video_model.onnx", "pixel": "pixel_model.onnx"}
-        paths = {kind: Path(folder, name) for kind, name in files.items()}
-        self.sessions = {kind: _session(path) for kind, path in paths.items() if kind != "pixel" or path.exists()}
+        self.paths = {kind: Path(folder, name) for kind, name in files.items()}
+        self.sessions = {kind: _session(path) for kind, path in self.paths.items() if kind != "pixel" or path.exists()}
 
     def get_text_features(self, **inputs: torch.Tensor) -> BaseModelOutputWithPooling:
         """`input_ids` and `attention_mask` `(B, L)` to a unit-norm `pooler_output` `(B, P)`."""
@@ -207,5 +225,6 @@ class OnnxModel:
 
     def _run(self, kind: str, inputs: dict[str, torch.Tensor]) -> BaseModelOutputWithPooling:
         session = self.sessions[kind]
-        feed = {node.name: inputs[node.name].numpy() for node in session.get_inputs()}
-        return BaseModelOutputWithPooling(pooler_output=torch.from_numpy(session.run(None, feed)[0]))
+        feed = {node.name: inputs[node.name].numpy() for node in session.get_inputs() if node.name in inputs}
+        with _naming_file(self.paths[kind]):
+            return BaseModelOutputWithPooling(pooler_output=torch.from_numpy(session.run(None, feed)[0]))

@@ -4,11 +4,9 @@
     index.save("index")
     hits = SearchIndex.load("index", model).search_texts(model, processor, ["con mèo"], top=8)
 
-An index is a folder, or a repository of type dataset on the Hub:
-
-    embeddings.safetensors   `embeddings` `(N, P)` float32, unit norm, row i is clip i; read memory-mapped
-    clips.parquet            `video_id` and the columns that were kept, row i is clip i; what filters and shows
-    index.json               the model: name, revision and fingerprint; each file's size and SHA-256
+An index is a folder, or a repository of type dataset on the Hub (`manifest.py` says what is in it). Its rows are a
+dataset's clips, or the windows and pictures of a folder of media (`media_index.py`, which keeps it up to date): then
+`file`, `start` and `end` say where a row lies, and it has a thumbnail.
 
 Two models' embeddings have nothing to say to each other, however alike their shapes: an index whose fingerprint is not
 the model's is refused. Ids are data: no file is ever named after one.
@@ -23,35 +21,27 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from datasets import Dataset
-from huggingface_hub import HfApi, snapshot_download
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from modeling_mmt.data.clip_cache import ClipSequence
-from modeling_mmt.data.errors import InputError
-from modeling_mmt.data.files import file_sha256, locked, remove_partials, write_json, writing_folder
+from modeling_mmt.data.extractors import check_extractors
+from modeling_mmt.data.files import locked, remove_partials, write_json, writing_folder
+from modeling_mmt.data.reading import pinned_snapshot
 from modeling_mmt.evaluation.embedding import embed_images, embed_texts, embed_videos
-from modeling_mmt.search.engines import SearchEngine
+from modeling_mmt.search.engines import SearchEngine, open_engine
 from modeling_mmt.search.exact import ExactSearch
+from modeling_mmt.search.manifest import INDEX, SOURCE, Manifest, SearchIndexError, read_source
+from modeling_mmt.search.segments import NO_FILES, PLACES, Rows, open_rows, with_places, write_segment
 
-FORMAT = 1
-EMBEDDINGS, CLIPS, INDEX = "embeddings.safetensors", "clips.parquet", "index.json"
-SOURCE = "source.json"  # beside them where it is known: what the clips were read from, for who builds it again
-FIELDS = ("format", "fingerprint", "model", "revision", "num_clips", "dim", "files")
+__all__ = ["INDEX", "SOURCE", "Hit", "SearchIndex", "SearchIndexError", "model_fingerprint"]
+
 _NOT_OF_THE_MODEL = (
     "transformers_version",
     "architectures",
     "auto_map",
     "dtype",
 )  # in a config; weights tell the type
-
-
-class SearchIndexError(InputError):
-    """An index is not as it must be, or not this model's; the message says where and what helps."""
 
 
 class Hit(NamedTuple):
@@ -67,11 +57,16 @@ class SearchIndex:
 
     Args:
         embeddings: `(N, P)` float32 unit vectors.
-        clips: N rows with a column `video_id`, without two alike; other columns filter and show.
+        clips: N rows with a column `video_id`, without two alike; other columns filter and show. `file`, `start` and
+            `end` say where a row lies in the media folder, and when in the file, in seconds from its first frame; they
+            are null where that is not known, and added where they are not there.
         fingerprint: of the model, by `model_fingerprint`.
         model: its name or folder, for people.
         revision: its commit or tag, for people.
         engine: searches; None is exact, `ExactSearch`.
+        thumbnails: of each row a JPEG or None; None where there are none.
+        media_folder: that `file` is relative to, as it was when the index was built; None where it is not known.
+        settings: how rows were made of files; None where they were not.
 
     Raises:
         SearchIndexError: counts differ, ids are missing or repeated, or the engine holds another number of rows.
@@ -86,6 +81,9 @@ class SearchIndex:
         model: str = "",
         revision: str | None = None,
         engine: SearchEngine | None = None,
+        thumbnails: Sequence[bytes | None] | None = None,
+        media_folder: str | None = None,
+        settings: Mapping[str, Any] | None = None,
     ):
         if len(embeddings) != len(clips):
             raise SearchIndexError(f"{len(embeddings)} embeddings and {len(clips)} clips; give one of each a clip")
@@ -99,8 +97,11 @@ class SearchIndex:
         self.engine: SearchEngine = ExactSearch(embeddings) if engine is None else engine
         if len(self.engine) != len(ids):
             raise SearchIndexError(f"the engine holds {len(self.engine)} rows, the index {len(ids)}")
-        self.embeddings, self.clips = embeddings, clips
+        if set(PLACES) - set(clips.column_names):
+            clips = Dataset(with_places(clips.with_format("arrow")[:]))
+        self.embeddings, self.clips, self.thumbnails = embeddings, clips, thumbnails
         self.fingerprint, self.model, self.revision = fingerprint, model, revision
+        self.media_folder, self.settings = media_folder, dict(settings or {})
 
     def __len__(self) -> int:
         return len(self.embeddings)
@@ -132,10 +133,13 @@ class SearchIndex:
         Raises:
             ValueError: no rows, or a clip that the processor refuses.
             KeyError: a clip without features.
+            ExtractorError: as `check_extractors`, of feature stores.
         """
+        check_extractors(processor, getattr(features, "extractors", ()))
         clips = rows.select_columns(["video_id", *columns])
-        ordered = ClipSequence(features, clips["video_id"][:]) if isinstance(features, Mapping) else features
-        embeddings = embed_videos(model, processor, ordered, progress=progress)
+        ids = clips["video_id"][:]
+        ordered = ClipSequence(features, ids) if isinstance(features, Mapping) else features
+        embeddings = embed_videos(model, processor, ordered, progress=progress, ids=ids)
         return cls(embeddings, clips, model_fingerprint(model), model.config._name_or_path, revision)
 
     # -- kept ---------------------------------------------------------------------------------------------------------
@@ -163,26 +167,18 @@ class SearchIndex:
 
     def _write(self, folder: Path, source: Mapping[str, Any] | None) -> None:
         with writing_folder(folder) as partial:
-            save_file({"embeddings": self.embeddings.contiguous()}, partial / EMBEDDINGS)
-            self.clips.to_parquet(partial / CLIPS)
-            content = {
-                "format": FORMAT,
-                "fingerprint": self.fingerprint,
-                "model": self.model,
-                "revision": self.revision,
-                "num_clips": len(self),
-                "dim": self.embeddings.shape[1],
-                "files": {
-                    name: {"num_bytes": (partial / name).stat().st_size, "sha256": file_sha256(partial / name)}
-                    for name in (EMBEDDINGS, CLIPS)
-                },
-            }
-            write_json(partial / INDEX, content)
-            if source is not None:
-                write_json(partial / SOURCE, source)
+            thumbnails = self.thumbnails or [None] * len(self)
+            rows = Rows(self.embeddings, self.clips.with_format("arrow")[:], thumbnails, NO_FILES)
+            segment = write_segment(partial, 1, rows)
+            dim = self.embeddings.shape[1]
+            Manifest(self.fingerprint, self.model, self.revision, dim, self.settings, 1, (segment,)).write(partial)
+            if source is not None or self.media_folder is not None:
+                write_json(partial / SOURCE, {"media_folder": self.media_folder, **(source or {})})
 
     @classmethod
-    def load(cls, folder: str | os.PathLike, model: Any | None = None, verify: bool = True) -> SearchIndex:
+    def load(
+        cls, folder: str | os.PathLike, model: Any | None = None, verify: bool = True, engine: str = "exact"
+    ) -> SearchIndex:
         """Open a saved index; the embeddings stay on disk until they are read.
 
         Args:
@@ -190,29 +186,35 @@ class SearchIndex:
             model: that will ask; None asks later, with `check_model`.
             verify: compare each file's SHA-256, which reads it all; False compares sizes alone, for an index that this
                 process has checked before.
+            engine: that searches, and is kept beside the index, by its name in `engines.open_engine`.
 
         Raises:
+            EngineError: no such engine, or it cannot serve this index.
             FileNotFoundError: a file is not there.
             SearchIndexError: a file was cut short or changed, or the index is another model's.
         """
         folder = Path(folder)
-        content = _read_description(folder)
-        for name in (EMBEDDINGS, CLIPS):
-            _check_file(folder / name, content["files"].get(name), verify)
-        try:
-            embeddings = load_file(folder / EMBEDDINGS)["embeddings"]
-            table = pq.read_table(folder / CLIPS, memory_map=True)
-            table.validate(full=True)
-            clips = Dataset(table)
-        except (SafetensorError, pa.ArrowException, KeyError, OSError) as error:
-            raise SearchIndexError(f"{folder}: unreadable ({error}); build or download the index again") from error
-        expected = (content["num_clips"], content["dim"])
-        if tuple(embeddings.shape) != expected:
-            raise SearchIndexError(f"{folder / EMBEDDINGS}: shape {tuple(embeddings.shape)}, {INDEX} says {expected}")
-        index = cls(embeddings, clips, content["fingerprint"], content["model"], content["revision"])
+        manifest, (embeddings, clips, thumbnails) = _open(folder, verify)
+        if not len(clips):
+            raise SearchIndexError(f"{folder} holds no row yet; let `mmt index` finish, or look at its --status")
+        index = cls(
+            embeddings,
+            Dataset(clips),
+            manifest.fingerprint,
+            manifest.model,
+            manifest.revision,
+            open_engine(engine, folder, clips["video_id"].to_pylist(), embeddings, manifest.fingerprint),
+            thumbnails=thumbnails,
+            media_folder=read_source(folder).get("media_folder"),
+            settings=manifest.settings,
+        )
         if model is not None:
             index.check_model(model)
         return index
+
+    def thumbnail(self, row: int) -> bytes | None:
+        """JPEG of a row, at most 160 pixels a side; None where the index has none."""
+        return self.thumbnails[row] if self.thumbnails is not None else None
 
     def check_model(self, model: Any) -> None:
         """Refuse a model that did not make this index.
@@ -220,41 +222,22 @@ class SearchIndex:
         Raises:
             SearchIndexError: another fingerprint.
         """
-        fingerprint = model_fingerprint(model)
-        if fingerprint != self.fingerprint:
-            raise SearchIndexError(
-                f"the index was made by {self.model or 'a model'} with fingerprint {self.fingerprint[:12]}..., and "
-                f"this model's is {fingerprint[:12]}...; load that model, or build the index again with this one"
-            )
-
-    def push_to_hub(self, repo_id: str, folder: str | os.PathLike, *, private: bool | None = None) -> str:
-        """Upload a saved index as a dataset repository; returns the commit, to pin.
-
-        Args:
-            repo_id: `owner/name`; made if need be.
-            folder: where `save` wrote this index.
-            private: of a new repository; None is the Hub's default.
-        """
-        if _read_description(Path(folder))["fingerprint"] != self.fingerprint:
-            raise SearchIndexError(f"{folder} holds another model's index; save this one and give its folder")
-        api = HfApi()
-        api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
-        done = api.upload_folder(
-            repo_id=repo_id,
-            repo_type="dataset",
-            folder_path=Path(folder),
-            allow_patterns=[EMBEDDINGS, CLIPS, INDEX],
-            commit_message=f"Index of {len(self)} clips",
-        )
-        return done.oid
+        check_fingerprint(model, self.fingerprint, self.model)
 
     @classmethod
-    def from_hub(cls, repo_id: str, revision: str, model: Any | None = None) -> SearchIndex:
-        """Download an index at a tag or commit, and open it with every byte checked."""
-        folder = snapshot_download(
-            repo_id, repo_type="dataset", revision=revision, allow_patterns=[EMBEDDINGS, CLIPS, INDEX]
-        )
-        return cls.load(folder, model)
+    def from_hub(cls, repo_id: str, revision: str | None = None, model: Any | None = None) -> SearchIndex:
+        """Download an index at a tag or commit, and open it with every byte checked.
+
+        Args:
+            repo_id: `org/name` of a dataset repository that `mmt publish` made.
+            revision: tag, branch or commit; None is `main`.
+            model: as `load`'s.
+
+        Raises:
+            SnapshotError: as `pinned_snapshot`.
+            SearchIndexError: as `load`.
+        """
+        return cls.load(pinned_snapshot(repo_id, revision=revision, repo_type="dataset"), model)
 
     # -- asked --------------------------------------------------------------------------------------------------------
 
@@ -351,6 +334,25 @@ def model_fingerprint(model: Any) -> str:
     return digest.hexdigest()
 
 
+def check_fingerprint(model: Any, expected: str, name: str) -> None:
+    """Refuse a model that did not make an index.
+
+    Args:
+        model: that is to ask or to go on.
+        expected: the index's fingerprint.
+        name: of the index's model.
+
+    Raises:
+        SearchIndexError: another fingerprint.
+    """
+    fingerprint = model_fingerprint(model)
+    if fingerprint != expected:
+        raise SearchIndexError(
+            f"the index was made by {name or 'a model'} with fingerprint {expected[:12]}..., and this model's is "
+            f"{fingerprint[:12]}...; load that model, or build the index again with this one"
+        )
+
+
 def _plain(config: Any) -> Any:
     """A config without what says where and how it was saved."""
     if not isinstance(config, Mapping):
@@ -362,29 +364,12 @@ def _plain(config: Any) -> Any:
     }
 
 
-def _read_description(folder: Path) -> dict[str, Any]:
-    path = folder / INDEX
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; {folder} is not a search index: build one")
+def _open(folder: Path, verify: bool) -> tuple[Manifest, Any]:
+    """A folder's manifest and rows; once more where a writer merged segments in between."""
+    manifest = Manifest.read(folder)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise SearchIndexError(f"{path}: not JSON ({error}); build or download the index again") from error
-    for field in FIELDS:
-        if not isinstance(content, dict) or field not in content:
-            raise SearchIndexError(f"{path}: field {field!r} is missing; build the index again")
-    if content["format"] != FORMAT:
-        raise SearchIndexError(f"{path}: format is {content['format']!r}, and this version reads {FORMAT}")
-    return content
-
-
-def _check_file(path: Path, entry: Mapping[str, Any] | None, verify: bool) -> None:
-    if entry is None or not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; build or download the index again")
-    if path.stat().st_size != entry["num_bytes"]:
-        raise SearchIndexError(
-            f"{path}: {path.stat().st_size} bytes, {INDEX} says {entry['num_bytes']}; the file was cut short or "
-            "changed: build or download the index again"
-        )
-    if verify and file_sha256(path) != entry["sha256"]:
-        raise SearchIndexError(f"{path}: its SHA-256 is not {INDEX}'s; build or download the index again")
+        return manifest, open_rows(folder, manifest, verify)
+    except FileNotFoundError:
+        if (again := Manifest.read(folder)) == manifest:
+            raise
+        return again, open_rows(folder, again, verify)

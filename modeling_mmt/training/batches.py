@@ -17,7 +17,7 @@ from modeling_mmt.data.fingerprints import architecture, encoder_fingerprint, ro
 from modeling_mmt.data.windows import SampledClips
 from modeling_mmt.training.corpora import Corpora
 from modeling_mmt.training.layer_cache import FrozenTextCache
-from modeling_mmt.training.recipe import DataArguments, Source, StageArguments, columns_of
+from modeling_mmt.training.recipe import DataArguments, Source, StageArguments, columns_of, statistics_columns
 
 
 class RunData:
@@ -49,6 +49,7 @@ class RunData:
     def contents(self, stage: StageArguments) -> dict[str, Any]:
         """What a stage reads, hashed: the encoders, how pixels are prepared, every source's rows and features."""
         english = [f"{self.recipe.data.text_column}_en"]
+        statistics = statistics_columns(self.recipe)
         contents: dict[str, Any] = {
             "encoder": encoder_fingerprint(self.model.text_model.encoder, self.processor.tokenizer)
         }
@@ -62,12 +63,10 @@ class RunData:
             contents[f"sources[{number}]"] = self.content(
                 self.corpora.home(source), "train", columns_of(source), source.with_video
             )
-        for name, split, is_read in (
-            ("validation", "validation", stage.evaluations),
-            ("standardize_inputs", "train", self.recipe.model.standardize_inputs),
-        ):
-            if is_read:
-                contents[name] = self.content(self.recipe.data, split, english)
+        if stage.evaluations:
+            contents["validation"] = self.content(self.recipe.data, "validation", english)
+        if statistics:
+            contents["standardize_inputs"] = self.content(self.recipe.data, "train", statistics)
         return contents
 
     def content(
@@ -86,7 +85,7 @@ class RunData:
     def training_clips(self, source: Source, stage: StageArguments) -> ClipDataset | SampledClips:
         """The clips that a source draws: features, or frames if those are learned from."""
         data = self.corpora.home(source)
-        rows, features = self.corpora.rows(data, "train"), self.corpora.features(data)
+        rows, features = self.corpora.learned_rows(source), self.corpora.features(data)
         if self.recipe.data.video_column is not None and source.with_video:
             if stage.learn_vision_layers == 0 and source.augmentation is None:
                 return ClipDataset(rows, self.encoded_clips(data, "train"))
@@ -191,7 +190,7 @@ class RunData:
         Raises:
             ValueError: captions are to be noised, and the tokenizer has no mask token.
         """
-        not_its = ("weight", "dataset", "revision", "features", "clip_seconds")
+        not_its = ("weight", "dataset", "revision", "features", "clip_seconds", "named_share")
         fields = {key: value for key, value in vars(self.learned(source)).items() if key not in not_its}
         return MMTDataCollator(self.processor, **fields, with_caption_keys=True)
 

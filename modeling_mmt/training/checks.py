@@ -5,16 +5,29 @@ recipe's field, and the remedy.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 from transformers import AutoConfig
 
 from modeling_mmt import MMTConfig
-from modeling_mmt.data.checks import blank_texts, missing_columns, search_problems, too_few_languages
+from modeling_mmt.data.checks import (
+    blank_texts,
+    cue_problems,
+    feature_problems,
+    id_problems,
+    missing_columns,
+    search_problems,
+    too_few_languages,
+)
 from modeling_mmt.data.collator import EpochBatchSampler
 from modeling_mmt.data.errors import naming_input
 from modeling_mmt.extraction.packaged_encoders import PACKAGED_ENCODERS, resolve_encoder
 from modeling_mmt.training.corpora import Corpora
-from modeling_mmt.training.recipe import DataArguments, Recipe, RecipeError, Source, columns_of
+from modeling_mmt.training.recipe import DataArguments, Recipe, RecipeError, Source, columns_of, statistics_columns
+
+# Families whose first position is the one after the padding token's id.
+COUNT_FROM_PADDING = "camembert data2vec-text ibert longformer luke mpnet roberta roberta-prelayernorm".split()
+COUNT_FROM_PADDING += "xlm-roberta xlm-roberta-xl xmod".split()
 
 
 def recipe_problems(corpora: Corpora, world_size: int = 1) -> Iterator[str]:
@@ -57,10 +70,22 @@ def encoder_problems(corpora: Corpora) -> Iterator[str]:
         except (OSError, ValueError) as error:
             yield f"{kind} {name} cannot be loaded: {str(error).splitlines()[0]}{corpora.origin(name)}"
             continue
+        if kind == "text model":
+            yield from length_problems(config, model.max_text_length)
         layer = model.config.get("text_output_layer", MMTConfig().text_output_layer)
         depth = getattr(config, "num_hidden_layers", None)
         if kind == "text model" and layer is not None and depth is not None and layer > depth:
             yield f"{kind} {name} has {depth} layers, the recipe reads {layer}: set model.config.text_output_layer"
+
+
+def length_problems(config: Any, max_text_length: int) -> Iterator[str]:
+    """Says that captions may be longer than a text encoder's table of positions."""
+    text = config.get_text_config()
+    positions = getattr(text, "max_position_embeddings", None)
+    if positions and text.model_type in COUNT_FROM_PADDING and text.pad_token_id is not None:
+        positions -= text.pad_token_id + 1
+    if positions and max_text_length > positions:
+        yield f"model.max_text_length is {max_text_length}, and the text encoder reads {positions} tokens; lower it"
 
 
 def split_problems(corpora: Corpora, split: str) -> Iterator[str]:
@@ -70,11 +95,8 @@ def split_problems(corpora: Corpora, split: str) -> Iterator[str]:
     kinds = [data.text_column, *data.other_text_columns]
     columns = ["video_id", *(f"{kind}_{language}" for kind in kinds for language in data.languages)]
     columns += [data.exclude_column] if data.exclude_column else []
-    in_english = {
-        "train": recipe.model.standardize_inputs,
-        "validation": any(stage.evaluations for stage in corpora.stages.values()),
-    }
-    columns += [f"{data.text_column}_en"] if in_english.get(split) else []
+    is_scored = split == "validation" and any(stage.evaluations for stage in corpora.stages.values())
+    columns += [f"{data.text_column}_en"] if is_scored else statistics_columns(recipe) if split == "train" else []
     searched = {"train": [], "validation": kinds}.get(split, kinds[:1])
     for problem in missing_columns(rows, columns):
         yield f"{data.dataset} ({split}): {problem}"
@@ -83,7 +105,7 @@ def split_problems(corpora: Corpora, split: str) -> Iterator[str]:
     for kind in searched:
         for problem in search_problems(rows, kind, data.languages, data.exclude_column):
             yield f"{data.dataset} ({split}): {problem}"
-    if split != "train" or recipe.model.standardize_inputs:
+    if split != "train" or recipe.model.standardize_inputs:  # whose clips are read
         yield from clip_problems(corpora, data, split)
 
 
@@ -91,13 +113,25 @@ def clip_problems(corpora: Corpora, data: DataArguments | Source, split: str) ->
     """Whether every clip of a split can be had: as pixels, from feature stores, or from the rows themselves."""
     where = f"{data.dataset} ({split})"
     rows = corpora.rows(data, split)
-    if corpora.clip_column(data, split) is not None:
-        return
-    features = corpora.features(data)
-    for problem in missing_columns(rows, ["video_features"]) if features is None else ():
-        yield f"{where}: {problem}; or name feature stores, or a video_column"
-    for folder, problem in features.problems(rows["video_id"]) if features else ():
-        yield f"{where}: {problem}{corpora.origin(folder)}"
+    if (clips := corpora.clip_column(data, split)) is not None:
+        for problem in clips.problems():
+            yield f"{where}: {problem}"
+    elif (features := corpora.features(data)) is not None:
+        for folder, problem in features.problems(rows["video_id"][:]):
+            yield f"{where}: {problem}{corpora.origin(folder)}"
+    elif missing := list(missing_columns(rows, ["video_features"])):
+        yield f"{where}: {missing[0]}; or name feature stores, or a video_column"
+    else:
+        for problem in feature_problems(rows, feature_width(corpora)):
+            yield f"{where}: {problem}"
+
+
+def feature_width(corpora: Corpora) -> int | None:
+    """`D_v` of the recipe's model; None where its encoders say it."""
+    model, searched = corpora.recipe.model, corpora.features(corpora.recipe.data)
+    if searched is not None:
+        return sum(searched.dims)
+    return None if model.dual_encoder else sum(model.config.get("video_feature_dims", MMTConfig().video_feature_dims))
 
 
 def source_problems(corpora: Corpora, stage_name: str, number: int, world_size: int) -> Iterator[str]:
@@ -110,19 +144,26 @@ def source_problems(corpora: Corpora, stage_name: str, number: int, world_size: 
     source = stage.sources[number]
     data = corpora.home(source)
     rows, features = corpora.rows(data, "train"), corpora.features(data)
-    missing = [f"{data.dataset} (train): {problem}" for problem in missing_columns(rows, columns_of(source))]
-    yield from missing
-    if source.with_video:
+    missing = list(missing_columns(rows, ["video_id", *columns_of(source)]))
+    no_ids = list(id_problems(rows)) if "video_id" in rows.column_names else missing
+    for problem in dict.fromkeys([*missing, *no_ids]):
+        yield f"{data.dataset} (train): {problem}"
+    if source.with_video and not no_ids:
         yield from clip_problems(corpora, data, "train")
         searched = corpora.features(corpora.recipe.data)
         if features and searched and features.dims != searched.dims:
             yield f"{where}: streams are {features.dims} wide, data.features {searched.dims}; they must agree"
-    if missing:
+        elif features and searched:
+            for name, mine, theirs in zip(source.features, searched.extractors, features.extractors, strict=False):
+                for difference in mine.differences(theirs, with_sampling=False):
+                    yield f"{where}: {name}: {difference} as of data.features; extract both in one way"
+    if missing or no_ids:
         return
     if source.clip_seconds is None:
-        num_clips = len(rows)
-        name, languages = str(data.dataset), source.languages
-        for problem in too_few_languages(rows, name, source.text_column, languages, source.languages_per_clip):
+        rows = corpora.learned_rows(source)
+        num_clips, name = len(rows), str(data.dataset)
+        kinds = source.captions.kinds
+        for problem in too_few_languages(rows, name, kinds, source.languages, source.languages_per_clip):
             yield f"{where}: {problem}"
         for column in columns_of(source):
             for problem in blank_texts(rows, column):
@@ -132,6 +173,9 @@ def source_problems(corpora: Corpora, stage_name: str, number: int, world_size: 
         if len(rates) > 1 or None in rates:
             yield f"{where}: clip_seconds needs one rate of all its stores; they have {sorted(rates, key=str)}"
             return
+        for language in source.languages:
+            for problem in cue_problems(rows, source.text_column, language):
+                yield f"{data.dataset} (train): {problem}"
         with naming_input(where, RecipeError):
             num_clips = len(corpora.windows(source))
     with naming_input(f"{stage_name}.train_batch_size", RecipeError):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from datasets import Dataset, Image, Video
 
+from modeling_mmt.data.captions import keep_drawn, seeded_share
 from modeling_mmt.data.clips import ClipColumn
 from modeling_mmt.data.errors import naming_input
 from modeling_mmt.data.feature_store import ABSENT, FeatureStores
@@ -58,6 +59,14 @@ class Corpora:
         rows = self.read(data, split)
         return rows.remove_columns([name for name, kind in rows.features.items() if isinstance(kind, Image | Video)])
 
+    def learned_rows(self, source: Source) -> Dataset:
+        """The training rows that a source draws: without the names that it does not see, and clips without a text."""
+        rows = self.rows(self.home(source), "train")
+        if source.named_share == 1 and source.exclude_text_column is None:
+            return rows
+        named = seeded_share(rows["video_id"][:], source.named_share, self.recipe.seed)
+        return keep_drawn(rows, source.captions, self.recipe.data.text_column, named)
+
     def features(self, data: DataArguments | Source) -> FeatureStores | None:
         """The feature stores of a dataset, side by side; None where its clips come otherwise."""
         key = tuple(data.features)
@@ -69,9 +78,9 @@ class Corpora:
         return self.stores[key] if key else None
 
     def missing_stores(self, data: DataArguments | Source) -> Iterator[str]:
-        """Says which feature stores of a dataset are not there."""
+        """Says which feature stores of a dataset do not exist."""
         for name in data.features:
-            if not name.startswith(ABSENT) and not Path(name).is_dir():
+            if not name.startswith(ABSENT) and "@" not in name and not Path(name).is_dir():
                 yield f"feature store {name} does not exist{self.origin(name)}"
 
     def clip_column(self, data: DataArguments | Source, split: str) -> ClipColumn | None:

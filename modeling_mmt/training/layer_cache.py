@@ -1,4 +1,4 @@
-"""What the frozen layers say about a caption, kept.
+"""The frozen layers' output for each caption, computed once.
 
 With the embeddings and all layers below frozen and in eval mode (the paper's default), a caption's states at the first
 learning layer never change. They are computed once, held in memory within a stated bound, and written to disk under
@@ -18,8 +18,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from tqdm.auto import tqdm
 
-from modeling_mmt.data.collator import TEXT_VIEWS, caption_keys
-from modeling_mmt.data.files import save_tensors
+from modeling_mmt.data.collator import TEXT_VIEWS, caption_keys, mask_name
+from modeling_mmt.data.files import remove_leftovers, save_tensors
 from modeling_mmt.data.fingerprints import architecture, update_with_weights
 
 logger = logging.getLogger(__name__)
@@ -67,11 +67,12 @@ class FrozenTextCache:
         self._shards: set[Path] = set()  # on disk, whose captions are kept or not to be saved again
         self._warned = False
         if self.directory is not None and self.directory.is_dir():
+            remove_leftovers(self.directory)
             for path in sorted(self.directory.glob("*.safetensors")):
                 self._load(path)
 
     def __len__(self) -> int:
-        """Captions kept."""
+        """Number of captions in memory."""
         return len(self._rows)
 
     def attach(self, batch: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
@@ -174,12 +175,12 @@ class FrozenTextCache:
             self._store(key, rows)
 
     def _missing(self, batches: Iterable[Mapping[str, Any]]) -> Captions:
-        """The token ids of the captions that are not kept yet."""
+        """The token ids of the captions that are not in the cache yet."""
         missing: Captions = {}
         for batch in batches:
             for view in _views(batch):
                 ids, keys = batch[f"{view}input_ids"], caption_keys(batch, view).tolist()
-                mask = batch["paired_attention_mask" if "paired" in view else "attention_mask"]
+                mask = batch[mask_name(view)]
                 for row, key in enumerate(keys):
                     if key not in self._rows and key not in missing:
                         missing[key] = ids[row, : int(mask[row].sum())].cpu()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from modeling_mmt.data.collator import TEXT_VIEWS, caption_keys
+from modeling_mmt.data.collator import TEXT_VIEWS, caption_keys, mask_name
 
 CLIP_VIEWS = ("", "noised_")
 CLIP_INPUTS = ("video_features", "pixel_values")  # pixel_values_1, ... of more vision encoders
@@ -51,13 +51,15 @@ class MicroBatches:
         return embeddings
 
 
-def micro_batches(batch: Mapping[str, torch.Tensor], max_tokens: int | None = None, at_least: int = 1) -> MicroBatches:
+def micro_batches(
+    batch: Mapping[str, torch.Tensor], max_tokens: int | None = None, at_least: int = 1, conditional: bool = True
+) -> MicroBatches:
     """Cut a batch of `MMTDataCollator`.
 
-    The captions of all views, clean and noised, of one language or two, make one pool, and so do the clips. Of the
-    rows of a view with equal tokens, or with the same clip and equal features or pixels, one is encoded and handed
-    out, so they share one draw of dropout. Where rows hold a clip beside two languages, whose conditional embeddings
-    need all three, rows stay whole.
+    The captions of all views, clean and noised, of one language or several, make one pool, and so do the clips. Of
+    the rows of a view with equal tokens, or with the same clip and equal features or pixels, one is encoded and handed
+    out, so they share one draw of dropout. Where rows hold a clip beside two languages or more, and their conditional
+    embeddings are wanted, which need all of them, rows stay whole.
 
     Where captions and clips give different numbers of pieces, the last chunks have both: under data parallelism the
     last one's backward pass exchanges gradients, and must touch every parameter.
@@ -69,8 +71,10 @@ def micro_batches(batch: Mapping[str, torch.Tensor], max_tokens: int | None = No
         max_tokens: bound on a chunk's tokens, padding included, and on its clips' steps; a row beyond it stands
             alone. `None`: one chunk.
         at_least: chunks to make, by smaller pieces, as far as there are rows.
+        conditional: whether `MMTModel.embed` makes conditional embeddings of a batch that has all they need:
+            `cross_weight` is above 0.
     """
-    if "video_mask" in batch and "paired_input_ids" in batch:
+    if conditional and "video_mask" in batch and "paired_input_ids" in batch:
         pools = [_whole_rows(batch)]
     else:
         pools = [_captions(batch)] + ([_clips(batch)] if "video_mask" in batch else [])
@@ -98,7 +102,7 @@ class _Pool:
 
 def _captions(batch: Mapping[str, torch.Tensor]) -> _Pool:
     views = tuple(view for view in TEXT_VIEWS if f"{view}input_ids" in batch)
-    masks = [batch["paired_attention_mask" if "paired" in view else "attention_mask"] for view in views]
+    masks = [batch[mask_name(view)] for view in views]
     longest = max(mask.shape[1] for mask in masks)
     keys = torch.cat([caption_keys(batch, view) for view in views])
     first, inverse = unique_rows(_view_numbers(views, keys), keys)
@@ -158,8 +162,10 @@ def _cut(rows: Mapping[str, torch.Tensor], piece: torch.Tensor) -> dict[str, tor
     longest = {name: int(value.sum(dim=1).max()) for name, value in selected.items() if name.endswith("mask")}
 
     def mask_of(name: str) -> str:
-        is_clip = "video" in name or "pixel" in name
-        return "video_mask" if is_clip else "paired_attention_mask" if "paired" in name else "attention_mask"
+        if "video" in name or "pixel" in name:
+            return "video_mask"
+        view = max((view for view in TEXT_VIEWS if name.startswith(view)), key=len)
+        return mask_name(view)
 
     return {
         name: value if value.dim() == 1 else value[:, : longest[mask_of(name)]] for name, value in selected.items()

@@ -5,7 +5,7 @@ A field's type says what it may be, and pydantic checks it; what fields say toge
 
 import difflib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, field, fields
 from hashlib import sha256
 from pathlib import Path
@@ -17,7 +17,9 @@ from transformers import SchedulerType
 
 from modeling_mmt.configuration_mmt import MMTConfig
 from modeling_mmt.data.augmentation import VideoAugmentation
+from modeling_mmt.data.captions import CaptionColumns
 from modeling_mmt.data.errors import InputError
+from modeling_mmt.loss_mmt import CAPTIONS
 
 STAGES = ("pretraining", "finetuning")  # in their order
 EVALUATION_ONLY = ("test_split", "languages", "other_text_columns", "exclude_column")  # no stage depends on these
@@ -74,8 +76,8 @@ class DataArguments:
     Args:
         dataset: folder or Hub name of a dataset with `video_id` and text columns `<kind>_<language>`.
         revision: tag, branch or commit of a Hub dataset.
-        features: folders of feature stores, side by side in a step. Empty: the dataset has `video_features`, or
-            `video_column` names what to make them from.
+        features: feature stores, side by side in a step: folders, or `org/name@revision`. Empty: the rows have
+            `video_features`, or `video_column` names what to make them from.
         video_column: column of the clips themselves, for a model that has `vision_model`: `datasets.Video`,
             `datasets.Image` (film strips where `num_frames` stands beside it), or paths.
         text_column: kind of text that is searched by (validation and test).
@@ -113,6 +115,9 @@ class ModelArguments:
         image_size: side in pixels of its frames; `null`: its own.
         num_frames: of a clip, spread evenly; `null`: 8, times the frames of a step.
         standardize_inputs: measure mean and standard deviation of both heads' inputs on the training split.
+        statistics_text_column: kind of training text that they are measured on, in English, and in all of
+            `data.languages` the directions in which languages differ (`config.language_directions`); `null`:
+            `data.text_column`.
         config: fields of `MMTConfig`; what is not named keeps the paper's value.
     """
 
@@ -126,6 +131,7 @@ class ModelArguments:
     image_size: Count | None = None
     num_frames: Count | None = None
     standardize_inputs: bool = False
+    statistics_text_column: Text | None = None
     config: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
@@ -148,10 +154,15 @@ class Source:
 
     Args:
         text_column: kind of text.
+        other_text_columns: further kinds of text, of which each caption is drawn too.
+        named_share: share of the clips whose texts of `data.text_column` this source sees, the same ones for the same
+            `seed`, and a smaller share within a larger; clips that it leaves without any text are not drawn.
         languages: to sample from.
-        languages_per_clip: 1, or 2 for pairs.
+        languages_per_clip: captions of a clip in a step, each in another language: 1, 2 for pairs, up to 9.
         max_keywords: join up to so many keywords; `null`: lists are whole captions.
         exclude_text_column: keywords equal to the clip's text of this kind are not drawn.
+        exclude_languages: nor are keywords that contain its text of that kind in one of these languages; clips that
+            are left without any keyword are not drawn.
         keyword_pool_size: joined captions a clip and language; 0 draws afresh, and keeps no frozen layers' output.
         noise_probability: of tokens and steps in the noised copies.
         noise_pool_size: noised copies a caption; 0 draws afresh, and keeps no frozen layers' output.
@@ -166,10 +177,13 @@ class Source:
     """
 
     text_column: Text = "caption"
+    other_text_columns: list[Text] = field(default_factory=list)
+    named_share: Annotated[Float, Field(gt=0, le=1)] = 1.0
     languages: Languages = field(default_factory=lambda: ["en"])
-    languages_per_clip: Annotated[Int, Field(ge=1, le=2)] = 1
+    languages_per_clip: Annotated[Int, Field(ge=1, le=len(CAPTIONS))] = 1
     max_keywords: Count | None = None
     exclude_text_column: str | None = None
+    exclude_languages: list[Text] = field(default_factory=list)
     keyword_pool_size: Number = 8
     noise_probability: Share = 0.05
     noise_pool_size: Number = 8
@@ -184,7 +198,17 @@ class Source:
     def __post_init__(self):
         """Check what the fields say together."""
         if len(self.languages) < self.languages_per_clip:
-            raise RecipeError(f"languages is {self.languages}, and languages_per_clip 2; name two or more")
+            number = self.languages_per_clip
+            raise RecipeError(f"languages is {self.languages}, and languages_per_clip {number}; name {number} or more")
+        if self.exclude_languages and self.exclude_text_column is None:
+            raise RecipeError(
+                f"exclude_languages is {self.exclude_languages}, and exclude_text_column null; name the kind of text"
+            )
+        for name, without in (("other_text_columns", []), ("exclude_text_column", None), ("named_share", 1.0)):
+            if self.clip_seconds is not None and getattr(self, name) != without:
+                raise RecipeError(
+                    f"{name} is {getattr(self, name)!r}, which clip_seconds has no use for; leave it out"
+                )
         for name in ("revision", "features"):
             if self.dataset is None and getattr(self, name):
                 raise RecipeError(
@@ -192,6 +216,12 @@ class Source:
                 )
         if self.clip_seconds is not None and self.clip_seconds[0] > self.clip_seconds[1]:
             raise RecipeError(f"clip_seconds is {self.clip_seconds}; give [shortest, longest]")
+
+    @property
+    def captions(self) -> CaptionColumns:
+        """The columns that its captions are drawn from."""
+        kinds = (self.text_column, *self.other_text_columns)
+        return CaptionColumns(kinds, self.languages, self.exclude_text_column, self.exclude_languages)
 
     @property
     def draws_from_pools(self) -> bool:
@@ -313,9 +343,16 @@ class Recipe:
 
 def columns_of(source: Source) -> list[str]:
     """The columns that a source reads: texts of each language, and the cues' seconds where it draws windows."""
-    kinds = [source.text_column, *(["start", "end"] if source.clip_seconds is not None else [])]
-    kinds += [source.exclude_text_column] if source.exclude_text_column else []
-    return [f"{kind}_{language}" for kind in kinds for language in source.languages]
+    seconds = ("start", "end") if source.clip_seconds is not None else ()
+    return [*source.captions.names, *(f"{kind}_{language}" for kind in seconds for language in source.languages)]
+
+
+def statistics_columns(recipe: Recipe) -> list[str]:
+    """The columns whose texts the inputs of the text head are measured on."""
+    kind, directions = recipe.model.statistics_text_column or recipe.data.text_column, "language_directions"
+    english = ["en"] if recipe.model.standardize_inputs else []
+    languages = [*english, *(recipe.data.languages if recipe.model.config.get(directions) else [])]
+    return [f"{kind}_{language}" for language in dict.fromkeys(languages)]
 
 
 def misfits(recipe: Recipe) -> Iterator[str]:
@@ -337,6 +374,12 @@ def misfits(recipe: Recipe) -> Iterator[str]:
             f"{pixels} and model.vision_model {model.vision_model}: training from pixels needs both, training from "
             "features neither"
         )
+    directions = model.config.get("language_directions", 0)
+    if isinstance(directions, int) and directions >= max(1, len(data.languages)):
+        yield (
+            f"model.config.language_directions is {directions}, and data.languages are {len(data.languages)}: they "
+            "differ in one direction fewer than they are"
+        )
     for name in STAGES:
         stage = getattr(recipe, name)
         if stage and stage.learn_vision_layers != 0 and not (model.vision_model or model.dual_encoder):
@@ -345,6 +388,11 @@ def misfits(recipe: Recipe) -> Iterator[str]:
             where = f"{name}.sources[{number}]"
             if source.augmentation is not None and not data.video_column:
                 yield f"{where}.augmentation changes pixels, but clips come as features; set it to null"
+            if source.named_share < 1 and data.text_column not in source.captions.kinds:
+                yield (
+                    f"{where}.named_share is {source.named_share}, but it does not draw {data.text_column}, which "
+                    "data.text_column names; leave it out"
+                )
             if data.video_column and (source.features or source.clip_seconds):
                 yield f"{where} has features or clip_seconds, but data.video_column says to read pixels"
 
@@ -356,9 +404,7 @@ def stages(
 
     `contents` of a stage are hashes of what the recipe only gives names of: rows, feature stores, the text encoder.
     """
-    model = asdict(recipe.model)
-    if model["dual_encoder"] is None:  # stages that were finished before there was such a field keep their names
-        del model["dual_encoder"]
+    model = without_defaults(asdict(recipe.model), ("dual_encoder", "statistics_text_column"))
     before = None
     for name in STAGES:
         stage = getattr(recipe, name)
@@ -367,7 +413,7 @@ def stages(
         identity = {
             "data": {key: value for key, value in asdict(recipe.data).items() if key not in EVALUATION_ONLY},
             "model": model,
-            "stage": {key: value for key, value in asdict(stage).items() if key != "save_steps"},
+            "stage": stage_identity(stage),
             "contents": contents(stage),
             "seed": recipe.seed,
             "mixed_precision": recipe.mixed_precision,
@@ -375,3 +421,15 @@ def stages(
         }
         before = sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
         yield name, stage, Path(recipe.work_dir) / f"{name}-{before}", identity
+
+
+def stage_identity(stage: StageArguments) -> dict[str, Any]:
+    """What a stage says of its result."""
+    values = {key: value for key, value in asdict(stage).items() if key != "save_steps"}
+    later = ("other_text_columns", "named_share", "exclude_languages")
+    return values | {"sources": [without_defaults(source, later) for source in values["sources"]]}
+
+
+def without_defaults(values: Mapping[str, Any], later: Sequence[str]) -> dict[str, Any]:
+    """Values without those at which a field has no effect: stages finished before it was there keep their names."""
+    return {key: value for key, value in values.items() if key not in later or value not in (None, [], 1.0)}

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +19,20 @@ import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import set_seed
-from filelock import FileLock
 from huggingface_hub import HfApi
 from tqdm.auto import tqdm
 
 from modeling_mmt.data.checks import flat_captions
 from modeling_mmt.data.errors import naming_input
-from modeling_mmt.data.files import apply_umask, write_json
+from modeling_mmt.data.files import apply_umask, locked, remove_leftovers, write_json
 from modeling_mmt.hub.card import write_card
 from modeling_mmt.hub.publish import PublishError, UploadError, publish
 from modeling_mmt.pooling_mmt import masked_mean
 from modeling_mmt.training.batches import RunData
-from modeling_mmt.training.checks import recipe_problems
+from modeling_mmt.training.checks import length_problems, recipe_problems
 from modeling_mmt.training.corpora import Corpora
 from modeling_mmt.training.layer_cache import FrozenTextCache
-from modeling_mmt.training.recipe import HUB_OPTIONS, Recipe, RecipeError, near, stages
+from modeling_mmt.training.recipe import HUB_OPTIONS, Recipe, RecipeError, near, stages, statistics_columns
 from modeling_mmt.training.signals import StopSignals
 from modeling_mmt.training.stage import frozen_prefixes, train_stage
 from modeling_mmt.training.towers import build_towers
@@ -56,9 +56,11 @@ def open_run(recipe: Recipe) -> Iterator["Run"]:
         with naming_input("push_to_hub", RecipeError):
             HfApi().whoami()
     run = Run(recipe, accelerator)
-    if recipe.model.standardize_inputs:
-        standardize_inputs(run.data)
+    if statistics_columns(recipe):
+        measure_inputs(run.data)
     Path(recipe.work_dir).mkdir(parents=True, exist_ok=True)
+    if accelerator.is_main_process:
+        remove_leftovers(recipe.output_dir)
     yield run
     accelerator.free_memory()  # what still holds a process group may wait for ever as it goes
     accelerator.end_training()
@@ -87,7 +89,9 @@ def check_machine(recipe: Recipe):
             "batch; leave it out, and let micro_batch_tokens fit the batch into memory"
         )
     for name in ("output_dir", "work_dir", "frozen_states_dir"):
-        folder = Path(getattr(recipe, name) or ".").absolute()
+        if getattr(recipe, name) is None:
+            continue
+        folder = Path(getattr(recipe, name)).absolute()
         there = next(path for path in (folder, *folder.parents) if path.exists())
         if not (there.is_dir() and os.access(there, os.W_OK)):
             kind = "cannot be written to" if there.is_dir() else "is a file"
@@ -148,7 +152,7 @@ class Run:
             return
         stage, folder, identity = self.stages[name]
         accelerator = self.accelerator
-        with FileLock(f"{folder}.lock") if accelerator.is_main_process else nullcontext():  # rows may share a stage
+        with locked(f"{folder}.lock") if accelerator.is_main_process else nullcontext():  # rows may share a stage
             accelerator.wait_for_everyone()  # all see the same: a stage that another run has just finished, or none
             with self.signals:
                 self.metrics[name] = train_stage(self.data, name, stage, folder, identity, self.signals)
@@ -187,6 +191,14 @@ class Run:
         if not self.accelerator.is_main_process:
             return
         output_dir = Path(self.recipe.output_dir)
+        output_dir.mkdir(parents=True, exist_ok=True)
+        with locked(output_dir / "save.lock"):  # of two runs in one folder, the later one's files stay, whole
+            self._write(output_dir, results)
+        logger.info("model, processor and metrics are in %s", output_dir)
+        if self.recipe.push_to_hub:
+            publish_run(self.recipe)
+
+    def _write(self, output_dir: Path, results: Mapping[str, Any]):
         for name in RESULTS:  # of an earlier model: without them a run that is killed here is not published
             (output_dir / name).unlink(missing_ok=True)
         self.data.model.save_pretrained(output_dir)
@@ -198,9 +210,6 @@ class Run:
         write_training_log(output_dir / "training_log.jsonl", self.metrics)
         write_card(output_dir)
         apply_umask(output_dir)
-        logger.info("model, processor and metrics are in %s", output_dir)
-        if self.recipe.push_to_hub:
-            publish_run(self.recipe)
 
 
 def open_data(recipe: Recipe, accelerator: Accelerator) -> RunData:
@@ -221,6 +230,7 @@ def open_data(recipe: Recipe, accelerator: Accelerator) -> RunData:
 def model_problems(data: RunData) -> Iterator[str]:
     """What only the model tells: a caption that has no room, a stage in which nothing learns."""
     processor, parameters = data.processor, dict(data.model.named_parameters())
+    yield from length_problems(data.model.config.text_config, processor.max_text_length)
     around = len(processor.tokenizer(processor.text_prefix)["input_ids"])
     if around >= processor.max_text_length:
         yield (
@@ -243,24 +253,37 @@ def model_problems(data: RunData) -> Iterator[str]:
                 yield f"{name}.sources[{number}]: {error}"
 
 
-def standardize_inputs(data: RunData):
-    """Measure what the heads are fed: the mean states of the English training captions and clips."""
+def measure_inputs(data: RunData):
+    """Measure what the heads are fed: how languages differ, and the mean states of English captions and of clips."""
     model, recipe = data.model, data.recipe
-    _, texts = flat_captions(data.corpora.rows(recipe.data, "train")[f"{recipe.data.text_column}_en"])
-    data.encode_ahead(texts)
-    for tower, key, items in (("text", "text", texts), ("video", "video_features", data.clips("train"))):
-        means = []
-        for start in range(0, len(items), 64):
-            chunk = [items[number] for number in range(start, min(start + 64, len(items)))]
-            batch = {name: value.to(model.device) for name, value in data.view(**{key: chunk}).items()}
-            with torch.no_grad():
-                if tower == "text":
-                    mask = batch["attention_mask"]
-                    states = model.text_model.encode(batch.get("input_ids"), mask, batch.get("text_states"))
-                else:
-                    mask, states = batch["video_mask"], model.video_model.encode(batch["video_features"])
-            means.append(masked_mean(states, mask))
-        model.set_input_statistics(tower, torch.cat(means))
+    texts = {
+        column: flat_captions(data.corpora.rows(recipe.data, "train")[column])[1]
+        for column in statistics_columns(recipe)
+    }
+    data.encode_ahead(list(chain(*texts.values())))
+    if model.config.language_directions:
+        means = [mean_states(data, "text", of).mean(dim=0) for of in texts.values()]
+        model.text_model.pooling.set_language_directions(torch.stack(means))
+    if recipe.model.standardize_inputs:
+        english = next(iter(texts.values()))
+        model.set_input_statistics("text", mean_states(data, "text", english))
+        model.set_input_statistics("video", mean_states(data, "video_features", data.clips("train")))
+
+
+@torch.no_grad()
+def mean_states(data: RunData, kind: str, items: Sequence[Any]) -> torch.Tensor:
+    """The mean of each item's states `(items, D)`: of texts, `kind` "text", or of clips, "video_features"."""
+    model, means = data.model, []
+    for start in range(0, len(items), 64):
+        chunk = [items[number] for number in range(start, min(start + 64, len(items)))]
+        batch = {name: value.to(model.device) for name, value in data.view(**{kind: chunk}).items()}
+        if kind == "text":
+            inputs = (batch.get("input_ids"), batch["attention_mask"], batch.get("text_states"))
+            states, mask = model.text_model.read(*inputs)
+        else:
+            mask, states = batch["video_mask"], model.video_model.encode(batch["video_features"])
+        means.append(masked_mean(states, mask))
+    return torch.cat(means)
 
 
 def as_lists(ranks: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,14 @@ from tqdm.auto import tqdm
 
 from modeling_mmt import MMTModel
 from modeling_mmt.data.collator import ClipDataset, EpochBatchSampler
-from modeling_mmt.data.files import CheckpointError, file_sha256, load_tensors, save_tensors, write_json
+from modeling_mmt.data.files import (
+    CheckpointError,
+    file_sha256,
+    load_tensors,
+    remove_leftovers,
+    save_tensors,
+    write_json,
+)
 from modeling_mmt.data.windows import SampledClips
 from modeling_mmt.training.batches import RunData
 from modeling_mmt.training.checkpointing import (
@@ -67,7 +74,12 @@ def train_stage(
     model, accelerator, average = data.model, data.accelerator, stage.average_with_start
     data.learn_vision_layers(stage.learn_vision_layers)
     release(model)
-    if (folder / "result.json").is_file():
+    is_finished = (folder / "result.json").is_file()
+    if accelerator.is_main_process:  # a run that was killed may have left it
+        remove_leftovers(folder)
+        prune_checkpoints(folder, keep_last=0 if is_finished else 2)
+    accelerator.wait_for_everyone()
+    if is_finished:
         result, weights = finished_stage(folder, name)
         load_trainable_state(model, weights, source=str(folder))
         return result
@@ -147,7 +159,7 @@ def finished_stage(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, t
     """What a stage's result says, and its weights, whose SHA-256 it says too.
 
     Raises:
-        CheckpointError: a file is not there, is torn, or has changed.
+        CheckpointError: a file is missing, torn, or changed.
     """
     path, remedy = folder / "result.json", f"delete {folder}, and {name} is run again"
     try:
@@ -162,7 +174,7 @@ def load_weights(path: Path, digest: str | None, remedy: str) -> dict[str, torch
     """A file's tensors, if its SHA-256 is `digest`; None where another process knows that.
 
     Raises:
-        CheckpointError: it is not there, torn or changed.
+        CheckpointError: it is missing, torn or changed.
     """
     if not path.is_file() or digest not in (None, file_sha256(path)):
         raise CheckpointError(f"{path}: torn (its SHA-256 is not the one that was noted); {remedy}")

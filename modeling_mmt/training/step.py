@@ -93,7 +93,12 @@ class Learner:
 
     def micro_batches(self, batch: Mapping[str, torch.Tensor]) -> MicroBatches:
         """The batch, cut."""
-        return micro_batches(batch, self.stage.micro_batch_tokens)
+        return self.cut(batch)
+
+    def cut(self, batch: Mapping[str, torch.Tensor], at_least: int = 1) -> MicroBatches:
+        """Micro-batches of as many tokens as the stage says, and at least so many."""
+        conditional = self.model.config.cross_weight > 0
+        return micro_batches(batch, self.stage.micro_batch_tokens, at_least, conditional)
 
     @property
     def no_sync(self) -> Callable[[], AbstractContextManager]:
@@ -136,14 +141,13 @@ class ShardedLearner(Learner):
         Raises:
             ValueError: a process has too few clips or captions for that.
         """
-        max_tokens = self.stage.micro_batch_tokens
-        number = self.agree(len(micro_batches(batch, max_tokens).chunks))
-        cut = micro_batches(batch, max_tokens, at_least=number)
+        number = self.agree(len(self.cut(batch).chunks))
+        cut = self.cut(batch, at_least=number)
         uneven = len(cut.chunks) != number or len({frozenset(chunk) for chunk in cut.chunks}) > 1
         if self.agree(uneven):
             raise ValueError(
-                f"micro_batch_tokens is {max_tokens}: a process has fewer clips or captions than the {number} "
-                "micro-batches that FSDP2 needs of each; raise it"
+                f"micro_batch_tokens is {self.stage.micro_batch_tokens}: a process has fewer clips or captions than "
+                f"the {number} micro-batches that FSDP2 needs of each; raise it"
             )
         return cut
 
@@ -173,7 +177,7 @@ def open_learner(data: RunData, stage: StageArguments, num_steps: int) -> Learne
 
 def optimization(model: MMTModel, stage: StageArguments, num_steps: int) -> tuple[torch.optim.Optimizer, Any]:
     """AdamW over the learning parameters, and the schedule of its rates."""
-    optimizer = torch.optim.AdamW(parameter_groups(model, stage), betas=(0.9, stage.adam_beta2))
+    optimizer = torch.optim.AdamW(parameter_groups(model, stage), betas=(0.9, stage.adam_beta2), fused=True)
     warmup = round(stage.warmup_ratio * num_steps)
     return optimizer, get_scheduler(stage.lr_scheduler_type, optimizer, warmup, num_steps)
 

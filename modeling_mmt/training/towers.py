@@ -6,6 +6,7 @@ import torch
 from transformers import AutoTokenizer
 
 from modeling_mmt import MMTModel, MMTProcessor, MMTVideoFeatureExtractor
+from modeling_mmt.data.extractors import Extractor, check_extractors, encoder_name, record_extractors
 from modeling_mmt.data.feature_store import FeatureStores
 from modeling_mmt.data.files import check_finite, naming_torn_weights
 from modeling_mmt.extraction.packaged_encoders import resolve_encoder
@@ -14,7 +15,25 @@ from modeling_mmt.training.recipe import ModelArguments, Recipe, RecipeError
 
 
 def build_towers(recipe: Recipe, features: FeatureStores | None) -> tuple[MMTModel, MMTProcessor]:
-    """The model that a recipe starts from, and its processor."""
+    """The model that a recipe starts from, and its processor, which records what makes the clips' features.
+
+    Raises:
+        ExtractorError: as `check_extractors`, of a start that was trained on other features.
+    """
+    model, processor = _towers(recipe, features)
+    if features is not None:
+        check_extractors(processor, features.extractors, recipe.data.features)
+        record_extractors(processor, features.extractors)
+    elif pixels := processor.feature_extractor.pixels:
+        names = [recipe.model.dual_encoder] if recipe.model.dual_encoder else recipe.model.vision_model
+        own = zip(names, model.config.video_feature_dims, pixels, strict=False)
+        made = [Extractor(dim, encoder_name(name), image_size=settings["height"]) for name, dim, settings in own]
+        if made:
+            record_extractors(processor, made)
+    return model, processor
+
+
+def _towers(recipe: Recipe, features: FeatureStores | None) -> tuple[MMTModel, MMTProcessor]:
     names = recipe.model
     if names.dual_encoder is not None:
         return build_on_dual_encoder(names, names.dual_encoder)

@@ -205,7 +205,7 @@ def test_a_checkpoint_whose_files_do_not_fit_is_refused_by_name(checkpoint, tmp_
     [
         (3, "caption_en is a column of int64; give one of texts, or of lists of texts"),
         ([3], "caption_en is a column of List.*; give one of texts"),
-        (" ", "12 texts of caption_en are blank, the first of clip 'clip-52'; fill them"),
+        (" ", "12 texts of caption_en are blank or null, the first of clip 'clip-52'; fill or remove them"),
     ],
 )
 def test_a_column_without_texts_is_refused_by_name(checkpoint, corpus, tmp_path, capsys, column, message):

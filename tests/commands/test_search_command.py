@@ -126,7 +126,10 @@ def test_a_broken_record_of_an_index_is_named(checkpoint, tmp_path, capsys, cont
     (index / "source.json").write_text(content)
     for options in ([], ["--split", "test"]):
         code, out, err = call(capsys, "search", checkpoint, "dog", "--index", index, *options)
-        assert (code, out) == (2, "") and f"{index / 'source.json'}: not the JSON that `mmt search` writes" in err
+        assert (code, out) == (
+            2,
+            "",
+        ) and f"{index / 'source.json'}: not the JSON that `mmt search` or `mmt index` writes" in err
 
 
 def test_a_search_that_is_killed_before_its_index_s_last_file_leaves_none_and_can_be_repeated(

@@ -9,7 +9,7 @@ import datasets
 import pytest
 
 from modeling_mmt.data.errors import InputError
-from modeling_mmt.data.reading import SnapshotError, load_split, verify_snapshot
+from modeling_mmt.data.reading import SnapshotError, load_split, read_split, read_splits, verify_snapshot
 
 
 @pytest.fixture
@@ -121,14 +121,67 @@ def test_huggingface_hub_finds_no_fault_with_the_note(snapshot):
     assert not found.warnings and [repository.repo_id for repository in found.repos] == ["org/name"]
 
 
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [("train.csv", "video_id,caption_en\n001,a dog\n"), ("train.jsonl", '{"video_id": 1, "caption_en": "a dog"}\n')],
-)
-def test_ids_that_a_file_format_makes_numbers_of_are_refused_with_column_and_type(name, text, tmp_path, monkeypatch):
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def test_ids_that_a_file_format_makes_numbers_of_are_refused_with_column_and_type(tmp_path, own_cache):
     (tmp_path / "corpus").mkdir()
-    (tmp_path / "corpus" / name).write_text(text)
-    with pytest.raises(InputError, match=r"corpus \(train\): column video_id is int64, and ids are texts") as error:
-        load_split(str(tmp_path / "corpus"), None, "train", ["caption_en"])
-    assert "\n" not in str(error.value)
+    (tmp_path / "corpus" / "train.jsonl").write_text('{"video_id": 1, "caption_en": "a dog"}\n')
+    for read in (read_split, lambda *arguments: load_split(*arguments, ["caption_en"])):
+        with pytest.raises(
+            InputError, match=r"corpus \(train\): column video_id is int64, and ids are texts"
+        ) as error:
+            read(str(tmp_path / "corpus"), None, "train")
+        assert "\n" not in str(error.value)
+    with pytest.raises(InputError, match="column video_id is int64"):
+        read_splits(str(tmp_path / "corpus"), None)
+
+
+WORDS = ["null", "None", "NA", "nan", "n/a", "NULL", "#N/A", "-nan", "1.0", "007", "True", "1e5", " a dog "]
+
+
+def test_ids_and_captions_of_csv_files_are_the_texts_that_stand_there(tmp_path, own_cache):
+    (tmp_path / "corpus").mkdir()
+    lines = [f"{number:03},{word},{word},{number},{number % 2 == 0}," for number, word in enumerate(WORDS)]
+    head = "video_id,caption_en,caption_pt-BR,seconds,is_flag,start"
+    (tmp_path / "corpus" / "train.csv").write_text("\n".join([head, *lines]) + "\n")
+    rows = read_split(str(tmp_path / "corpus"), None, "train")
+    assert rows["video_id"][:] == [f"{number:03}" for number in range(len(WORDS))]
+    assert rows["caption_en"][:] == rows["caption_pt-BR"][:] == WORDS
+    assert rows["seconds"][:3] == [0, 1, 2] and rows["is_flag"][:2] == [True, False]  # numbers stay numbers
+    assert rows["start"][:2] == [None, None]
+
+
+def test_numbers_alone_are_captions_too(tmp_path, own_cache):
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "test.csv").write_text("video_id,caption_en\n01,5\n2,\n")
+    rows = read_split(str(tmp_path / "corpus"), None, "test")
+    assert rows["video_id"][:] == ["01", "2"] and rows["caption_en"][:] == ["5", None]
+
+
+@pytest.mark.parametrize("folder", ["clips [2024]", "what?", "a*b", "[a-z]"])
+@pytest.mark.parametrize("card", [False, True])
+def test_a_datasets_folder_is_no_pattern(folder, card, tmp_path, own_cache):
+    for name, caption in ((folder, "own"), ("clips 2", "another's"), ("whatx", "another's"), ("axxb", "another's")):
+        (tmp_path / name).mkdir()
+        for split in ("train", "test"):
+            (tmp_path / name / f"{split}.csv").write_text(f"video_id,caption_en\n1,{caption} {split}\n")
+    if card:
+        files = "data_files: [{split: train, path: 'tr*.csv'}]"
+        configs = ["{config_name: other, data_files: 'x.csv'}", f"{{config_name: default, {files}}}"]
+        (tmp_path / folder / "README.md").write_text("\n- ".join(["---\nconfigs:", *configs]) + "\n---\n")
+    splits = read_splits(str(tmp_path / folder), None)
+    found = {split: rows["caption_en"][:] for split, rows in splits.items()}
+    expected = {"train": ["own train"], "test": ["own test"]}
+    assert found == ({"train": ["own train"]} if card else expected)
+    assert read_split(str(tmp_path / folder), None, "train")["caption_en"][:] == ["own train"]
+
+
+def test_a_card_with_a_data_dir_in_a_folder_that_reads_as_a_pattern_is_refused_by_name(tmp_path, own_cache):
+    (tmp_path / "[x]" / "data").mkdir(parents=True)
+    (tmp_path / "[x]" / "data" / "train.csv").write_text("video_id\na\n")
+    (tmp_path / "[x]" / "README.md").write_text("---\nconfigs:\n- {config_name: default, data_dir: data}\n---\n")
+    with pytest.raises(InputError, match=r"\[x\]: `datasets` takes a folder's .* rename it"):
+        read_splits(str(tmp_path / "[x]"), None)

@@ -1,25 +1,88 @@
 """Folders and lists of videos."""
 
+import os
+
 import pytest
 
+from modeling_mmt.data import video_lists
 from modeling_mmt.data.sources import SourceError
 from modeling_mmt.data.video_lists import Video, find_videos, fingerprint
 
 
 @pytest.fixture
 def folder(tmp_path):
-    for name in ["b.mp4", "a/c.WEBM", "a/b/d.gif", "a/notes.txt", ".hidden/e.mp4", ".f.mp4", "thumbnail.jpg"]:
+    names = [
+        "b.mp4",
+        "a/c.WEBM",
+        "a/b/d.gif",
+        "a/cup.JPG",
+        "a/notes.txt",
+        ".hidden/e.mp4",
+        ".f.mp4",
+        "b.jpg",
+        "README",
+    ]
+    for name in names:
         (tmp_path / "videos" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "videos" / name).touch()
     return tmp_path / "videos"
 
 
-def test_a_folder_gives_its_videos_by_their_paths(folder):
-    assert find_videos(folder) == [
+def test_a_folder_gives_its_videos_and_pictures_by_their_paths(folder):
+    found = find_videos(folder)
+    assert found == [
         Video("a/b/d", str(folder / "a/b/d.gif")),
         Video("a/c", str(folder / "a/c.WEBM")),
+        Video("a/cup", str(folder / "a/cup.JPG")),
         Video("b", str(folder / "b.mp4")),
     ]
+    assert found.summary() == (
+        "taken: 1 gif, 1 jpg, 1 mp4, 1 webm; left: 2 hidden, 1 jpg named as a video is, 1 txt, 1 without an ending"
+    )
+
+
+def test_links_to_folders_are_followed_once_and_never_in_a_circle(folder, tmp_path):
+    for name in ("album/one.png", "album/deep/two.png", "other/three.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (folder / "a" / "again").symlink_to(tmp_path / "album")  # outside: the user's own
+    (folder / "zz").symlink_to(tmp_path / "album" / "deep")  # is in it
+    (folder / "x").symlink_to(tmp_path / "album")  # a second time
+    (folder / "a" / "up").symlink_to(folder)  # a circle
+    (folder / "around").symlink_to(tmp_path)  # around the folder
+    (tmp_path / "album" / "back").symlink_to(tmp_path / "other")
+    (tmp_path / "other" / "forth").symlink_to(tmp_path / "album")  # a circle outside
+    (folder / "gone.mp4").symlink_to(tmp_path / "nothing.mp4")
+    (folder / "linked.mp4").symlink_to(folder / "b.mp4")
+    found = find_videos(folder)
+    ids = {video.video_id for video in found if video.video_id not in ("a/b/d", "a/c", "a/cup", "b")}
+    assert ids == {"linked", "x/one", "x/deep/two", "x/back/three"}
+    assert found.left["link to a folder"] == 5 and found.left["broken link"] == 1
+    assert "5 links to folders" in found.summary()
+
+
+def test_what_is_no_file_or_cannot_be_read_is_counted(folder):
+    os.mkfifo(folder / "pipe.mp4")
+    (folder / "closed").mkdir(mode=0)
+    found = find_videos(folder)
+    assert found.left["device or pipe"] == 1
+    assert found.left["folder that cannot be read"] == (os.geteuid() != 0)  # root reads all
+    (folder / "closed").chmod(0o700)
+
+
+@pytest.mark.parametrize("name", ["films [2024]", "what?", "a*b", "{x,y}", "[a-z]", "!(x)"])
+def test_a_folders_name_is_no_pattern(tmp_path, name):
+    (tmp_path / name / name).mkdir(parents=True)
+    (tmp_path / name / name / "cat.png").touch()
+    assert [video.video_id for video in find_videos(tmp_path / name)] == [f"{name}/cat"]
+
+
+def test_heic_is_left_with_its_remedy_where_pillow_does_not_read_it(folder, monkeypatch):
+    (folder / "IMG_1.HEIC").touch()
+    monkeypatch.setattr(video_lists, "picture_formats", lambda: ("PNG", "JPEG", "GIF"))
+    assert "1 heic (pip install pillow-heif to have them read)" in find_videos(folder).summary()
+    monkeypatch.setattr(video_lists, "picture_formats", lambda: ("PNG", "JPEG", "GIF", "HEIF"))
+    assert Video("IMG_1", str(folder / "IMG_1.HEIC")) in find_videos(folder)
 
 
 def test_two_files_of_one_id_are_refused_with_both_names(folder):
@@ -59,6 +122,21 @@ def test_lists_name_files_ids_and_spans(folder, tmp_path):
         assert find_videos(tmp_path / name) == spans
 
 
+def test_a_span_without_an_id_is_named_by_its_seconds_and_lines_of_one_clip_are_one(tmp_path):
+    (tmp_path / "captions.csv").write_text(
+        "file_name;start;end;language;caption\n"
+        "films/tea.mp4;8;16;en;a kettle\nfilms/tea.mp4;8,0;16,0;sw;birika\nfilms/tea.mp4;1:02.5;0:02:00;en;a cup\n"
+        "films/tea.mp4;;;en;tea\n./films/cat.jpg;;;en;a cat\n"
+    )
+    film = str(tmp_path / "films/tea.mp4")
+    assert find_videos(tmp_path / "captions.csv") == [
+        Video("films/tea#8.0-16.0", film, 8.0, 16.0),
+        Video("films/tea#62.5-120.0", film, 62.5, 120.0),
+        Video("films/tea", film),
+        Video("films/cat", str(tmp_path / "films/cat.jpg")),
+    ]
+
+
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [
@@ -71,6 +149,11 @@ def test_lists_name_files_ids_and_spans(folder, tmp_path):
         ("l.csv", "file_name,start,end\nx.mp4,3,2\n", "0 <= start < end"),
         ("l.csv", "file_name,start\nx.mp4,soon\n", "write seconds"),
         ("l.txt", "a.mp4\na.webm\n", "'a' of"),
+        ("l.csv", "file_name,start\nx.mp4,-1\n", "write seconds"),
+        ("l.csv", "file_name,start,end\nx.mp4,0,nan\n", "write seconds"),
+        ("l.csv", "file_name,start\nx.mp4,1:2:3:4\n", "write seconds, or h:mm:ss"),
+        ("l.csv", "video_id,file_name,start,end\na,x.mp4,0,1\na,x.mp4,1,2\n", "appears twice"),
+        ("l.jsonl", '{"file_name": "x.mp4", "video_id": ["a"]}', "must be a text"),
         ("l.txt", "\n", "no video"),
         ("l.mp4", "x", "ends in one of"),
     ],

@@ -250,7 +250,7 @@ def test_stores_without_a_clock_are_refused(built, tmp_path):
         )
 
 
-# The simulated Multi-HowTo100M, at 1 % (by hand at full size: benchmarks/simulated_howto100m.py, docs/SCALE.md)
+# The simulated Multi-HowTo100M, at 1 % (by hand at full size: benchmarks/simulated_howto100m.py, docs/scale.md)
 
 
 def test_one_percent_of_a_simulated_howto100m_is_drawn_in_little_memory_and_all_languages(tmp_path, monkeypatch):

@@ -100,6 +100,18 @@ class Dangerous:
         return (print, ("code was run",))
 
 
+def test_arrays_in_folders_and_linked_folders_have_ids_with_folders_and_what_is_left_is_said(tmp_path, capsys):
+    for name in ("npy/kitchen/cat.npy", "elsewhere/dog.npy"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        np.save(tmp_path / name, np.ones((2, 3), np.float32))
+    (tmp_path / "npy/linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "npy/circle").symlink_to(tmp_path / "npy")
+    (tmp_path / "npy/list.csv").touch()
+    store, _ = convert(tmp_path / "npy", tmp_path / "store", extractor="s3d", revision="1", rate=None)
+    assert set(store) == {"kitchen/cat", "linked/dog"}
+    assert "taken: 2 npy; left: 1 csv, 1 link to a folder" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", ["all.pth", "all.pt", "all.pkl", "clips/a.pickle", "clips/a.npy", "clips.npz"])
 def test_pickles_are_refused_with_the_remedy_and_never_run(name, tmp_path, capsys):
     path = tmp_path / name

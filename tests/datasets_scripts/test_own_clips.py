@@ -1,10 +1,21 @@
 """Tables of captions as spreadsheets save them, and what is wrong with a table told in one line."""
 
+import csv
 import json
+from collections import Counter
 
+import datasets
+import pandas
 import pyarrow.parquet as pq
 import pytest
 from command_line import call
+from PIL import Image
+from video_files import write_video
+
+from datasets_scripts.own_clips import drawn_splits
+from modeling_mmt.data.clips import ClipColumn
+from modeling_mmt.data.reading import read_split
+from modeling_mmt.data.video_lists import find_videos
 
 LONG = (
     "Video_ID;Language;Caption;Split\r\n"
@@ -62,10 +73,98 @@ def test_seconds_may_have_a_decimal_comma(tmp_path, capsys):
     assert (row["start"], row["end"]) == (0.5, 1.25)
 
 
+def test_what_pandas_writes_is_read(tmp_path, capsys):
+    """Row numbers have no head; numbers and addresses are no captions in Indonesian (id) or Urali (url)."""
+    table = pandas.DataFrame(
+        {"id": [1, 2], "file_name": ["a.mp4", "b.jpg"], "url": ["x", "y"], "EN": ["a cat, a dish", 'a "dog"']}
+    )
+    _, rows, counts, _ = build(capsys, tmp_path, table.to_csv().encode())
+    assert {i: row["caption_en"] for i, row in rows.items()} == {"a": ["a cat, a dish"], "b": ['a "dog"']}
+    assert counts == {"other_column": 2} and "caption_id" not in rows["a"] and "caption_url" not in rows["a"]
+    _, rows, _, _ = build(capsys, tmp_path, table.to_csv(sep=";", index=False).encode("utf-16"))
+    assert rows["b"]["caption_en"] == ['a "dog"']
+
+
+@pytest.mark.parametrize("dialect", ["excel", "excel-tab", "unix"])
+def test_every_dialect_of_pythons_csv_is_read(dialect, tmp_path, capsys):
+    with open(tmp_path / "table", "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, dialect=dialect)
+        writer.writerows([["File_Name", "en", "caption_fil"], ["a;b.mp4", 'a, "b"\tc;\nd', "isang pusa"]])
+    rows = build(capsys, tmp_path, (tmp_path / "table").read_bytes())[1]
+    assert rows["a;b"]["caption_en"] == ['a, "b" c; d'] and rows["a;b"]["caption_fil"] == ["isang pusa"]
+
+
+SPANS = (
+    "file_name;start;end;en;sw\r\nfilms/tea.mp4;8;16;a kettle;birika\r\n"
+    "films/tea.mp4;0:16;0:21,5;tea;chai\r\ncat.jpg;;;a cat;\r\n"
+)
+
+
+def test_spans_of_a_film_are_clips_of_their_own_with_the_ids_of_extract(tmp_path, capsys):
+    _, rows, _, _ = build(capsys, tmp_path, SPANS.encode("utf-8-sig"))
+    found = find_videos(tmp_path / "source" / "captions.csv")
+    assert {video.video_id: (video.start, video.end) for video in found} == {
+        "films/tea#8.0-16.0": (8.0, 16.0), "films/tea#16.0-21.5": (16.0, 21.5), "cat": (0.0, None)
+    }  # fmt: skip
+    assert {i: (row["start"], row["end"]) for i, row in rows.items()} == {
+        "films/tea#8.0-16.0": (8.0, 16.0), "films/tea#16.0-21.5": (16.0, 21.5), "cat": (None, None)
+    }  # fmt: skip
+    assert rows["films/tea#8.0-16.0"]["caption_sw"] == ["birika"]
+    assert {row["file"] for row in rows.values()} == {"../source/films/tea.mp4", "../source/cat.jpg"}
+
+
+def test_spans_of_a_film_stay_in_one_split_and_no_split_is_empty():
+    many = Counter(drawn_splits(f"film{number}" for number in range(2000)).values())
+    assert 0.75 < many["train"] / 2000 < 0.85 and 0.05 < many["test"] / 2000 < 0.15
+    for number in range(3, 30):
+        names = [f"{number} {part}" for part in range(number)]
+        assert set(drawn_splits(names).values()) == {"train", "validation", "test"}
+        assert drawn_splits(names) == drawn_splits(reversed(names))
+    assert set(drawn_splits(["a", "a", "b"])) == {"a", "b"}
+
+
+def test_a_films_spans_are_drawn_together(tmp_path, capsys):
+    lines = [f"film{number}.mp4,{second},{second + 1},x" for number in range(12) for second in range(4)]
+    build(capsys, tmp_path, "\n".join(["file_name,start,end,en", *lines]).encode())
+    split_of = {}
+    for path in (tmp_path / "out" / "data").iterdir():
+        for row in pq.read_table(path).to_pylist():
+            split_of.setdefault(row["file"], set()).add(path.name.partition("-")[0])
+    assert len(split_of) == 12 and all(len(splits) == 1 for splits in split_of.values())
+    assert set().union(*split_of.values()) == {"train", "validation", "test"}
+
+
+def test_a_clip_of_two_files_or_two_spans_is_refused_with_both(tmp_path, capsys):
+    for text in ("a,x.mp4,0,1,en,b\na,x.mp4,1,2,en,b\n", "a,x.mp4,0,1,en,b\na,y.mp4,0,1,en,b\n"):
+        code, _, _, errors = build(capsys, tmp_path, f"video_id,file_name,start,end,language,caption\n{text}".encode())
+        assert code == 2 and "line 3: clip 'a' is {" in errors and "before it was {" in errors
+
+
+def test_embedded_videos_are_what_datasets_decodes_and_their_files_are_hashed(tmp_path, capsys):
+    source = tmp_path / "source"
+    (source / "films").mkdir(parents=True)
+    Image.new("RGB", (8, 6), "red").save(source / "cat.jpg")
+    write_video(source / "films" / "tea.mp4", 12)
+    (source / "captions.csv").write_text("file_name,en,split\nfilms/tea.mp4,tea,train\ncat.jpg,a cat,train\n")
+    arguments = ["--data_dir", source, "--output_dir", tmp_path / "out", "--embed_videos"]
+    assert call(capsys, "build", "own_clips", *arguments)[0] == 0
+    rows = read_split(str(tmp_path / "out"), None, "train")
+    assert isinstance(rows.features["video"], datasets.Video)
+    film, cat = (row["video"] for row in rows.cast_column("video", datasets.Video(decode=False)))
+    assert film["bytes"] == (source / "films" / "tea.mp4").read_bytes()
+    assert ClipColumn(rows, "video")["cat"]["bytes"] == cat["bytes"] != b""
+    sources = json.loads((tmp_path / "out" / "build.json").read_text())["sources"]
+    assert sources.keys() == {"captions.csv", "films/tea.mp4", "cat.jpg"}
+    (source / "cat.jpg").unlink()
+    code, _, errors = call(capsys, "build", "own_clips", *arguments)
+    assert code == 2 and "clip 'cat': --embed_videos, and file_name is 'cat.jpg'" in errors
+
+
 def test_blank_lines_of_jsonl_are_left_out(tmp_path, capsys):
     line = '{"video_id": "kitchen/cat", "language": "EN", "caption": "a cat"}'
-    rows = build(capsys, tmp_path, f"{line}\n\n  \n".encode(), "captions.jsonl")[1]
-    assert rows["kitchen/cat"]["caption_en"] == ["a cat"]
+    for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+        rows = build(capsys, tmp_path, f"{line}\r\n\n  \n".encode(encoding), "captions.jsonl")[1]
+        assert rows["kitchen/cat"]["caption_en"] == ["a cat"]
 
 
 HEADER = "video_id;language;caption\r\n"
@@ -87,6 +186,9 @@ HEADER = "video_id;language;caption\r\n"
         (HEADER + "a//b;en;x\r\n", "captions.csv, line 2, column 'video_id': 'a//b' is not a valid clip id"),
         (HEADER + ";en;x\r\n", "captions.csv, line 2, column 'video_id': '' is not a valid clip id"),
         ("file_name;en\r\n/a.mp4;x\r\n", "captions.csv, line 2, column 'file_name': '/a' is not a valid clip id"),
+        ("file_name;en\r\n/;x\r\n", "captions.csv, line 2, column 'file_name': '/'; write the path"),
+        ("video_id;id\r\na;12\r\n", "captions.csv, line 1: no column 'caption', nor one of a language"),
+        ("video_id;en;start\r\na;x;1\r\n", "captions.csv, line 2: start and end are {'start': 1.0}; write both"),
         (HEADER.replace("\r", ";start;end\r") + "a;en;x;1;soon\r\n", "captions.csv, line 2: start and end are"),
     ],
 )

@@ -1,7 +1,9 @@
 """`examples/finetune_with_trainer.py` on one process and on two, whole and by LoRA, and what it saves."""
 
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,11 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from command_line import call
+from datasets import load_dataset
 from huggingface_hub import HfApi
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoProcessor, Trainer
 
+from modeling_mmt.data.extractors import Extractor, record_extractors, recorded_extractors
 from modeling_mmt.data.feature_store_writer import write_feature_store
+from modeling_mmt.hub.publish import publish
 from modeling_mmt.training.trainer import MMTTrainer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -81,6 +87,45 @@ def test_one_process_learns_with_the_plain_trainer_and_saves_a_whole_checkpoint(
 
 def corpus_clip():
     return torch.ones(2, 12)
+
+
+def test_what_it_saves_is_evaluated_searched_and_published_as_a_run_of_mmt(hub, corpus, start, tmp_path, capsys):
+    stores = ["--dataset", str(corpus / "corpus"), "--features", str(tmp_path / "both")]
+    rows = load_dataset(str(corpus / "corpus_with_features"))
+    clips = [(row["video_id"], np.array(row["video_features"])) for split in rows.values() for row in split]
+    source = {"image_size": 128, "num_frames": 4}
+    write_feature_store(tmp_path / "both", clips, extractor="made up", revision="1", source=source)
+    trainer = finetune_with_trainer.main([*arguments(corpus, start, tmp_path / "mine", 16), *stores])
+    folder = tmp_path / "mine"
+    figures = json.loads((folder / "metrics.json").read_text())["figures"]["validation"]
+    code, out, _ = call(capsys, "evaluate", folder, "--json")
+    assert code == 0 and json.loads(out)["figures"] == figures
+    assert call(capsys, "search", folder, "red dog", "--top", "3")[0] == 0
+    assert recorded_extractors(AutoProcessor.from_pretrained(folder)) == [
+        Extractor(12, "made up", "1", image_size=128, num_frames=4)
+    ]
+    card = (folder / "README.md").read_text()
+    assert f"pre-trained with **the checkpoint {start.name}**" in card and "unknown dataset" not in card
+    assert f"base_model: {start}" in card or f"base_model: {start.name}" in card
+    assert f"{trainer.state.global_step} steps" in card and "caption in en, de" in card
+    publish(folder, "org/mine", tag="v1.0")
+    published = json.loads(Path(HfApi().hf_hub_download("org/mine", "recipe.json")).read_text())
+    assert published["model"]["checkpoint"] == start.name and str(tmp_path) not in json.dumps(published)
+
+
+def test_features_of_another_extractor_than_the_checkpoints_are_refused(corpus, start, tmp_path, capsys):
+    folder = tmp_path / "start"
+    shutil.copytree(start, folder)
+    processor = AutoProcessor.from_pretrained(folder)
+    record_extractors(processor, [Extractor(12, "lite0", image_size=128)])
+    processor.save_pretrained(folder)
+    clips = [(f"clip-{number}", np.ones((1, 12))) for number in range(64)]
+    write_feature_store(tmp_path / "s", clips, extractor="lite0", revision="1", source={"image_size": 224})
+    stores = ["--dataset", str(corpus / "corpus"), "--features", str(tmp_path / "s")]
+    with pytest.raises(SystemExit) as stopped:
+        finetune_with_trainer.main([*arguments(corpus, folder, tmp_path / "out", 4), *stores])
+    err = capsys.readouterr().err.splitlines()[-1]
+    assert stopped.value.code == 2 and "image_size is 224, not 128" in err and "--image_size 128" in err
 
 
 RELOAD = """

@@ -382,6 +382,32 @@ def test_a_link_out_of_the_cache_is_refused(hub, corpus, tmp_path):
         publishing.pinned_snapshot(REPO, repo_type="dataset")
 
 
+def test_a_link_to_a_file_of_the_folder_is_sent_and_one_out_of_it_refused(hub, folder, tmp_path):
+    (folder / "processor_config.json").rename(folder / "kept.json")
+    link = folder / "processor_config.json"
+    link.symlink_to("kept.json")
+    publish(folder, REPO, tag="v1.0")
+    there = pinned_snapshot(REPO, revision="v1.0")
+    assert (there / link.name).read_bytes() == (folder / "kept.json").read_bytes()
+    (tmp_path / "elsewhere.json").write_text("{}")
+    for target, what in ((tmp_path / "elsewhere.json", "a file outside the folder"), (tmp_path / "gone", "nothing")):
+        link.unlink()
+        link.symlink_to(target)
+        with pytest.raises(PublishError, match=f"processor_config.json is a link to {what}, .*put a copy"):
+            publish(folder, REPO, tag="v2.0")
+    link.unlink()
+    (folder / "more").symlink_to(tmp_path)
+    with pytest.raises(PublishError, match="more is a link to a folder"):
+        publish(folder, REPO, tag="v2.0")
+
+
+def test_a_snapshot_of_the_cache_which_is_all_links_is_published(hub, folder):
+    publish(folder, REPO, tag="v1.0")
+    commit = publish(pinned_snapshot(REPO, revision="v1.0"), "org/again", tag="v1.0")
+    names = set(HfApi().list_repo_files("org/again", revision=commit))
+    assert names >= CODE | {"config.json", "processor_config.json", "tokenizer.json", "recipe.json"}
+
+
 # The command line
 
 
@@ -524,6 +550,6 @@ def test_a_secret_of_the_environment_is_not_published(hub, folder, monkeypatch, 
     publish(folder, REPO)
     (folder / "recipe.json").write_text(json.dumps(RECIPE | {"card": RECIPE["card"] | {"x": "a0123456789abcdef"}}))
     sent = len(hub.requests)
-    with pytest.raises(PublishError, match="recipe.json, byte .*: an access token") as failed:
+    with pytest.raises(PublishError, match="recipe.json, byte .*: a secret of this environment") as failed:
         publish(folder, REPO)
     assert "0123456789" not in str(failed.value) and len(hub.requests) == sent

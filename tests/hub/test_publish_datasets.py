@@ -7,7 +7,12 @@ import sys
 from pathlib import Path
 
 import official_files
+from datasets import Dataset
+from datasets import Image as Pictures
 from huggingface_hub import HfApi
+from PIL import Image
+
+from modeling_mmt.extraction.clips import clips_of_dataset
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -76,3 +81,21 @@ def test_a_caption_that_holds_an_access_token_is_not_published(hub, tmp_path):
     build = ["-m", "mmt", "build", "own_clips", "--data_dir", tmp_path / "source", "--output_dir", tmp_path / "out"]
     run(hub, tmp_path, *build, "--push_to_hub", "org/own_clips", refusal="an access token; take it out")
     assert not HfApi(hub.endpoint, hub.token).repo_exists("org/own_clips", repo_type="dataset")
+
+
+def test_clips_are_extracted_from_the_revision_that_is_named(hub, tmp_path):
+    api = HfApi(hub.endpoint, hub.token)
+    api.create_repo("org/strips", repo_type="dataset")
+    for count, tag in ((1, "v1.0"), (2, None)):
+        strips = [Image.new("RGB", (16, 8), (90 * number, 0, 0)) for number in range(count)]
+        rows = {"video_id": [f"clip{number}" for number in range(count)], "frames": strips, "num_frames": [2] * count}
+        table = tmp_path / "train-00000-of-00001.parquet"
+        Dataset.from_dict(rows).cast_column("frames", Pictures()).to_parquet(table)
+        api.upload_file(
+            path_or_fileobj=table, path_in_repo=f"data/{table.name}", repo_id="org/strips", repo_type="dataset"
+        )
+        if tag:
+            api.create_tag("org/strips", tag=tag, repo_type="dataset")
+    for revision, ids in (("v1.0", ["clip0"]), (None, ["clip0", "clip1"])):
+        clips = clips_of_dataset("org/strips", None, revision)
+        assert clips.are_filmstrips and [video.video_id for video in clips.videos] == ids

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import build_clips, build_model, build_processor
@@ -19,6 +20,9 @@ from readme_blocks import HUB, code_blocks
 from safetensors.torch import load_file, save_file
 
 import mmt
+from modeling_mmt.data.errors import InputError
+from modeling_mmt.data.feature_store import FeatureStores
+from modeling_mmt.data.feature_store_writer import write_feature_store
 from modeling_mmt.hub import publish as publishing
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -207,3 +211,23 @@ print(json.dumps({"v1.0": ["readme.safetensors"], "rows": test.num_rows}))
     found = run(published, "\n".join(HUB) + tail, path=ROOT)
     check(published, found, ["v1.0"])
     assert found["rows"] == 3
+
+
+def test_a_feature_store_is_named_by_its_repository_and_revision(hub, tmp_path, monkeypatch):
+    api, clips = HfApi(), {"a": np.ones((2, 3), np.float32), "b": np.full((1, 3), 2.0, np.float32)}
+    write_feature_store(tmp_path / "store", clips.items(), extractor="x", revision="1")
+    api.create_repo("org/features", repo_type="dataset")
+    api.upload_folder(folder_path=tmp_path / "store", repo_id="org/features", repo_type="dataset")
+    api.create_tag("org/features", tag="v1.0", repo_type="dataset")
+    stores = FeatureStores(["org/features@v1.0", "absent:2"])
+    assert stores["b"].tolist() == [[2, 2, 2, 0, 0]] and stores.dims == [3, 2]
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert list(FeatureStores(["org/features@v1.0"])) == ["a", "b"]
+
+
+@pytest.mark.parametrize("name", ["org/features", "features/mine", "org/nothing@v1.0", "a/b/c@v1", "./x@v1"])
+def test_a_store_that_does_not_exist_is_one_line_and_without_a_revision_the_hub_is_not_asked(hub, name):
+    with pytest.raises((InputError, FileNotFoundError)) as error:
+        FeatureStores([name])
+    assert name.partition("@")[0] in str(error.value)
+    assert hub.requests == [] or name == "org/nothing@v1.0"

@@ -2,12 +2,14 @@
 
 import math
 from functools import partial
+from itertools import combinations
 
 import pytest
 import torch
 from torch.nn import functional
 
 from modeling_mmt.loss_mmt import (
+    CAPTIONS,
     LOSSES,
     multi_positive_nce_loss,
     nce_loss,
@@ -290,6 +292,58 @@ def test_a_batch_without_clips_aligns_the_two_languages():
     assert sorted(out) == ["intra", "loss", "text"]
     expected = symmetric_softmax_loss(e["text_embeds"], e["paired_text_embeds"], scale())
     torch.testing.assert_close(out["text"], expected)
+
+
+def several_languages(k, n=7):
+    """Embeddings of k captions a clip, noised copies and conditional ones, and ids: a word of several languages."""
+    names = [f"{caption}text_embeds" for caption in CAPTIONS[:k]]
+    names = ["video_embeds", *names, *(f"conditional_{name}" for name in names)]
+    embeds = {name: unit_rows(n, seed=seed) for seed, name in enumerate(names)}
+    ids = torch.arange(n * (k + 1)).view(n, k + 1)
+    ids[4, 0] = ids[1, 0]  # two rows of a clip
+    ids[5, 1] = ids[2, k]  # one's first caption is another's last
+    return embeds, ids
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("k", [1, 2, 3, 9])
+def test_k_captions_of_a_clip_equal_the_loop_over_captions(name, k):
+    """No other clip's caption is a negative where the clip is one's own, or any caption of the two clips is equal."""
+    embeds, ids = several_languages(k)
+    n, bias = len(ids), -2.0 if name == "sigmoid" else 0.0
+    positives = [
+        [
+            i == j
+            or int(ids[i, 0]) == int(ids[j, 0])
+            or bool({int(x) for x in ids[i, 1:]} & {int(x) for x in ids[j, 1:]})
+            for j in range(n)
+        ]
+        for i in range(n)
+    ]
+    assert sum(map(sum, positives)) == n + 4
+    loss_fn = partial(sigmoid_loss, logit_bias=scale(bias)) if name == "sigmoid" else LOSSES[name]
+    out = objectives(embeds, scale(), positive_mask(ids), loss_fn, {"text": 0.5, "cross": 2.0})
+
+    def loop(a, b):
+        return loop_loss(name, embeds[a], embeds[b], 10.0, positives, bias)
+
+    texts = [f"{caption}text_embeds" for caption in CAPTIONS[:k]]
+    wanted = {"inter": sum(loop(text, "video_embeds") for text in texts)}
+    if k > 1:
+        wanted["cross"] = sum(loop(f"conditional_{a}", f"conditional_{b}") for a, b in combinations(texts, 2))
+        wanted["text"] = sum(loop(a, b) for a, b in combinations(texts, 2))
+    wanted["loss"] = wanted["inter"] + 2 * wanted.get("cross", 0) + 0.5 * wanted.get("text", 0)
+    assert out.keys() == wanted.keys()
+    for objective, value in wanted.items():
+        torch.testing.assert_close(out[objective], scale(value), msg=lambda text, of=objective: f"{of}: {text}")
+
+
+def test_text_stands_beside_clips_only_where_it_has_a_weight():
+    embeds, ids = several_languages(3)
+    assert "text" not in objectives(embeds, scale(), positive_mask(ids), nce_loss)
+    assert "text" in objectives(embeds, scale(), positive_mask(ids), nce_loss, {"text": 0.1})
+    alone = {name: value for name, value in embeds.items() if name in ("text_embeds", "paired_text_embeds")}
+    assert "text" in objectives(alone, scale(), None, nce_loss)
 
 
 def test_weights_scale_the_sum_alone_and_zero_skips_the_objective():

@@ -279,6 +279,71 @@ def test_a_skip_with_zero_residuals_starts_as_a_linear_probe_of_the_mean_state(m
     torch.testing.assert_close(found, wanted, **CLOSE)
 
 
+def language_states(languages=4, texts=50, width=16):
+    """Texts `(languages, texts, width)` whose languages lie apart, far more in the first directions than the last."""
+    generator = torch.Generator().manual_seed(0)
+    apart = torch.linalg.qr(torch.randn(width, languages, generator=generator)).Q.T  # orthonormal
+    offsets = torch.diag(torch.logspace(2, 0, languages)) @ apart
+    return torch.randn(languages, texts, width, generator=generator) + offsets[:, None]
+
+
+def test_without_the_languages_span_all_of_their_means_are_one(make_model):
+    states = language_states()
+    model = make_model(freeze_text_layers=3, language_directions=3)
+    model.text_model.pooling.set_language_directions(states.mean(dim=1))
+    pooling = model.text_model.pooling
+    pooling.input_mean.zero_(), pooling.input_std.fill_(1)
+    means = pooling.standardize(states).mean(dim=1)
+    assert (states.mean(dim=1) - states.mean(dim=(0, 1))).norm(dim=1).min() > 10
+    torch.testing.assert_close(means, means[:1].expand_as(means), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_language_directions_are_the_leading_ones_and_no_others_are_touched(make_model, number):
+    """Against an eigendecomposition of the means' scatter, one direction at a time."""
+    states = language_states()
+    model = make_model(freeze_text_layers=3, language_directions=number)
+    model.text_model.pooling.set_language_directions(states.mean(dim=1))
+    directions = model.text_model.pooling.language_directions
+    centred = (states.mean(dim=1) - states.mean(dim=(0, 1))).double()
+    leading = torch.linalg.eigh(centred.T @ centred).eigenvectors.flip(1)[:, :number].float()
+    torch.testing.assert_close((directions @ leading).abs(), torch.eye(number), rtol=0, atol=1e-3)
+    pooling = model.text_model.pooling
+    pooling.input_mean.zero_(), pooling.input_std.fill_(1)
+    wanted = states.clone()
+    for direction in leading.T:
+        wanted -= (wanted @ direction)[..., None] * direction
+    torch.testing.assert_close(pooling.standardize(states), wanted, rtol=0, atol=1e-3)
+    outside = torch.linalg.svd(directions, full_matrices=True).Vh[number:]
+    torch.testing.assert_close(pooling.standardize(outside[None])[0], outside, rtol=0, atol=1e-5)
+
+
+def test_language_directions_are_kept_in_the_checkpoint_and_are_off_by_default(make_model, make_batch, tmp_path):
+    assert make_model().text_model.pooling.language_directions is None
+    model = make_model(freeze_text_layers=3, language_directions=2)
+    before = embeddings(model, make_batch())["text_embeds"]
+    model.text_model.pooling.set_language_directions(torch.randn(3, 16, generator=torch.Generator().manual_seed(0)))
+    after = embeddings(model, make_batch())["text_embeds"]
+    assert (before - after).abs().max() > 1e-2
+    model.save_pretrained(tmp_path)
+    loaded = MMTModel.from_pretrained(tmp_path)
+    torch.testing.assert_close(embeddings(loaded, make_batch())["text_embeds"], after)
+
+
+def test_language_directions_without_frozen_states_or_languages_are_refused(make_model):
+    with pytest.raises(ValueError, match="language_directions is 2; allowed: 0, where not every layer"):
+        make_model(freeze_text_layers=2, language_directions=2)
+    with pytest.raises(ValueError, match="language_directions is 16; allowed: 0 to 15"):
+        make_model(freeze_text_layers=3, language_directions=16)
+    model = make_model(freeze_text_layers=3, language_directions=2)
+    with pytest.raises(
+        ValueError, match="language_directions is 2, and there are the means of 2 languages; .* 1 to 1"
+    ):
+        model.text_model.pooling.set_language_directions(torch.zeros(2, 16))
+    with pytest.raises(ValueError, match="language_directions is 0"):
+        make_model().text_model.pooling.set_language_directions(torch.zeros(2, 16))
+
+
 @pytest.mark.parametrize("tower", ["text", "video"])
 def test_input_statistics_standardize_a_towers_input(make_model, make_batch, tower):
     model, batch = make_model(), make_batch()
@@ -444,6 +509,41 @@ def test_the_loss_is_the_weighted_sum_of_the_objectives(make_model, make_batch, 
     cross = value("conditional_text_embeds", "conditional_paired_text_embeds")
     torch.testing.assert_close(output.cross_loss, cross)
     assert output.intra_loss > 0
+
+
+def test_a_third_language_adds_its_own_terms(make_model, make_batch):
+    """What two languages give stands as it was; the third language's terms are those of a pair with it."""
+    model = make_model(text_weight=0.5)
+    batch, ids = make_batch(), torch.tensor([[0, 5, 8], [1, 6, 5], [0, 7, 9], [2, 6, 8]])
+    third = {name.replace("paired_", "paired_2_"): value.flip(0) for name, value in batch.items() if "paired_" in name}
+    embeds = embeddings(model, batch | third)
+    two = embeddings(model, batch)
+    assert embeds.keys() - two.keys() == {
+        "paired_2_text_embeds",
+        "noised_paired_2_text_embeds",
+        "conditional_paired_2_text_embeds",
+    }
+    for name, value in two.items():
+        torch.testing.assert_close(embeds[name], value)
+    with torch.no_grad():
+        found = model(**batch, **third, positive_ids=ids, return_loss=True)
+    assert found.text_embeds is not None and "paired_2_text_embeds" not in found
+    mask = positive_mask(ids)
+
+    def value(a, b):
+        return LOSSES["nce"](embeds[f"{a}_embeds"], embeds[f"{b}_embeds"], model.logit_scale.exp(), mask)
+
+    texts = ("text", "paired_text", "paired_2_text")
+    pairs = [(texts[0], texts[1]), (texts[0], texts[2]), (texts[1], texts[2])]
+    wanted = {
+        "inter": sum(value(text, "video") for text in texts),
+        "intra": sum(value(name, f"noised_{name}") for name in ("video", *texts)),
+        "cross": sum(value(f"conditional_{a}", f"conditional_{b}") for a, b in pairs),
+        "text": sum(value(a, b) for a, b in pairs),
+    }
+    for name, expected in wanted.items():
+        torch.testing.assert_close(found[f"{name}_loss"], expected)
+    torch.testing.assert_close(found.loss, wanted["inter"] + wanted["intra"] + wanted["cross"] + 0.5 * wanted["text"])
 
 
 def test_positives_leave_the_loss(make_model, make_batch):

@@ -1,4 +1,4 @@
-"""The README says what is true: its code blocks run, its table is the measured one, its recipe parses."""
+"""README and docs say what is true: code blocks run, the table is the measured one, recipes parse, links work."""
 
 import json
 import os
@@ -12,11 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from readme_blocks import HUB, README, ROOT, code_blocks
+from readme_blocks import HUB, PAGES, README, ROOT, code_blocks
 
+import mmt
+import modeling_mmt
 from modeling_mmt.data.feature_store_writer import write_feature_store
 
-sys.path.insert(0, str(ROOT / "experiments"))
+sys.path[:0] = [str(ROOT / "experiments"), str(ROOT / "docs")]
+import make_reference  # noqa: E402
 import tables  # noqa: E402
 
 RESULTS = ROOT / "results" / "emoji9" / "results.json"
@@ -26,14 +29,13 @@ PLACEHOLDER = "# OUTPUT"
 NUMBER = r"-?\d+\.\d+"
 
 
-BLOCK = code_blocks("python")[0]
+BLOCK = code_blocks("python", "README.md")[0]
 CLIPS = re.findall(r'store\["(.+?)"\]', BLOCK)
 CAPTIONS = re.findall(r'"(.*?)"', re.search(r"processor\(\[(.*?)\]", BLOCK)[1])
 PRINTED = BLOCK[BLOCK.index("print(") :].splitlines()[1:]  # the comment under the print
 
 
 PLUG_IN = [block for block in code_blocks("python") if re.search(r"sentence_transformers|pipeline|mteb", block)]
-(SEARCH,) = (block for block in code_blocks("python") if "SearchIndex" in block)
 (STORE,) = (block for block in code_blocks("python") if "write_feature_store" in block)
 (FINETUNE,) = (line for block in code_blocks("sh") for line in block.splitlines() if "finetune_with_trainer" in line)
 
@@ -96,16 +98,6 @@ def test_the_blocks_on_other_libraries_run_one_after_the_other(run):
     assert re.search(r"\{'en': \d.*'es': \d[\d.e-]*\}", printed)
 
 
-def test_the_block_on_search_finds_clips_that_are_no_flags(run):
-    rows = f'rows, features = datasets.load_dataset({str(EMOJI9)!r}, split="test"), store\n'
-    *block, last = SEARCH.splitlines()
-    shown = f"\nfor hits in {last}: print(*(hit.row for hit in hits))"
-    printed = run("import datasets\n" + BLOCK.split("batch =")[0] + rows + "\n".join(block) + shown)
-    flags = pq.read_table(EMOJI9_TEST, columns=["is_flag"])["is_flag"].to_pylist()
-    assert 0 < sum(flags) < len(flags)
-    assert [[flags[int(row)] for row in line.split()] for line in printed.splitlines()] == [[False] * 8] * 2
-
-
 def test_the_block_on_features_writes_a_store_of_them(run):
     made = "import numpy as np\nmy_features = [('one', np.ones((3, 4), 'f4')), ('two', np.zeros((1, 4), 'f4'))]\n"
     read = (
@@ -130,7 +122,7 @@ def test_the_line_on_fine_tuning_leaves_a_checkpoint_with_other_weights(run):
 
 def test_every_python_block_is_run_by_a_test():
     """Those of `HUB`, and the line that publishes, by `test_pull.py`."""
-    assert sorted([BLOCK, SEARCH, STORE, *HUB, *PLUG_IN]) == sorted(code_blocks("python"))
+    assert sorted([BLOCK, STORE, *HUB, *PLUG_IN]) == sorted(code_blocks("python"))
 
 
 def test_the_first_code_block_prints_a_cosine_for_each_caption_and_clip(output):
@@ -165,7 +157,10 @@ def test_the_table_is_the_measured_one():
         assert shown == "", f"the README has a table, but {RESULTS.relative_to(ROOT)} does not exist"
         return
     rows = json.loads(RESULTS.read_text(encoding="utf-8"))["rows"]
-    measured = tables.metric_table([row for row in rows if row["split"] == "test"])
+    shown_rows = ("none / en", "MP / en", "MMP / en", "none / all")
+    measured = tables.metric_table(
+        [row for row in rows if row["split"] == "test" and tables.row_name(row) in shown_rows]
+    )
     assert shown == measured, f"put this between README.md's table marks:\n\n{measured}\n"
 
 
@@ -173,7 +168,7 @@ def test_the_recipe_for_your_own_clips_parses_and_names_only_fields_of_the_confi
     from modeling_mmt import MMTConfig
     from modeling_mmt.training.recipe_reading import load_recipe
 
-    pixels, text = code_blocks("yaml")
+    (text,), (pixels,) = (code_blocks("yaml", f"docs/tutorials/{page}.md") for page in ("fine_tune", "pixels"))
     (tmp_path / "pixels.yaml").write_text(pixels, encoding="utf-8")
     from_pixels = load_recipe([str(tmp_path / "pixels.yaml")])
     assert from_pixels.finetuning.learn_vision_layers == 1 and from_pixels.data.video_column == "video"
@@ -184,17 +179,54 @@ def test_the_recipe_for_your_own_clips_parses_and_names_only_fields_of_the_confi
     assert set(recipe.model.config) <= set(MMTConfig().to_dict())
 
 
+MADE = ("runs/", "features/", "data/mine")  # by the commands that the pages name
+
+
+def test_the_readme_has_at_most_150_lines():
+    assert len(README.splitlines()) <= 150
+
+
 def test_every_path_that_the_readme_names_is_there_or_is_made_by_a_command():
-    made = ("runs/", "results/", "features/mine")
-    named = re.findall(r"`((?:[\w.-]+/)+[\w.-]*|\w+\.(?:py|md))`", README)
-    of_a_checkpoint = {"README.md", "org/name"}
+    named = set(re.findall(r"`((?:[\w.-]+/)+[\w.-]*|\w+\.(?:py|md))`", README))
     assert named
-    for path in set(named) - of_a_checkpoint:
-        if not path.startswith(made):
-            places = [ROOT / path, ROOT / "experiments" / path]
-            assert any(place.exists() for place in places), f"README.md names {path}"
+    for path in named - {"org/name"}:
+        if not path.startswith(MADE):
+            assert (ROOT / path).exists(), f"README.md names {path}"
 
 
-def test_every_make_target_that_the_readme_names_is_in_the_makefile():
-    targets = set(re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
-    assert {"demo", "test", "table"} <= set(re.findall(r"(?:`|^)make ([a-z-]+)\b", README, re.MULTILINE)) <= targets
+@pytest.mark.parametrize("page", PAGES)
+def test_every_relative_link_of_a_page_leads_to_a_file(page):
+    for link in re.findall(r"\]\((?!https?://|#)([^)#]+)", PAGES[page]):
+        assert (ROOT / page).parent.joinpath(link).exists(), f"{page} links to {link}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_make_target_that_a_page_names_is_in_the_makefile(page):
+    targets = set(re.findall(r"^([a-z0-9-]+):.*## ", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    assert set(re.findall(r"(?:`|^)make ([a-z0-9-]+)\b", PAGES[page], re.MULTILINE)) <= targets
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_that_a_page_shows_is_one_that_mmt_has(page):
+    verbs = {line.split()[0] for line in re.findall(r"^    (\w+ )", mmt.build_parser().format_help(), re.MULTILINE)}
+    for block in code_blocks("sh", page):
+        for verb in re.findall(r"(?:^|-m )mmt (\w+)", block, re.MULTILINE):
+            assert verb in verbs, f"{page} shows mmt {verb}"
+
+
+@pytest.mark.parametrize("page", make_reference.PAGES)
+def test_a_page_that_is_written_from_the_code_is_what_the_code_says(page):
+    written = (ROOT / "docs" / "reference" / page).read_text(encoding="utf-8")
+    assert written == make_reference.PAGES[page](), "run `python docs/make_reference.py`, and commit what it writes"
+
+
+def test_every_public_name_has_a_place_on_the_page_about_python():
+    page = PAGES["docs/reference/api.md"]
+    missing = [name for name in modeling_mmt.__all__ if f".{name}\n" not in page]
+    assert missing == []
+
+
+def test_every_page_is_in_the_navigation_and_the_other_way_round():
+    listed = set(re.findall(r"(\S+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE))
+    pages = {page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")}
+    assert listed == pages

@@ -12,11 +12,9 @@ from tiny_vision import clip as vision_clip
 from tiny_vision import vision_model, vision_processor
 
 from modeling_mmt.data.files import file_sha256
-from modeling_mmt.search import index as search_module
-from modeling_mmt.search.engines import FaissSearch, QdrantSearch
-from modeling_mmt.search.index import CLIPS, EMBEDDINGS, INDEX, SearchIndex, SearchIndexError, model_fingerprint
+from modeling_mmt.search.index import SearchIndex, SearchIndexError, model_fingerprint
+from modeling_mmt.search.manifest import CLIPS, EMBEDDINGS, INDEX, PARTS, SEGMENTS
 
-SEARCH = "an optional engine: extra `search`"
 NUM_CLIPS = 30
 IDS = ["../../etc/passwd", "/abs", "a/b", "nul\0", "clip with spaces", *(f"clip-{row}" for row in range(5, NUM_CLIPS))]
 TEXTS = ["red dog", "Hund rennt", "home"]
@@ -103,17 +101,21 @@ def test_a_filter_leaves_what_its_columns_say(index):
     assert sorted(hit.row for hit in hits) == [0, 3, 27]
     with pytest.raises(ValueError, match="leaves no clip"):
         index.search_clips([IDS[1]], 1, where={"length": 99})
-    with pytest.raises(ValueError, match="no column 'colour' to filter by; it kept video_id, is_flag, length"):
+    with pytest.raises(ValueError, match="no column 'colour' to filter by; it kept video_id, is_flag, length, file"):
         index.search_clips([IDS[1]], 1, where={"colour": "red"})
 
 
 def test_a_saved_index_answers_as_the_one_in_memory(index, model, processor, tmp_path):
     folder = index.save(tmp_path / "kept" / "index")
     loaded = SearchIndex.load(folder, model)
-    assert sorted(os.listdir(folder)) == sorted([EMBEDDINGS, CLIPS, INDEX])  # and no file named by an id
+    assert sorted(os.listdir(folder)) == sorted([SEGMENTS, INDEX])  # and no file named by an id
+    assert os.listdir(folder / SEGMENTS) == ["000001"]
+    assert sorted(os.listdir(folder / SEGMENTS / "000001")) == sorted(PARTS)
     assert sorted(os.listdir(tmp_path)) == ["kept"]
     assert loaded.search_texts(model, processor, TEXTS, 7) == index.search_texts(model, processor, TEXTS, 7)
     assert loaded.clips[:] == index.clips[:]
+    assert set(loaded.clips["file"]) == set(loaded.clips["start"]) == {None}  # of a dataset
+    assert loaded.thumbnail(0) is None and loaded.media_folder is None
     assert (loaded.model, loaded.revision) == (index.model, index.revision)
     with pytest.raises(FileExistsError, match="already exists"):
         index.save(folder)
@@ -139,9 +141,10 @@ def test_a_fingerprint_outlives_saving_and_changes_with_a_weight_the_config_or_t
     assert len({first, *map(model_fingerprint, others)}) == 4
 
 
-@pytest.mark.parametrize("name", [EMBEDDINGS, CLIPS])
-def test_a_file_that_is_cut_short_or_changed_or_gone_is_named(index, name, tmp_path):
+@pytest.mark.parametrize("part", [EMBEDDINGS, CLIPS])
+def test_a_file_that_is_cut_short_or_changed_or_gone_is_named(index, part, tmp_path):
     folder = index.save(tmp_path / "index")
+    name = f"{SEGMENTS}/000001/{part}"
     whole = (folder / name).read_bytes()
     (folder / name).write_bytes(whole[:-5])
     with pytest.raises(SearchIndexError, match=f"{name}: {len(whole) - 5} bytes, index.json says {len(whole)}"):
@@ -159,17 +162,16 @@ def test_a_file_that_is_cut_short_or_changed_or_gone_is_named(index, name, tmp_p
 def test_a_cut_file_whose_description_was_cut_too_is_still_no_index(index, tmp_path):
     """A size that fits does not make a file readable."""
     folder = index.save(tmp_path / "index")
-    for name in (EMBEDDINGS, CLIPS):
-        content = json.loads((folder / INDEX).read_text())
-        kept = (folder / name).read_bytes()
-        (folder / name).write_bytes(kept[:-5])
-        content["files"][name] = {"num_bytes": len(kept) - 5, "sha256": file_sha256(folder / name)}
+    for part in (EMBEDDINGS, CLIPS):
+        description, path = (folder / INDEX).read_text(), folder / SEGMENTS / "000001" / part
+        content, kept = json.loads(description), path.read_bytes()
+        path.write_bytes(kept[:-5])
+        content["segments"][0]["files"][part] = {"num_bytes": len(kept) - 5, "sha256": file_sha256(path)}
         (folder / INDEX).write_text(json.dumps(content))
         with pytest.raises(SearchIndexError, match="unreadable"):
             SearchIndex.load(folder)
-        (folder / name).write_bytes(kept)
-        content["files"][name] = {"num_bytes": len(kept), "sha256": file_sha256(folder / name)}
-        (folder / INDEX).write_text(json.dumps(content))
+        path.write_bytes(kept)
+        (folder / INDEX).write_text(description)
 
 
 @pytest.mark.parametrize(
@@ -177,7 +179,8 @@ def test_a_cut_file_whose_description_was_cut_too_is_still_no_index(index, tmp_p
     [
         ("{", "not JSON"),
         ("[]", "field 'format' is missing"),
-        (json.dumps(dict.fromkeys(search_module.FIELDS, 7)), "format is 7, and this version reads 1"),
+        (json.dumps({"format": 1, "num_clips": 7}), "format is 1, and this version reads 2; build the index again"),
+        (json.dumps({"format": 2}), "field 'fingerprint' is missing"),
     ],
 )
 def test_a_description_that_is_none_is_refused(index, tmp_path, text, words):
@@ -189,27 +192,30 @@ def test_a_description_that_is_none_is_refused(index, tmp_path, text, words):
         SearchIndex.load(tmp_path)
 
 
-def test_pushing_uploads_the_three_files_and_loading_pins_a_commit(index, model, tmp_path, monkeypatch):
-    calls = []
-
-    class Hub:
-        def create_repo(self, repo_id, **options):
-            calls.append((repo_id, options))
-
-        def upload_folder(self, **options):
-            calls.append(options)
-            return type("Commit", (), {"oid": "abc"})
-
-    monkeypatch.setattr(search_module, "HfApi", Hub)
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"dim": "10"}, "dim is '10', of another kind"),
+        ({"segments": {}}, "segments is '{}', of another kind"),
+        ({"segments": [7]}, r"segments\[0\]: field 'name' is missing"),
+        ({"name": "../../etc"}, "name is '../../etc', no number"),
+        ({"dropped": [0]}, "dropped names a file that is not among its 0"),
+        ({"num_clips": 31}, "30 rows, index.json says 31"),
+        ({"files": {}}, "field 'num_bytes' is missing"),
+    ],
+)
+def test_a_manifest_of_another_shape_is_one_line(index, tmp_path, change, words):
     folder = index.save(tmp_path / "index")
-    assert index.push_to_hub("me/index", folder) == "abc"
-    assert calls[0] == ("me/index", {"repo_type": "dataset", "private": None, "exist_ok": True})
-    assert calls[1]["allow_patterns"] == [EMBEDDINGS, CLIPS, INDEX] and calls[1]["folder_path"] == folder
-    monkeypatch.setattr(
-        search_module, "snapshot_download", lambda name, **options: calls.append((name, options)) or folder
-    )
-    assert len(SearchIndex.from_hub("me/index", "abc", model)) == NUM_CLIPS
-    assert calls[2][0] == "me/index" and calls[2][1]["revision"] == "abc"
+    content = json.loads((folder / INDEX).read_text())
+    (content if set(change) <= set(content) else content["segments"][0]).update(change)
+    (folder / INDEX).write_text(json.dumps(content))
+    with pytest.raises(SearchIndexError, match=words):
+        SearchIndex.load(folder)
+
+
+def test_the_same_index_is_saved_as_the_same_bytes(index, tmp_path):
+    first, second = (index.save(tmp_path / name) for name in "ab")
+    assert (first / INDEX).read_bytes() == (second / INDEX).read_bytes()  # which has every file's SHA-256
 
 
 def unit(*shape, seed=0):
@@ -237,65 +243,3 @@ def test_bad_embeddings_and_ids_are_named():
         one.search_clips(["only"], 2)
     with pytest.raises(KeyError, match="no clip 'other' among the 1"):
         one.search_clips(["other"], 1)
-
-
-@pytest.fixture(params=["Flat", "IVF4,Flat", "HNSW16", "SQ8", "qdrant"])
-def engine(request):
-    vectors = unit(400, 16)
-    if request.param == "qdrant":
-        client = pytest.importorskip("qdrant_client", reason=SEARCH).QdrantClient(":memory:")
-        yield vectors, QdrantSearch.upload(client, "clips", vectors)
-        client.close()
-        return
-    pytest.importorskip("faiss", reason=SEARCH)
-    yield vectors, FaissSearch(vectors, request.param, nprobe=4 if request.param.startswith("IVF") else None)
-
-
-def test_an_engine_finds_what_the_exact_search_finds(engine):
-    vectors, engine = engine
-    exact = SearchIndex(vectors, Dataset.from_dict({"video_id": [str(row) for row in range(400)]}), "f")
-    other = SearchIndex(vectors, exact.clips, "f", engine=engine)
-    queries = unit(8, 16, seed=1)
-    truth, found = exact.search(queries, 10), other.search(queries, 10)
-    same = [len({hit.row for hit in a} & {hit.row for hit in b}) for a, b in zip(truth, found, strict=True)]
-    assert np.mean(same) >= 9.5
-    assert found[0][0].score == pytest.approx(truth[0][0].score, abs=1e-2)
-
-
-def test_an_engine_obeys_a_filter_and_gives_what_it_leaves(engine):
-    _, engine = engine
-    allowed = torch.zeros(400, dtype=torch.bool)
-    allowed[[3, 50, 399]] = True
-    scores, rows = engine.search(unit(2, 16, seed=1), 10, allowed)
-    assert rows.shape[1] == 3
-    assert set(rows[rows >= 0].tolist()) <= {3, 50, 399}
-    assert (scores[rows < 0] == -torch.inf).all()
-    with pytest.raises(ValueError, match="leaves no clip"):
-        engine.search(unit(2, 16), 10, torch.zeros(400, dtype=torch.bool))
-
-
-def test_an_engine_names_bad_requests(engine):
-    _, engine = engine
-    with pytest.raises(ValueError, match="top is 401; there are 400 clips"):
-        engine.search(unit(1, 16), 401)
-    with pytest.raises(ValueError, match="expected"):
-        engine.search(unit(1, 15), 1)
-    with pytest.raises(ValueError, match="queries row 0 holds a NaN"):
-        engine.search(torch.full((1, 16), torch.nan), 1)
-    with pytest.raises(SearchIndexError, match="the engine holds 400 rows, the index 2"):
-        SearchIndex(unit(2, 16), Dataset.from_dict({"video_id": ["a", "b"]}), "f", engine=engine)
-
-
-def test_a_factory_string_that_is_none_is_named():
-    pytest.importorskip("faiss", reason=SEARCH)
-    with pytest.raises(ValueError, match="factory is 'Nonsense', which FAISS cannot build from 50 vectors"):
-        FaissSearch(unit(50, 16), "Nonsense")
-
-
-def test_a_collection_is_made_once_and_asked_only_if_there():
-    client = pytest.importorskip("qdrant_client", reason=SEARCH).QdrantClient(":memory:")
-    with pytest.raises(ValueError, match="no collection 'clips'"):
-        QdrantSearch(client, "clips")
-    QdrantSearch.upload(client, "clips", unit(5, 4))
-    with pytest.raises(ValueError, match="has a collection 'clips' already"):
-        QdrantSearch.upload(client, "clips", unit(5, 4))

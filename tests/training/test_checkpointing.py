@@ -30,12 +30,12 @@ PROGRESS = {"best": {"validation_mrr": 12.5}, "curve": [0.1 + 0.2, 1e-17], "seco
 class Run:
     """A model with dropout, AdamW with two groups, a warm-up and a cosine: everything that has a state."""
 
-    def __init__(self, make_model, make_batch, seed=0):
+    def __init__(self, make_model, make_batch, seed=0, fused=True):
         torch.manual_seed(99)
         self.model = make_model(seed=seed, hidden_dropout_prob=0.3, attention_probs_dropout_prob=0.3).train()
         learning = [p for p in self.model.parameters() if p.requires_grad]
         groups = [{"params": learning[:5], "lr": 1e-3}, {"params": learning[5:]}]
-        self.optimizer = torch.optim.AdamW(groups, lr=1e-2, weight_decay=0.1)
+        self.optimizer = torch.optim.AdamW(groups, lr=1e-2, weight_decay=0.1, fused=fused)
         self.scheduler = get_scheduler("cosine", self.optimizer, 3, 20)
         self.batch = make_batch()
 
@@ -62,7 +62,7 @@ class Run:
 
 @pytest.fixture
 def make_run(make_model, make_batch):
-    return lambda seed=0: Run(make_model, make_batch, seed)
+    return lambda seed=0, fused=True: Run(make_model, make_batch, seed, fused)
 
 
 @pytest.fixture
@@ -97,6 +97,18 @@ def test_a_resumed_run_has_bit_for_bit_the_losses_of_the_uninterrupted_one(make_
     for name, value in run.states().items():
         assert torch.equal(resumed.states()[name], value), name
     assert resumed.scheduler.get_last_lr() == run.scheduler.get_last_lr()
+
+
+def test_a_run_that_was_interrupted_before_the_optimizer_was_fused_ends_as_it_would_have(make_run, tmp_path):
+    run = make_run(fused=None)
+    torch.manual_seed(3)
+    run.train(4)
+    path = run.save(tmp_path, 4)
+    wanted = run.train(4)
+    resumed = make_run()
+    resumed.load(path)
+    assert [group["fused"] for group in resumed.optimizer.param_groups] == [None, None]
+    assert resumed.train(4) == wanted
 
 
 def test_saving_changes_nothing_in_the_run(make_run, tmp_path):

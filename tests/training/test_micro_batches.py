@@ -14,6 +14,8 @@ KINDS = {
     "one language": {"languages": ["en"]},
     "two languages and clips": {"languages": ["en", "de"], "languages_per_clip": 2},
     "two languages": {"languages": ["en", "de"], "languages_per_clip": 2, "with_video": False},
+    "four languages and clips": {"languages": ["en", "de", "fr", "sw"], "languages_per_clip": 4},
+    "four languages": {"languages": ["en", "de", "fr", "sw"], "languages_per_clip": 4, "with_video": False},
     "one language, no noise": {"languages": ["de"], "noise_probability": 0.0},
 }
 
@@ -31,6 +33,8 @@ def make_collated(make_processor, make_rows):
     def make(kind, repeats=1):
         collate = MMTDataCollator(make_processor(), **{"noise_probability": 0.3} | KINDS[kind])
         rows = [row | {"draw": (0, 0, number)} for number, row in enumerate(make_rows(6))]
+        for row in rows:
+            row["caption_fr"], row["caption_sw"] = "fast dog home", [text[::-1] for text in row["caption_en"]]
         return collate(rows * repeats)
 
     return make
@@ -48,6 +52,23 @@ def test_what_is_encoded_in_micro_batches_is_what_the_whole_batch_gives(make_mod
     assert found.keys() == wanted.keys()
     torch.testing.assert_close(found, wanted)
     assert len(cut.chunks) > 1 or max_tokens in (None, 40)
+
+
+@pytest.mark.parametrize("max_tokens", [None, 12])
+@pytest.mark.parametrize("kind", ["two languages and clips", "four languages and clips"])
+def test_a_clip_is_encoded_once_for_all_of_its_captions_where_nothing_is_conditional(
+    make_model, make_collated, kind, max_tokens
+):
+    model, batch = make_model(cross_weight=0.0), make_collated(kind, repeats=2)
+    cut = micro_batches(batch, max_tokens, conditional=False)
+    with torch.no_grad():
+        wanted = model.embed(batch)
+        parts = [model.embed(chunk) for chunk in cut.chunks]
+        found = cut.restore({name: torch.cat([p[name] for p in parts if name in p]) for name in parts[-1]})
+    assert found.keys() == wanted.keys()
+    torch.testing.assert_close(found, wanted)
+    rows = sum(len(chunk["video_mask"]) for chunk in cut.chunks if "video_mask" in chunk)
+    assert rows == 6 + 12  # six clips that come twice, and each row's noised copy
 
 
 def test_each_distinct_caption_and_clip_of_a_view_is_encoded_once(make_collated):

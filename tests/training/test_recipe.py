@@ -31,10 +31,10 @@ BAD = {
     | {"learning_rate": [-0.1], "text_learning_rate": [-0.1], "vision_learning_rate": [-0.1], "weight_decay": [-0.1]}
     | {"learn_vision_layers": [-1], "adam_beta2": [1.0], "warmup_ratio": [2.0], "lr_scheduler_type": ["cosinus", None]}
     | {"max_grad_norm": [-1.0], "average_with_start": [2.0], "evaluations": [-1], "save_steps": [0]},
-    "finetuning.sources[0].": {"languages": [[], ["en", "de", "en"]], "languages_per_clip": [0, 3]}
+    "finetuning.sources[0].": {"languages": [[], ["en", "de", "en"]], "languages_per_clip": [0, 10]}
     | {"max_keywords": [0], "keyword_pool_size": [-1], "noise_probability": [1.5], "noise_pool_size": [-1]}
     | {"weight": [-1.0], "features": [["a store without its dataset"]], "revision": ["v1.0"], "augmentation": [3]}
-    | {"clip_seconds": [[1.0], [3.0, 2.0]]},
+    | {"clip_seconds": [[1.0], [3.0, 2.0]], "named_share": [0.0, 1.5], "exclude_languages": [["en"]]},
     "finetuning.sources[0].augmentation.": {"scale": [-0.1, 1.0], "temporal_jitter": [0]},
 }
 
@@ -112,10 +112,28 @@ def test_the_text_encoders_configuration_is_not_told_twice():
         load_recipe(["emoji9/none_en", "--model.config", '{"text_config": {}}'])
 
 
-def test_pairs_need_two_languages():
+def test_captions_of_several_languages_need_as_many():
     assert Source(languages=["en", "de"], languages_per_clip=2).languages_per_clip == 2
-    with pytest.raises(ValidationError, match="name two or more"):
+    with pytest.raises(ValidationError, match="languages_per_clip 2; name 2 or more"):
         Source(languages=["en"], languages_per_clip=2)
+    assert Source(languages=list("abcdefghi"), languages_per_clip=9).languages_per_clip == 9
+    with pytest.raises(ValidationError, match="languages_per_clip 9; name 9 or more"):
+        Source(languages=list("abcdefgh"), languages_per_clip=9)
+
+
+def test_a_share_of_names_is_of_a_source_that_draws_them():
+    source = {"text_column": "keywords", "named_share": 0.5}
+    with pytest.raises(RecipeError, match=r"finetuning.sources\[0\].named_share is 0.5, but it does not draw name"):
+        load_recipe(["emoji9/none_en", "--finetuning.sources", json.dumps([source])])
+    with pytest.raises(RecipeError, match="named_share is 0.5, which clip_seconds has no use for"):
+        load_recipe(["emoji9/none_en", "--finetuning.sources", json.dumps([source | {"clip_seconds": [1.0, 2.0]}])])
+
+
+def test_languages_differ_in_one_direction_fewer_than_they_are():
+    config = "--model.config.language_directions"
+    assert load_recipe(["emoji9/none_en", config, "8"]).model.config["language_directions"] == 8
+    with pytest.raises(RecipeError, match="language_directions is 9, and data.languages are 9"):
+        load_recipe(["emoji9/none_en", config, "9"])
 
 
 @pytest.mark.parametrize("extreme", [0.0, 1.0])
@@ -132,7 +150,7 @@ def test_shares_may_be_none_or_all(extreme):
         (
             {"finetuning.sources.0.languagess": ["en"]},
             [],
-            "finetuning.sources[0].languagess is not a field of Source; did you mean languages or languages_per_clip?",
+            "finetuning.sources[0].languagess is not a field of Source; did you mean languages or exclude_languages?",
         ),
         (
             {"model.config.hiden_size": 8},
@@ -350,7 +368,11 @@ def test_the_values_that_name_a_stages_folder_are_what_they_were(tmp_path):
     """The hash is of these values as JSON: 1 in place of 1.0 would train every finished stage again."""
     (tmp_path / "recipe.yaml").write_text(VALUES, encoding="utf-8")
     recipe = asdict(load_recipe([str(tmp_path / "recipe.yaml")]))
-    assert recipe["model"].pop("dual_encoder") is None  # no part of the name where it is null
+    for name in ("dual_encoder", "statistics_text_column"):
+        assert recipe["model"].pop(name) is None  # no part of the name where it is null
+    for source in (source for stage in ("pretraining", "finetuning") for source in recipe[stage]["sources"]):
+        later = [source.pop(name) for name in ("other_text_columns", "named_share", "exclude_languages")]
+        assert later == [[], 1.0, []]
     named = {part: recipe[part] for part in ("data", "model", "pretraining", "finetuning")}
     assert sha256(json.dumps(named, sort_keys=True).encode()).hexdigest() == VALUES_SHA256
 

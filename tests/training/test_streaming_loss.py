@@ -106,6 +106,20 @@ def test_captions_are_compared_across_languages(name, block_size):
     assert (found[0] - dense(name, inputs)[0]).abs() > 1e-3
 
 
+@pytest.mark.parametrize("block_size", [5, 37])
+@pytest.mark.parametrize("name", NAMES)
+def test_nine_captions_of_a_clip_are_compared_each_with_each(name, block_size):
+    """Words that languages share: any caption of a clip may be any caption of another."""
+    inputs, ids = batch(name), torch.arange(10 * N).view(N, 10)
+    generator = torch.Generator().manual_seed(3)
+    for row, other, k, m in torch.randint(1, 10, (20, 4), generator=generator).tolist():
+        ids[row, k] = ids[other + 20, m]
+    assert N + 20 < positive_mask(ids).sum() <= N + 40
+    found = streaming(name, inputs, ids, block_size=block_size)
+    torch.testing.assert_close(found, dense(name, inputs, ids))
+    assert (found[0] - dense(name, inputs)[0]).abs() > 1e-3
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_rows_need_not_have_unit_norm(name):
     inputs = batch(name, torch.float32, logit_scale=50.0, norm=False)

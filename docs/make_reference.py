@@ -1,0 +1,57 @@
+"""Write the pages on verbs and recipe fields from the code: `python docs/make_reference.py` (a test compares them).
+
+The words of a page are those of `mmt VERB --help` and of the recipe's docstrings, so that they are written once.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+os.environ["COLUMNS"] = "100"  # argparse wraps its help to this width
+
+import mmt
+from modeling_mmt.training.recipe_reading import help_lines
+
+REFERENCE = Path(__file__).parent / "reference"
+
+
+def commands_page() -> str:
+    """Every verb with its help."""
+    parser = mmt.build_parser()
+    verbs = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    lines = ["# Commands", "", "Every verb of `mmt`, as its `--help` prints it.", ""]
+    for name, verb in verbs.choices.items():
+        help_text = verb.format_help().rstrip().replace("mmt.py", "mmt")
+        lines += [f"## mmt {name}", "", "```text", help_text, "```", ""]
+        if name == "train":
+            lines += ["Its options are the fields of a [recipe](recipe.md).", ""]
+    return "\n".join(lines)
+
+
+def recipe_page() -> str:
+    """Every field of a recipe with its type, default and meaning."""
+    return "\n".join(["# Recipe fields", "", *_recipe_lines()]) + "\n"
+
+
+def _recipe_lines() -> Iterator[str]:
+    yield "A recipe is a YAML or JSON file. Every field is also an option of `mmt train`, such as"
+    yield "`--finetuning.learning_rate 3e-5`; the stages `pretraining` and `finetuning` have the same fields."
+    for line in "\n".join(help_lines()).splitlines():
+        if line.startswith("  --"):
+            field, _, default = line.strip().partition("; ")
+            name, _, kind = field[2:].partition(" ")
+            yield f"\n`{name}` *{kind}*, default `{default}`<br>"
+        elif line.startswith(" "):
+            yield line.strip()
+        elif line:
+            yield f"\n## {line.rstrip('.')}"
+
+
+PAGES = {"commands.md": commands_page, "recipe.md": recipe_page}
+
+if __name__ == "__main__":
+    for page, write in PAGES.items():
+        (REFERENCE / page).write_text(write(), encoding="utf-8")
+    sys.exit()

@@ -1,0 +1,226 @@
+"""The work of bringing an index in step with a folder: examine, decode, encode, embed, write down, merge."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from tqdm import tqdm
+
+from modeling_mmt.data.errors import InputError
+from modeling_mmt.data.files import write_json
+from modeling_mmt.evaluation.evaluate import open_checkpoint
+from modeling_mmt.extraction.encoders import StepEncoder
+from modeling_mmt.extraction.workers import CallFailedError, WorkerPool
+from modeling_mmt.search.index import check_fingerprint, model_fingerprint
+from modeling_mmt.search.index_folder import IndexFolder, StoredFile
+from modeling_mmt.search.manifest import SOURCE, Manifest, SearchIndexError
+from modeling_mmt.search.media_encoder import MediaEncoder, load_encoders, own_encoders, recorded_encoders
+from modeling_mmt.search.media_files import MediaFile
+from modeling_mmt.search.media_status import IndexOptions, IndexReport, source_of, status_of
+from modeling_mmt.search.media_windows import (
+    Chunk,
+    MediaReader,
+    Plan,
+    Planned,
+    WindowRule,
+    chunks_of,
+    clip_id,
+    middle_frame,
+)
+from modeling_mmt.search.segments import FILE_SCHEMA, NO_CLIPS, Rows
+
+ROWS_A_SEGMENT, SECONDS_A_SEGMENT = 4096, 60.0  # what a killed run loses at most
+DEFAULTS = {"window": 8.0, "shots": False, "frames_per_second": 2.0}  # and stride half a window
+
+
+def bring_in_step(
+    media: Path, folder: Path, index: IndexFolder | None, found: Mapping[str, MediaFile], options: IndexOptions
+) -> IndexReport:
+    """`update_index`, once it is known that there is something to do; the caller holds the lock."""
+    name = options.model or (index.manifest.model if index else "")
+    name = os.path.abspath(name) if Path(name).exists() else name
+    revision = options.revision or (index.manifest.revision if index else None)
+    model, processor = open_checkpoint(name, revision)
+    model.to(options.device)  # type: ignore[arg-type]  # transformers' wrapper has a type of its own
+    if index is not None:
+        check_fingerprint(model, index.manifest.fingerprint, index.manifest.model)
+    encoders, recorded = _encoders(model, processor, name, revision, options)
+    if index is None:
+        chosen = {key: value for key, value in options.rule.items() if value is not None}
+        settings = {**DEFAULTS, **chosen, "encoders": recorded}
+        settings.setdefault("stride", settings["window"] / 2)
+        _rule(settings)
+        dim = model.config.projection_dim
+        Manifest(model_fingerprint(model), name, revision, dim, settings).write(folder)
+        index = IndexFolder(folder)
+    elif index.manifest.settings["encoders"] != recorded:
+        raise SearchIndexError(
+            f"{folder} was made with the encoders {index.manifest.settings['encoders']}, and these are {recorded}; "
+            "name those, or a new folder"
+        )
+    else:
+        index.rename_model(name, revision)  # it may lie elsewhere by now
+    write_json(folder / SOURCE, source_of(media, name))
+    index.clean()
+    update = _Update(index, MediaEncoder(model, processor, encoders, options.batch_size), options)
+    return update.run(found)
+
+
+def _encoders(
+    model: Any, processor: Any, name: str, revision: str | None, options: IndexOptions
+) -> tuple[list[StepEncoder], list[dict[str, Any]]]:
+    """What makes steps of frames, and how the manifest names it; encoders inside the model need no name."""
+    if own := own_encoders(model, processor):
+        if options.encoders or options.image_size:
+            raise InputError(f"{name} has its vision encoders inside; leave --encoder and --image_size out")
+        return own, []
+    if options.encoders:
+        given = {"revision": None, "image_size": options.image_size, "crop": True}
+        recorded = [{"name": encoder, **given} for encoder in options.encoders]
+    else:
+        recorded = recorded_encoders(processor, name, revision)
+    encoders = load_encoders(recorded, options.device)
+    for one, encoder in zip(recorded, encoders, strict=True):
+        one |= {"revision": encoder.revision, "image_size": encoder.image_size}
+    return encoders, recorded
+
+
+def _rule(settings: Mapping[str, Any]) -> WindowRule:
+    return WindowRule(settings["window"], settings["stride"], settings["shots"])
+
+
+@dataclass
+class _Job:
+    """A file that is being decoded."""
+
+    media: MediaFile
+    planned: Planned
+    num_chunks: int
+    features: list[np.ndarray] = field(default_factory=list)
+    thumbnails: dict[int, bytes] = field(default_factory=dict)
+    failed: bool = False
+
+
+class _Update:
+    """One run: files in their order through workers, encoders and model; what is finished is written now and then."""
+
+    def __init__(self, index: IndexFolder, encoder: MediaEncoder, options: IndexOptions):
+        self.index, self.encoder, self.options = index, encoder, options
+        self.settings = index.manifest.settings
+        self.rate = self.settings["frames_per_second"]
+        self.report = IndexReport()
+        self.known = {file.sha256: file for file in index.files.values() if file.reason is None}
+        self.pending: list[Rows] = []
+        self.written_at = time.monotonic()
+
+    def run(self, found: Mapping[str, MediaFile]) -> IndexReport:
+        """Do all that `status_of` names."""
+        status = status_of(self.index, found)
+        todo = [found[name] for name in sorted([*status.new, *status.changed])]
+        reader = MediaReader([one.prepare for one in self.encoder.encoders], self.rate, _rule(self.settings))
+        workers = self.options.num_workers or os.cpu_count() or 1
+        with WorkerPool(reader, workers, self.options.timeout) as pool, self._bar(len(todo)) as self.bar:
+            try:
+                for job, features in self.encoder.features(self._chunks(pool, todo)):
+                    self._take(job, features)
+            finally:
+                self._write()  # what is finished is kept, whatever ends this run
+        self.index.commit(gone=status.gone)
+        self.report.dropped = len(status.gone)
+        self.index.compact()
+        failed = [file for file in self.index.files.values() if file.reason is not None]
+        if failed and not self.index.num_clips:
+            raise InputError(
+                f"none of the {len(failed)} files can be read; the first is {failed[0].file}: {failed[0].reason}"
+            )
+        return self.report
+
+    def _bar(self, total: int) -> tqdm:
+        return tqdm(total=total, desc="indexed", unit="file", disable=not self.options.progress, smoothing=0.05)
+
+    def _chunks(self, pool: WorkerPool, todo: Sequence[MediaFile]) -> Iterator[tuple[_Job, Chunk]]:
+        """The pieces of the files that must be decoded, in order; the others are finished on the way."""
+        reading: deque[_Job] = deque()
+        ahead = 2 * pool.num_workers
+
+        def calls() -> Iterator[Any]:
+            for media, planned in zip(todo, pool.map((Plan(one.path) for one in todo), ahead), strict=True):
+                if isinstance(planned, CallFailedError):
+                    self._fail(media, None, str(planned))
+                elif (known := self.known.get(planned.sha256)) is not None:
+                    self._recognise(media, known)
+                else:
+                    wanted = chunks_of(media.path, planned, self.rate, self.encoder.frames_per_step)
+                    job = _Job(media, planned, len(wanted))
+                    reading.extend([job] * len(wanted))
+                    yield from wanted
+
+        for chunk in pool.map(calls(), ahead):
+            job = reading.popleft()
+            if job.failed:
+                continue
+            if isinstance(chunk, CallFailedError):
+                job.failed = True
+                self._fail(job.media, job.planned.sha256, str(chunk))
+                continue
+            job.thumbnails |= chunk.thumbnails
+            yield job, chunk
+
+    def _take(self, job: _Job, features: np.ndarray) -> None:
+        """A piece's features; with the last one, the file is finished."""
+        job.features.append(features)
+        if job.failed or len(job.features) < job.num_chunks:
+            return
+        steps, spans = np.concatenate(job.features), job.planned.spans
+        try:
+            embeddings = self.encoder.embed(steps, spans, self.rate / self.encoder.frames_per_step)
+        except ValueError as error:
+            self._fail(job.media, job.planned.sha256, str(error))
+            return
+        frames = [middle_frame(span, self.rate, job.planned.num_frames) for span in spans] or [0]
+        rows = [
+            {"video_id": clip_id(job.media.file, span), "file": job.media.file, "start": span[0], "end": span[1]}
+            for span in spans
+        ]
+        clips = pa.Table.from_pylist(rows or [{"video_id": job.media.file, "file": job.media.file}], NO_CLIPS.schema)
+        files = self._files(job.media, job.planned.sha256, len(clips))
+        self.report.seconds_of_video += job.planned.duration or 0.0
+        self._put(Rows(embeddings, clips, [job.thumbnails[frame] for frame in frames], files))
+
+    def _recognise(self, media: MediaFile, known: StoredFile) -> None:
+        """A file whose content is known: its rows are those, under its name."""
+        self.report.recognised += 1
+        self._put(self.index.rows_of(known, self._files(media, known.sha256, known.num_clips)))
+
+    def _fail(self, media: MediaFile, content: str | None, reason: str) -> None:
+        """A file that cannot be read."""
+        files = self._files(media, content, 0, reason.replace(media.path, media.file))
+        self._put(Rows(torch.empty(0, self.index.manifest.dim), NO_CLIPS, [], files))
+
+    def _files(self, media: MediaFile, content: str | None, num_clips: int, reason: str | None = None) -> pa.Table:
+        values = (media.file, media.size, media.mtime_ns, content, num_clips, reason)
+        return pa.Table.from_pylist([dict(zip(FILE_SCHEMA.names, values, strict=True))], FILE_SCHEMA)
+
+    def _put(self, rows: Rows) -> None:
+        """Keep a finished file's rows, and write what has come together."""
+        is_new = rows.files["file"][0].as_py() not in self.index.files
+        self.report.added, self.report.replaced = self.report.added + is_new, self.report.replaced + (not is_new)
+        self.pending.append(rows)
+        self.bar.update()
+        many = sum(len(one.clips) for one in self.pending) >= ROWS_A_SEGMENT
+        if many or time.monotonic() - self.written_at > SECONDS_A_SEGMENT:
+            self._write()
+
+    def _write(self) -> None:
+        if self.pending:
+            self.index.commit(Rows.join(self.pending))
+        self.pending, self.written_at = [], time.monotonic()
