@@ -143,9 +143,9 @@ def run(arguments: argparse.Namespace) -> dict[str, int]:
     folder = arguments.output_dir
     counts = build(ABOUT, read, Options(Path(), folder), RULES)
     clips = zip(ids, features.reshape(len(ids), 1, -1), strict=True)
-    write_feature_store(
-        folder / "features", clips, **facts, source={"classifier": EFFICIENTNET_LITE0.member} | settings
-    )
+    size = {"image_size": (drawings.manifest["source"] or {}).get("image_size")}
+    made_of = {"classifier": EFFICIENTNET_LITE0.member} | settings | size
+    write_feature_store(folder / "features", clips, **facts, source=made_of)
     moved = ((video_id, features + (photo_mean - centre)) for video_id, features in drawings.items())
     write_feature_store(folder / "moved", moved, **facts, source={"moved": drawings.fingerprint} | size)
     return counts
