@@ -15,7 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TOKENIZERS_PARALLELISM := false
 
 .PHONY: help install fix check test test-slow test-wheel test-real test-family test-system test-floors test-newest test-python \
-	docs demo table table-quick table-shares crossfit table-storybook8 ablations bench clean
+	docs demo table table-quick table-shares crossfit table-storybook8 table-photo9 ablations bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "%-17s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -131,6 +131,9 @@ crossfit: $(STAMP)  ## four of its rows in five folds, so that every concept is 
 
 table-storybook8: $(STAMP)  ## the same rows on picture books: make table-storybook8 DATA=<folder with storybook8/>
 	$(PY) experiments/storybook8.py --data_dir $(DATA)/storybook8 $(ARGS)
+
+table-photo9: $(STAMP)  ## rows with and without photographs on real ones: make table-photo9 DATA=<folder with photo9/>
+	$(PY) experiments/photo9.py --data_dir $(DATA)/photo9 $(ARGS)
 
 ablations: $(STAMP)  ## one switch at a time, on validation
 	$(PY) experiments/run.py ablations $(ARGS)

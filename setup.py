@@ -96,7 +96,7 @@ setup(
     py_modules=["mmt"],
     package_data={
         "modeling_mmt": ["hub/model_card.md", "recipes/**", "report/*.jinja"],
-        "datasets_scripts": ["emoji9/**"],
+        "datasets_scripts": ["emoji9/**", "imagenet_classes.jsonl", "LICENSE-WordNet-3.0.txt"],
     },
     entry_points={"console_scripts": ["mmt = mmt:main"]},
     python_requires=">=3.11,<3.14",  # the versions that the suite ran on

@@ -37,14 +37,12 @@ from modeling_mmt.data.sources import (
 
 INDEX = "photo9.jsonl"
 FIELDS = ("id", "file", "source", "licence", "concept", "emoji", "emoji9_split", "name", "name_source")
+COLUMNS = ("concept", "source", "licence", "emoji", "emoji9_split")  # that a row keeps as they are
 EMOJI9_SPLITS = ("train", "validation", "test")
 SPLITS = ("train", "validation", "test", "test_unseen", "validation_unseen")
 HELD_OUT = 0.2  # of a concept's photos, in each of validation and test
 NEAR = 6  # of the 64 bits in which the hashes of near-duplicates differ
-WRONG: dict[str, str] = {  # what looking at every concept's sheet found
-}
 RULES = {
-    "wrong_photo": "a photo that does not show what its name says, found by eye (`WRONG`): dropped",
     "near_duplicate": f"a photo whose difference hash is within {NEAR} of 64 bits of another's of its concept: in one "
     "split with it",
     "named": "a keyword that is a name of the concept: dropped",
@@ -66,7 +64,7 @@ ABOUT = About(
         "video_id": "as in the source",
         "concept": "what the photo shows: every photo of a concept answers its name",
         "source, licence": "the collection that the photo is from, and its licence",
-        "emoji": "that means the concept, or None",
+        "emoji, emoji9_split": "that means the concept, and its split in emoji9; or None",
         "frames, num_frames": "the photo, bytes unchanged; always 1",
         "name_<language>": "the concept's name, or None",
         "keywords_<language>": "CLDR keywords of its emoji without its name; none where emoji9 does not train on it",
@@ -82,10 +80,7 @@ def read(sources: Sources, tally: Tally, clock: Clock) -> tuple[datasets.Feature
     for number, line in enumerate(sources.lines(INDEX), start=1):
         photo = read_photo(line, f"{sources.folder / INDEX}, line {number}", tally)
         picture = sources.picture(photo.pop("file"))
-        if photo["video_id"] in WRONG:
-            tally.count("wrong_photo")
-        else:
-            photos[photo["concept"]].append(photo | {"frames": {"bytes": picture, "path": None}})
+        photos[photo["concept"]].append(photo | {"frames": {"bytes": picture, "path": None}})
     keywords = emoji9_keywords()
     rows: dict[str, list[Row]] = {split: [] for split in SPLITS}
     for alike in photos.values():
@@ -94,13 +89,13 @@ def read(sources: Sources, tally: Tally, clock: Clock) -> tuple[datasets.Feature
             rows[split].append(with_keywords(photo, keywords.get(photo["emoji"], {}), tally))
     texts = {f"name_{language}": datasets.Value("string") for language in LANGUAGES}
     texts |= {f"keywords_{language}": datasets.List(datasets.Value("string")) for language in LANGUAGES}
-    plain = {name: datasets.Value("string") for name in ("video_id", "concept", "source", "licence", "emoji")}
+    plain = {name: datasets.Value("string") for name in ("video_id", *COLUMNS)}
     features = plain | {"num_frames": datasets.Value("int32"), "frames": datasets.Image()} | texts
     return datasets.Features(features), {split: iter(part) for split, part in rows.items() if part}
 
 
 def read_photo(line: str, where: str, tally: Tally) -> Row:
-    """A line, checked: the row without its picture, with `file`, `emoji9_split` and `is_cldr` beside."""
+    """A line, checked: the row without its picture, with `file` and `is_cldr` beside."""
     record = json_object(line, where, FIELDS)
     video_id, file = checked_id(record["id"], f"{where}, id"), record["file"]
     if file != f"images/{video_id}.jpg":
@@ -127,8 +122,8 @@ def read_photo(line: str, where: str, tally: Tally) -> Row:
 
 
 def splits_of(alike: Sequence[Row], tally: Tally) -> list[str]:
-    """The split of each photo of a concept; the fields that it follows from are taken out of the rows."""
-    seen = {(photo.pop("is_cldr"), photo.pop("emoji9_split")) for photo in alike}
+    """The split of each photo of a concept; `is_cldr` is taken out of the rows."""
+    seen = {(photo.pop("is_cldr"), photo["emoji9_split"]) for photo in alike}
     if len(seen) > 1:
         raise SourceError(
             f"{INDEX}: photos of {alike[0]['concept']!r} differ in emoji9_split or name_source; mend them"

@@ -15,6 +15,7 @@ from modeling_mmt.data.clips import FrameReader
 from modeling_mmt.data.collator import ClipDataset, Draw, EpochBatchSampler, MMTDataCollator
 from modeling_mmt.data.fingerprints import architecture, encoder_fingerprint, rows_fingerprint, weights_fingerprint
 from modeling_mmt.data.windows import SampledClips
+from modeling_mmt.inputs_mmt import ItemError
 from modeling_mmt.training.corpora import Corpora
 from modeling_mmt.training.layer_cache import FrozenTextCache
 from modeling_mmt.training.recipe import DataArguments, Source, StageArguments, columns_of, statistics_columns
@@ -56,7 +57,7 @@ class RunData:
         if (vision := self.model.video_model.vision_model) is not None:
             contents["vision"] = [weights_fingerprint(vision), *(architecture(e.config) for e in vision.encoders())]
             contents["pixels"] = self.processor.feature_extractor.pixels
-        if self.recipe.model.dual_encoder is not None:  # the heads start from its weights too
+        if self.recipe.model.starts_trained:  # the heads start from its weights too
             heads = (self.model.text_model.pooling, self.model.video_model.pooling)
             contents["heads"] = [weights_fingerprint(head) for head in heads]
         for number, source in enumerate(stage.sources):
@@ -265,7 +266,10 @@ class TokenizedOnce:
     def __call__(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
         """`input_ids` and `attention_mask`, `(B, L)`, padded to the longest caption."""
         if new := [text for text in dict.fromkeys(texts) if text not in self.rows]:
-            batch = self.processor(text=new)
+            try:
+                batch = self.processor(text=new)
+            except ItemError as error:
+                raise error.named(list(texts).index(new[error.name])) from None
             for row, (text, length) in enumerate(zip(new, batch["attention_mask"].sum(dim=1).tolist(), strict=True)):
                 self.rows[text] = {name: values[row, :length].clone() for name, values in batch.items()}
         padding = {"input_ids": self.processor.tokenizer.pad_token_id}

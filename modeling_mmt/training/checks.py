@@ -20,7 +20,8 @@ from modeling_mmt.data.checks import (
     too_few_languages,
 )
 from modeling_mmt.data.collator import EpochBatchSampler
-from modeling_mmt.data.errors import naming_input
+from modeling_mmt.data.errors import InputError, naming_input
+from modeling_mmt.evaluation.evaluate import check_checkpoint
 from modeling_mmt.extraction.packaged_encoders import PACKAGED_ENCODERS, resolve_encoder
 from modeling_mmt.training.corpora import Corpora
 from modeling_mmt.training.recipe import DataArguments, Recipe, RecipeError, Source, columns_of, statistics_columns
@@ -59,8 +60,14 @@ def _up_to_what_is_missing(problems: Iterator[str]) -> Iterator[str]:
 def encoder_problems(corpora: Corpora) -> Iterator[str]:
     """Encoders whose configuration cannot be loaded, or that are not deep enough; packaged ones are fetched by pip."""
     model = corpora.recipe.model
-    kind = "text model" if model.dual_encoder is None else "dual encoder"
-    named = [(kind, model.dual_encoder or model.text_model, model.text_revision)]
+    if model.checkpoint is not None:
+        try:
+            check_checkpoint(model.checkpoint)
+        except (FileNotFoundError, InputError) as error:
+            yield f"model.checkpoint: {error}{corpora.origin(model.checkpoint)}"
+            return
+    kind = "checkpoint" if model.checkpoint else "dual encoder" if model.dual_encoder else "text model"
+    named = [(kind, model.start, model.checkpoint_revision or model.text_revision)]
     named += [("vision model", name, model.vision_revision) for name in model.vision_model]
     for kind, name, revision in named:
         if name in PACKAGED_ENCODERS:
@@ -173,7 +180,7 @@ def source_problems(corpora: Corpora, stage_name: str, number: int, world_size: 
         if len(rates) > 1 or None in rates:
             yield f"{where}: clip_seconds needs one rate of all its stores; they have {sorted(rates, key=str)}"
             return
-        for language in source.languages:
+        for language in source.languages if features else ():
             for problem in cue_problems(rows, source.text_column, language):
                 yield f"{data.dataset} (train): {problem}"
         with naming_input(where, RecipeError):

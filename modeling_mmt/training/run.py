@@ -218,7 +218,7 @@ def open_data(recipe: Recipe, accelerator: Accelerator) -> RunData:
     for problem in recipe_problems(corpora, accelerator.num_processes):
         raise RecipeError(problem)
     with naming_input(
-        f"model {', '.join([recipe.model.dual_encoder or recipe.model.text_model, *recipe.model.vision_model])}",
+        f"model {', '.join([recipe.model.start, *recipe.model.vision_model])}",
         RecipeError,
     ):
         model, processor = build_towers(recipe, corpora.features(recipe.data))
@@ -296,10 +296,13 @@ def video_extractors(data: RunData) -> list[dict[str, Any]]:
     model, features = data.recipe.model, data.corpora.features(data.recipe.data)
     manifests = [store.manifest for store in features.stores] if features else []
     extractors = [{key: manifest[key] for key in ("extractor", "revision", "rate", "dim")} for manifest in manifests]
-    encoders = [model.dual_encoder] if model.dual_encoder else model.vision_model
+    if data.model.config.vision_config is None:
+        return extractors
+    encoders, revision = [model.start] if model.starts_trained else model.vision_model, model.vision_revision
     own = zip(encoders, data.model.config.video_feature_dims, strict=False)
-    return extractors + [
-        {"extractor": encoder, "revision": model.vision_revision, "rate": None, "dim": dim} for encoder, dim in own
+    return [
+        {"extractor": encoder, "revision": model.checkpoint_revision or revision, "rate": None, "dim": dim}
+        for encoder, dim in own
     ]
 
 

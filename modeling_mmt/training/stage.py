@@ -99,7 +99,7 @@ def train_stage(
     started = time.monotonic() - progress["seconds"]
 
     bar = tqdm(total=num_steps, initial=step, desc=name, unit="step", disable=not accelerator.is_main_process)
-    if data.recipe.model.dual_encoder is not None and stage.evaluations and not progress["curve"]:
+    if data.recipe.model.starts_trained and stage.evaluations and not progress["curve"]:
         progress["best"] = {"step": 0, "loss": None, "validation_mrr": english_score(data)}  # zero-shot, at first
         progress["curve"].append(progress["best"])
         progress["best_sha256"] = checkpoints.save_best(model)

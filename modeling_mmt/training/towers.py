@@ -1,5 +1,6 @@
 """The model that a recipe starts from, with the towers that it names, and its processor."""
 
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from modeling_mmt import MMTModel, MMTProcessor, MMTVideoFeatureExtractor
 from modeling_mmt.data.extractors import Extractor, check_extractors, encoder_name, record_extractors
 from modeling_mmt.data.feature_store import FeatureStores
 from modeling_mmt.data.files import check_finite, naming_torn_weights
+from modeling_mmt.evaluation.evaluate import open_checkpoint
 from modeling_mmt.extraction.packaged_encoders import resolve_encoder
 from modeling_mmt.frames_mmt import FrameSampling
 from modeling_mmt.training.recipe import ModelArguments, Recipe, RecipeError
@@ -35,6 +37,8 @@ def build_towers(recipe: Recipe, features: FeatureStores | None) -> tuple[MMTMod
 
 def _towers(recipe: Recipe, features: FeatureStores | None) -> tuple[MMTModel, MMTProcessor]:
     names = recipe.model
+    if names.checkpoint is not None:
+        return open_start(names, names.checkpoint, features, recipe.data.video_column)
     if names.dual_encoder is not None:
         return build_on_dual_encoder(names, names.dual_encoder)
     text_model = resolve_encoder(names.text_model, recipe.cache_dir)
@@ -71,6 +75,28 @@ def _towers(recipe: Recipe, features: FeatureStores | None) -> tuple[MMTModel, M
         sampling=FrameSampling(names.num_frames) if names.num_frames else None,
         **texts,
     )
+    return model, processor
+
+
+def open_start(
+    names: ModelArguments, name: str, features: FeatureStores | None, video_column: str | None
+) -> tuple[MMTModel, MMTProcessor]:
+    """A trained model and its processor, which take the clips that the recipe names.
+
+    Raises:
+        RecipeError: they take others: pixels for features, or features of another width.
+    """
+    model, processor = open_checkpoint(name, names.checkpoint_revision)
+    if (model.config.vision_config is None) != (video_column is None):
+        needs = "features" if model.config.vision_config is None else "pixels (data.video_column)"
+        raise RecipeError(f"model.checkpoint {name} was trained from {needs}, and the recipe's clips come otherwise")
+    if features and features.dims != list(model.config.video_feature_dims):
+        raise RecipeError(
+            f"model.checkpoint {name} takes features {list(model.config.video_feature_dims)} wide, and data.features "
+            f"are {features.dims}: extract by the encoder that its card names"
+        )
+    if names.num_frames and processor.feature_extractor.pixels is not None:
+        processor.feature_extractor.sampling = asdict(FrameSampling(names.num_frames))
     return model, processor
 
 

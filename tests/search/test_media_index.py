@@ -141,6 +141,10 @@ def test_a_checkpoint_s_recipe_tells_its_encoder_and_another_one_is_refused(tmp_
     (tmp_path / "store" / "manifest.json").write_text(json.dumps(manifest | {"revision": "sha256:other"}))
     with pytest.raises(InputError, match="and the checkpoint's features are of sha256:other"):
         update(media, tmp_path / "again", model=str(checkpoint))
+    write_picture(media / "b.png", 6)
+    assert update(media, tmp_path / "index").added == 1  # the index knows its encoder itself
+    with pytest.raises(SearchIndexError, match="was made with the encoders .* leave --encoder and --image_size out"):
+        update(media, tmp_path / "index", encoders=(str(encoder),), image_size=8)
 
 
 def test_an_update_adds_replaces_and_drops_and_touches_nothing_else(moved_index):

@@ -68,7 +68,7 @@ def world(tmp_path_factory):
         build_corpus(builder, [*places, "--features", *folders])
     words = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", *official_files.COLOURS, *official_files.ANIMALS]
     words += [*official_files.NINE, *map(str, range(10))]
-    config = build_text_config(num_hidden_layers=2, vocab_size=len(words))
+    config = build_text_config(num_hidden_layers=2, vocab_size=len(words), max_position_embeddings=64)
     randomize(AutoModel.from_config(AutoConfig.for_model(**config)), sharpness=1).save_pretrained(root / "encoder")
     build_tokenizer(words).save_pretrained(root / "encoder")
     return root
