@@ -99,12 +99,16 @@ def prepare(corpus: Corpus, arguments: argparse.Namespace) -> None:
 
 def recipes(corpus: Corpus) -> dict[str, dict[str, Any]]:
     """The three rows' recipes: those of emoji9, on the films' captions, with another source of pre-training."""
-    data = {"dataset": str(corpus.captions), "features": [str(corpus.features("captions"))]}
+    data: dict[str, Any] = {"dataset": str(corpus.captions), "features": [str(corpus.features("captions"))]}
     data |= {"text_column": "caption", "languages": ["en"], "test_split": None}
     with_keywords = run.read_recipe("mmp_en")
-    captions = {"sources": [{"text_column": "caption", "languages": ["en"], "noise_probability": 0.0}]}
+    captions: dict[str, Any] = {"sources": [{"text_column": "caption", "languages": ["en"], "noise_probability": 0.0}]}
     captions["train_batch_size"] = BATCH
-    films = {"dataset": str(corpus.subtitles), "features": [str(corpus.features("train"))], "text_column": "text"}
+    films: dict[str, Any] = {
+        "dataset": str(corpus.subtitles),
+        "features": [str(corpus.features("train"))],
+        "text_column": "text",
+    }
     films |= {"languages": list(LANGUAGES), "clip_seconds": CLIP_SECONDS, "noise_probability": 0.0}
     keywords = with_keywords["pretraining"]["sources"][0]
     keywords |= {"dataset": str(corpus.clips), "features": [str(corpus.features("emoji9"))]}
