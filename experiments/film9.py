@@ -50,7 +50,16 @@ CLIP_SECONDS = [2.0, 4.0]  # about one cue: a clip is shown 3 to 9 seconds
 EPOCHS = 50  # of emoji9/mmp_en: pre-training on films draws as many windows as that draws clips
 ROWS = ("none", "mmp_films", "mmp_emoji9")
 CHOSEN_WITH = "mmp_films"
-WINDOWS = ((4.0, 1.0), (4.0, 2.0), (4.0, 4.0), (6.0, 1.0), (6.0, 3.0), (8.0, 2.0), (8.0, 4.0), (8.0, 8.0))
+WINDOWS: tuple[tuple[float, float], ...] = (
+    (4.0, 1.0),
+    (4.0, 2.0),
+    (4.0, 4.0),
+    (6.0, 1.0),
+    (6.0, 3.0),
+    (8.0, 2.0),
+    (8.0, 4.0),
+    (8.0, 8.0),
+)
 WINDOWS += ((12.0, 3.0), (12.0, 6.0), (12.0, 12.0))  # seconds and stride
 GRID = (10.0, 10.0)
 FRAMES = (1 / RATE, 1 / RATE)
