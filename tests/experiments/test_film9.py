@@ -44,11 +44,11 @@ def test_a_window_is_embedded_by_the_steps_in_its_middle(tmp_path, monkeypatch):
     clips = [("a", np.arange(20.0)[:, None])]
     write_feature_store(tmp_path / "steps", iter(clips), extractor="made up", revision="1", rate=2.0)
     monkeypatch.setattr(
-        search, "embed_videos", lambda model, processor, clips, **_: torch.tensor([c[0] for c in clips])
+        search, "embed_videos", lambda *given, **_: torch.tensor([float(one[0, 0]) for one in given[2]])
     )
     windows = search.Windows(np.array(["a", "a"]), np.array([[0.0, 2.0], [7.5, 10.0]]))
     first = search.embed_windows(None, None, FeatureStore(tmp_path / "steps"), windows)
-    assert first.tolist() == [[0.0], [15.0]]
+    assert first.tolist() == [0.0, 15.0]
 
 
 SPANS = np.array([[0, 2], [2, 4], [4, 6], [0, 2], [2, 4]], float)
