@@ -50,7 +50,16 @@ CLIP_SECONDS = [2.0, 4.0]  # about one cue: a clip is shown 3 to 9 seconds
 EPOCHS = 50  # of emoji9/mmp_en: pre-training on films draws as many windows as that draws clips
 ROWS = ("none", "mmp_films", "mmp_emoji9")
 CHOSEN_WITH = "mmp_films"
-WINDOWS = ((4.0, 1.0), (4.0, 2.0), (4.0, 4.0), (6.0, 1.0), (6.0, 3.0), (8.0, 2.0), (8.0, 4.0), (8.0, 8.0))
+WINDOWS: tuple[tuple[float, float], ...] = (
+    (4.0, 1.0),
+    (4.0, 2.0),
+    (4.0, 4.0),
+    (6.0, 1.0),
+    (6.0, 3.0),
+    (8.0, 2.0),
+    (8.0, 4.0),
+    (8.0, 8.0),
+)
 WINDOWS += ((12.0, 3.0), (12.0, 6.0), (12.0, 12.0))  # seconds and stride
 GRID = (10.0, 10.0)
 FRAMES = (1 / RATE, 1 / RATE)
@@ -99,12 +108,16 @@ def prepare(corpus: Corpus, arguments: argparse.Namespace) -> None:
 
 def recipes(corpus: Corpus) -> dict[str, dict[str, Any]]:
     """The three rows' recipes: those of emoji9, on the films' captions, with another source of pre-training."""
-    data = {"dataset": str(corpus.captions), "features": [str(corpus.features("captions"))]}
+    data: dict[str, Any] = {"dataset": str(corpus.captions), "features": [str(corpus.features("captions"))]}
     data |= {"text_column": "caption", "languages": ["en"], "test_split": None}
     with_keywords = run.read_recipe("mmp_en")
-    captions = {"sources": [{"text_column": "caption", "languages": ["en"], "noise_probability": 0.0}]}
+    captions: dict[str, Any] = {"sources": [{"text_column": "caption", "languages": ["en"], "noise_probability": 0.0}]}
     captions["train_batch_size"] = BATCH
-    films = {"dataset": str(corpus.subtitles), "features": [str(corpus.features("train"))], "text_column": "text"}
+    films: dict[str, Any] = {
+        "dataset": str(corpus.subtitles),
+        "features": [str(corpus.features("train"))],
+        "text_column": "text",
+    }
     films |= {"languages": list(LANGUAGES), "clip_seconds": CLIP_SECONDS, "noise_probability": 0.0}
     keywords = with_keywords["pretraining"]["sources"][0]
     keywords |= {"dataset": str(corpus.clips), "features": [str(corpus.features("emoji9"))]}
