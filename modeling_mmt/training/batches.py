@@ -229,6 +229,8 @@ class RunData:
 
     def cache_of(self, source: Source) -> FrozenTextCache | None:
         """What keeps the frozen layers' states of a source's captions, if these come again."""
+        if self.recipe.cache_windows and source.clip_seconds is not None:
+            source = replace(source, clip_seconds=None)
         return self.cache if self.learned(source).draws_from_pools else None
 
     def to_device(self, chunk: Mapping[str, torch.Tensor], source: Source) -> dict[str, torch.Tensor]:

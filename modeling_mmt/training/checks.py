@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import AutoConfig
 
-from modeling_mmt import MMTConfig
+from modeling_mmt import MMTConfig, MMTProcessor
 from modeling_mmt.data.checks import (
     blank_texts,
     cue_problems,
@@ -21,6 +21,7 @@ from modeling_mmt.data.checks import (
 )
 from modeling_mmt.data.collator import EpochBatchSampler
 from modeling_mmt.data.errors import InputError, naming_input
+from modeling_mmt.data.extractors import ExtractorError, check_extractors
 from modeling_mmt.evaluation.evaluate import check_checkpoint
 from modeling_mmt.extraction.packaged_encoders import PACKAGED_ENCODERS, resolve_encoder
 from modeling_mmt.training.alignment import pair_problems
@@ -52,6 +53,7 @@ def recipe_problems(corpora: Corpora, world_size: int = 1) -> Iterator[str]:
     for split in ("train", "validation", corpora.recipe.data.test_split):
         if split is not None:
             yield from _up_to_what_is_missing(split_problems(corpora, split))
+    yield from _up_to_what_is_missing(start_problems(corpora))
     for name, stage in corpora.stages.items():
         for number in range(len(stage.sources)):
             yield from _up_to_what_is_missing(source_problems(corpora, name, number, world_size))
@@ -94,6 +96,20 @@ def encoder_problems(corpora: Corpora) -> Iterator[str]:
         depth = getattr(config, "num_hidden_layers", None)
         if kind == "text model" and layer is not None and depth is not None and layer > depth:
             yield f"{kind} {name} has {depth} layers, the recipe reads {layer}: set model.config.text_output_layer"
+
+
+def start_problems(corpora: Corpora) -> Iterator[str]:
+    """Says that a checkpoint which training goes on from was trained on features made in another way."""
+    model, data = corpora.recipe.model, corpora.recipe.data
+    features = corpora.features(data) if model.checkpoint is not None else None
+    if model.checkpoint is None or features is None:
+        return
+    with naming_input(f"model.checkpoint {model.checkpoint}", RecipeError):
+        processor = MMTProcessor.from_pretrained(model.checkpoint, revision=model.checkpoint_revision or "main")
+    try:
+        check_extractors(processor, features.extractors, data.features)
+    except ExtractorError as error:
+        yield str(error)
 
 
 def length_problems(config: Any, max_text_length: int) -> Iterator[str]:
@@ -150,7 +166,8 @@ def feature_width(corpora: Corpora) -> int | None:
     model, searched = corpora.recipe.model, corpora.features(corpora.recipe.data)
     if searched is not None:
         return sum(searched.dims)
-    return None if model.dual_encoder else sum(model.config.get("video_feature_dims", MMTConfig().video_feature_dims))
+    widths = model.config.get("video_feature_dims", MMTConfig().video_feature_dims)
+    return None if model.starts_trained else sum(widths)
 
 
 def source_problems(corpora: Corpora, stage_name: str, number: int, world_size: int) -> Iterator[str]:

@@ -249,6 +249,7 @@ class Recipe:
         seed: of weights, order, noise and dropout.
         mixed_precision: `no` or `bf16`. `fp16` is refused: no training checkpoint holds its loss scale.
         cache_frozen_layers: keep the frozen layers' output for each caption (`layer_cache.py`).
+        cache_windows: also for the texts of windows (`clip_seconds`): for few videos, whose cues come again.
         cache_dir: of packaged encoders.
         clip_memory: GiB of decoded frames, and of what frozen vision encoders make of them, that each process keeps;
             clips beyond it are decoded each time that they come.
@@ -275,6 +276,7 @@ class Recipe:
     seed: Annotated[Int, Field(ge=0, lt=2**32)] = 0
     mixed_precision: Literal["no", "bf16"] = "no"
     cache_frozen_layers: bool = True
+    cache_windows: bool = False
     cache_dir: str | None = None
     clip_memory: Amount = 4.0
     num_workers: Annotated[Int, Field(ge=0)] = 0

@@ -85,6 +85,7 @@ def inside(world, monkeypatch):
 def shortened(world, path, **changes):
     """The recipe's command line for the tiny encoder: what is learned, from what and for how long, is cut; no more."""
     argv = [str(path), "--model.text_model", str(world / "encoder"), "--model.config", json.dumps(TINY)]
+    argv += ["--model.max_text_length", "40"]  # the tiny encoder's positions
     argv += ["--mixed_precision", "no", "--work_dir", "stages", "--output_dir", f"out/{path.stem}"]
     recipe = yaml.safe_load(path.read_text())
     for stage in ("pretraining", "finetuning"):
