@@ -11,6 +11,7 @@ Examples:
   mmt evaluate runs/mmp_en                                          figures in every language, as its recipe says
   mmt evaluate runs/mmp_en --languages sw vi --json                 of two languages, as JSON
   mmt search runs/mmp_en "con mèo" "骑自行车的人" --top 5             clips for queries in any language
+  mmt search my_index "con mèo" --contact_sheet found.png           moments of an index, and a picture of them
   mmt report runs/mmp_en --compare runs/none_en                     one HTML file: where it is good and where not
   mmt export runs/mmp_en --output_dir onnx/mmp_en                   ONNX files that need no torch
   mmt publish runs/mmp_en org/name --tag v1.0                       a Hub repository with card and figures
@@ -54,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         traceback = "--traceback" in words
         options["argv"] = [word for word in words if word != "--traceback"]
     else:
-        options = vars(build_parser().parse_args(words))
+        options = vars(parse(words))
         verb, traceback = options.pop("verb"), options.pop("traceback", False)
     # What follows imports torch and transformers; help and a wrong option come without.
     from modeling_mmt.commands import errors, terminal
@@ -64,6 +65,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return import_module("modeling_mmt.commands.train").command(words, "mmt")
     module = f"modeling_mmt.commands.{MODULES.get(verb, verb)}"
     return errors.exit_code_of("mmt", lambda: import_module(module).main(**options), traceback)
+
+
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """The options; queries may stand on both sides of them, which argparse does not manage before Python 3.13."""
+    parser = build_parser()
+    options, rest = parser.parse_known_args(words)
+    if rest and (not hasattr(options, "queries") or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.queries += rest
+    return options
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -91,7 +103,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_recipes(verb("recipes", "list the recipes that come with the package, or show one"))
     add_index(verb("index", "keep an index of a folder of videos and pictures in step with it"))
     add_evaluate(verb("evaluate", "measure R@1, R@5, R@10, MedR and MRR in every language"))
-    add_search(verb("search", "find clips for queries in any language"))
+    add_search(verb("search", "find moments and clips for queries in any language"))
     add_report(verb("report", "write one HTML file about a checkpoint, and Markdown and JSON"))
     add_export(verb("export", "write both towers as ONNX, and an int8 text tower"))
     add_publish(verb("publish", "push a checkpoint, a dataset, an index or a feature store to the Hub, with its card"))
@@ -128,8 +140,13 @@ def add_extract(parser: argparse.ArgumentParser):
 
 def add_index(parser: argparse.ArgumentParser):
     """`mmt index`; what is not given is what the index was made with, and else the default in brackets."""
-    parser.add_argument("media", metavar="MEDIA", help="folder of videos and pictures")
+    media = (
+        "folder of videos and pictures; with --embeddings: a table with a line a vector (video_id, file, start, ...)"
+    )
+    parser.add_argument("media", metavar="MEDIA", help=media)
     parser.add_argument("--output_dir", required=True, metavar="INDEX", help="folder of the index")
+    vectors = "vectors made elsewhere, as .npy, in the order of the table's lines; --model then names what made them"
+    parser.add_argument("--embeddings", metavar="FILE", help=vectors)
     parser.add_argument("--model", metavar="CHECKPOINT", help="folder of a checkpoint, or its name on the Hub")
     parser.add_argument("--revision", help="tag or commit of a checkpoint on the Hub")
     parser.add_argument("--window", type=float, metavar="SECONDS", help="of video a row (8)")
@@ -158,7 +175,9 @@ def add_recipes(parser: argparse.ArgumentParser):
 
 def add_evaluate(parser: argparse.ArgumentParser):
     """`mmt evaluate`."""
-    add_checkpoint(parser)
+    place = "folder of a checkpoint, its name on the Hub, or the folder of an index: how well it finds the moments "
+    place += "that the rows of a --dataset name by file, start and end"
+    parser.add_argument("checkpoint", metavar="CHECKPOINT-OR-INDEX", help=place)
     add_evaluation_options(parser)
     add_json(parser)
 
@@ -167,12 +186,18 @@ def add_search(parser: argparse.ArgumentParser):
     """`mmt search`."""
     place = "folder of a checkpoint, its name on the Hub, or the folder of an index, which tells its checkpoint"
     parser.add_argument("place", metavar="CHECKPOINT-OR-INDEX", help=place)
-    parser.add_argument("queries", nargs="+", metavar="QUERY", help="text in any language")
+    parser.add_argument("queries", nargs="*", metavar="QUERY", help="text in any language")
     add_evaluation_options(parser)
     parser.add_argument("--index", metavar="FOLDER", help="searched if it is there, else built and kept there")
-    parser.add_argument("--top", type=int, default=5, metavar="K", help="clips a query (%(default)s)")
-    where = "only clips of which this holds"
-    parser.add_argument("--where", nargs="+", default=[], metavar="COLUMN=VALUE", help=where)
+    parser.add_argument("--top", type=int, default=5, metavar="K", help="moments or clips a query (%(default)s)")
+    where = "only clips of which this holds; of several on one column, one must hold"
+    parser.add_argument("--where", nargs="+", action="extend", default=[], metavar="COLUMN=VALUE", help=where)
+    parser.add_argument("--windows", action="store_true", help="windows of videos as they are, not joined to moments")
+    parser.add_argument("--by_picture", action="append", default=[], metavar="FILE", help="a picture as a query")
+    parser.add_argument("--by_video", metavar="FILE", help="a video as a query, or what it shows --at a time")
+    parser.add_argument("--at", type=float, metavar="SECONDS", help="from the first frame of --by_video")
+    parser.add_argument("--contact_sheet", metavar="FILE", help="write a picture of what was found (.png)")
+    parser.add_argument("--save_moments", metavar="FOLDER", help="make a folder with a file of each moment")
     add_json(parser)
 
 
@@ -238,7 +263,7 @@ def add_json(parser: argparse.ArgumentParser):
 def add_evaluation_options(parser: argparse.ArgumentParser):
     """The options that say what is searched; what is not given is what the checkpoint's recipe.json says."""
     group = parser.add_argument_group("what is searched (default: what the checkpoint's recipe.json names)")
-    group.add_argument("--revision", help="tag or commit of a checkpoint on the Hub")
+    group.add_argument("--revision", help="tag or commit of a checkpoint, or of an index, on the Hub")
     group.add_argument("--dataset", help="folder or Hub name, or emoji9, which comes with the package")
     group.add_argument("--dataset_revision", help="tag or commit of a dataset on the Hub")
     group.add_argument(

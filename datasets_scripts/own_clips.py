@@ -24,15 +24,14 @@ from those that you have by `mmt convert`; `--features` checks that every clip h
 `data.video_column: file` reads the files where they lie, and their spans; `--embed_videos` puts the files themselves
 into the dataset, as `video`, which `datasets` decodes and the Hub shows.
 
-`split` is train, validation or test. Without it, a hash of the id, of a span the file's, puts about 80 / 10 / 10 %
-there (spans of one film stay together), and at least one in each where there are three.
+`split` is train, validation or test. Without it, a hash of the id, of a span the file's, puts 80 / 10 / 10 % there;
+spans of one film stay together.
 """
 
 import argparse
 import hashlib
 import os
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -56,6 +55,7 @@ from modeling_mmt.data.tables import read_json_lines, read_table
 from modeling_mmt.data.video_lists import clip_id, seconds_of
 
 FILES = ("captions.csv", "captions.tsv", "captions.jsonl")
+FEW = 100  # clips, of which a tenth by a hash may be none
 MAX_EMBEDDED = 2**30  # bytes; Arrow holds 2 GiB in a column's chunk
 SPLITS = ("train", "validation", "test")
 NO_CAPTIONS = {"video_id", "file_name", "split", "start", "end"}  # what a table has beside a column a language
@@ -96,6 +96,8 @@ def read(
         output_dir: of the dataset, from which its files are named; None is the table's folder.
         embed_videos: whether the files go into the rows.
     """
+    if len(there := [name for name in FILES if sources.has(name)]) > 1:
+        raise SourceError(f"{sources.folder}: {' and '.join(there)} are both there; leave one")
     clips = read_clips(sources, sources.find(*FILES), tally)
     splits = drawn_splits(clip["group"] for clip in clips.values() if clip["split"] is None)
     features = features_of(clips.values(), embed_videos)
@@ -118,7 +120,7 @@ def read_clips(sources: Sources, name: str, tally: Tally) -> dict[str, dict[str,
     clips: dict[str, dict[str, Any]] = {}
     for where, line in read_captions(sources, name, tally):
         times, file_name = span(line, where), file_of(line, where)
-        video_id = id_of(line, file_name, times, where)
+        video_id, language = id_of(line, file_name, times, where), language_of(line["language"], where)
         facts: dict[str, Any] = {"file_name": file_name, "split": split_of(line.get("split"), where)}
         facts |= {key: times.get(key) for key in ("start", "end")}
         group = clip_id(file_name) if file_name and times else video_id
@@ -126,7 +128,7 @@ def read_clips(sources: Sources, name: str, tally: Tally) -> dict[str, dict[str,
         if before := {key: clip[key] for key in facts if clip[key] != facts[key]}:
             now = {key: facts[key] for key in before}
             raise SourceError(f"{where}: clip {video_id!r} is {now}, before it was {before}; correct one line")
-        language, text = language_of(line["language"], where), clean_text(line["caption"], tally)
+        text = clean_text(line["caption"], tally)
         texts = clip["captions"].setdefault(language, [])
         if text in texts:
             tally.count("repeated_caption")
@@ -171,15 +173,18 @@ def row_of(clip: dict[str, Any], features: datasets.Features, sources: Sources, 
 
 
 def drawn_splits(groups: Iterable[str]) -> dict[str, str]:
-    """A split for each clip or film by the hash of its name, about 80 / 10 / 10 %; of three, none is without any."""
+    """A split for each clip or film by the hash of its name: 80 / 10 / 10 % of few, and of many about so.
+
+    Of many, a name has its split whatever else is there.
+    """
     digests = {group: hashlib.sha256(group.encode()).digest() for group in groups}
     order = sorted(digests, key=lambda group: digests[group])
-    splits = {group: {0: "validation", 1: "test"}.get(digests[group][0] * 10 // 256, "train") for group in order}
-    for split in SPLITS if len(order) >= len(SPLITS) else ():
-        counts = Counter(splits.values())
-        if not counts[split]:
-            splits[next(group for group in order if counts[splits[group]] > 1)] = split
-    return splits
+    if len(order) < FEW:
+        share = max(1, round(len(order) / 10)) if len(order) >= len(SPLITS) else 0
+        tenths = {group: place // share if share else 9 for place, group in enumerate(order)}
+    else:
+        tenths = {group: digests[group][0] * 10 // 256 for group in order}
+    return {group: {0: "validation", 1: "test"}.get(tenth, "train") for group, tenth in tenths.items()}
 
 
 def read_captions(sources: Sources, name: str, tally: Tally) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -2,46 +2,27 @@
 
     python examples/search.py --model runs/demo/mmp_en "con mèo"
     python examples/search.py "a cyclist" "ein Radfahrer" "骑自行车的人" --output search.webp
-    python examples/search.py --model runs/pixels --videos my_videos "mbwa"
 
-The last one searches a folder of videos (mp4, GIF, WebP, ...) with a checkpoint that was trained from pixels. It
-prints each query's best clips and writes one picture, a row a query. A `.png` is still; a `.gif` or `.webp` plays the
-clips. `search` and `draw` are meant to be imported: they know the columns of `datasets_scripts`, not this corpus.
+It prints each query's best clips and writes one picture, a row a query. A `.png` is still; a `.gif` or `.webp` plays
+the clips. `search` and `draw` are meant to be imported: they know the columns of `datasets_scripts`, not this corpus.
+Your own videos and pictures: `mmt index`, then `mmt search INDEX QUERY --contact_sheet search.png`.
 """
 
 import argparse
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
-from importlib.util import find_spec
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from matplotlib import font_manager
-from matplotlib.ft2font import FT2Font
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from modeling_mmt.commands.search import check_query
 from modeling_mmt.data.clips import frames_of
 from modeling_mmt.data.feature_store import FeatureStore
 from modeling_mmt.data.reading import read_split
-from modeling_mmt.data.video_lists import find_videos
 from modeling_mmt.evaluation.evaluate import open_checkpoint
-from modeling_mmt.frames_mmt import FrameSampling
+from modeling_mmt.report.contact_sheet import CELL, Cell, check_ending, contact_sheet, save
 from modeling_mmt.search.index import Hit, SearchIndex
-from modeling_mmt.video_decoding_mmt import read_clip
-
-# Pixels of the picture
-CELL = 128  # side of a clip
-GAP = 16  # round each cell; a frame that marks a right clip is drawn in it
-TITLE = 34  # height of a query's text
-CAPTION = 38  # height of rank, score and name under a clip
-FONT_SIZES = {"title": 18, "caption": 12}
-INK, GREY, EDGE, RIGHT = "#222222", "#666666", "#DDDDDD", "#009E73"
-FRAME_MILLISECONDS = 150
-FONT_PACKAGE = "pylopdf_fonts_zh_cn"  # Noto Sans SC by pip, where no font can be installed otherwise
-STYLED = ("bold", "italic", "oblique", "black", "light", "thin", "mono", "serif", "condensed")  # last among fonts
 
 
 def search(
@@ -79,11 +60,6 @@ def result_table(
     return "\n".join(lines)
 
 
-def picture_size(num_titles: int, top: int, cell: int = CELL) -> tuple[int, int]:
-    """Width and height in pixels of what `draw` makes."""
-    return GAP + top * (cell + GAP), GAP + num_titles * (TITLE + cell + CAPTION + GAP)
-
-
 def draw(
     titles: Sequence[str],
     found: Sequence[Sequence[Hit]],
@@ -93,170 +69,33 @@ def draw(
     cell: int = CELL,
     font: str | None = None,
 ) -> list[Image.Image]:
-    """A picture with a row a query: its title, and under it the clips that it found.
+    """A contact sheet with a row a query: its title, and under it the clips that it found.
 
     Args:
         titles: one a query, any script.
-        found: the hits of each, equally many.
-        rows: of `search`, with `frames` and `num_frames` as `datasets_scripts.emoji9.frames_of` reads them.
+        found: the hits of each.
+        rows: of `search`, with `frames` and `num_frames` as `modeling_mmt.data.clips.frames_of` reads them.
         name_column: what is written under a clip.
         right: the right row of each query, which gets a frame; None frames nothing.
         cell: side of a clip in pixels.
         font: file to draw text with that DejaVu Sans lacks characters of; None looks among the installed fonts.
 
     Returns:
-        RGB pictures of `picture_size`, one a moment of the clips: as many as the longest clip has frames.
+        RGB pictures, one a moment of the clips: as many as the longest clip has frames.
     """
     clips = {row: frames_of(rows[row]) for row in {hit.row for hits in found for hit in hits}}
-    size = picture_size(len(titles), len(found[0]), cell)
-    still = Image.new("RGB", size, "white")
-    pen = ImageDraw.Draw(still)
-    places: list[tuple[int, tuple[int, int]]] = []
-    for line, (title, hits) in enumerate(zip(titles, found, strict=True)):
-        top = GAP + line * (TITLE + cell + CAPTION + GAP)
-        write(pen, (GAP, top), title, "title", size[0] - 2 * GAP, INK, font)
-        for rank, hit in enumerate(hits, start=1):
-            left, upper = GAP + (rank - 1) * (cell + GAP), top + TITLE
-            places.append((hit.row, (left, upper)))
-            if right is not None and hit.row == right[line]:
-                pen.rectangle((left - 6, upper - 6, left + cell + 5, upper + cell + 5), outline=RIGHT, width=5)
-            else:
-                pen.rectangle((left - 1, upper - 1, left + cell, upper + cell), outline=EDGE)
-            below = upper + cell + 7
-            write(pen, (left, below), f"{rank}   {hit.score:.3f}", "caption", cell, GREY, font)
-            write(pen, (left, below + 15), rows[hit.row][name_column], "caption", cell, INK, font)
-    pictures = []
-    moments = max(map(len, clips.values()))
-    for moment in range(moments):
-        pictures.append(still.copy())
-        for row, place in places:
-            frame = clips[row][moment * len(clips[row]) // moments]
-            pictures[-1].paste(frame if frame.size == (cell, cell) else frame.resize((cell, cell)), place)
-    return pictures
-
-
-def save(pictures: Sequence[Image.Image], path: str | Path):
-    """Write a still picture (`.png`: the middle one) or an animation (`.gif`, `.webp`).
-
-    Raises:
-        ValueError: another ending.
-    """
-    path = Path(path)
-    check_ending(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".png":
-        pictures[len(pictures) // 2].save(path)
-    else:
-        pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=FRAME_MILLISECONDS, loop=0)
-
-
-def check_ending(path: Path):
-    """Refuse a file name that `save` cannot write."""
-    if path.suffix not in (".png", ".gif", ".webp"):
-        raise ValueError(f"output {path} ends in {path.suffix!r}; choose .png, or .gif or .webp for one that moves")
-    if there := next((folder for folder in path.parents if folder.is_file()), None):
-        raise ValueError(f"output {path}: {there} is a file; name a folder")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# a folder of videos
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def search_folder(
-    model: Any, processor: Any, queries: Sequence[str], folder: str, top: int
-) -> tuple[list[list[Hit]], dict[int, dict[str, Any]]]:
-    """As `search`, in a folder or list of videos; and the rows that were found, as `draw` takes them, by number.
-
-    Raises:
-        FileNotFoundError, ValueError: there is no video, one cannot be read, or the model has no vision encoder.
-    """
-    if processor.feature_extractor.pixels is None:
-        raise ValueError(
-            f"--videos {folder}: the checkpoint has no vision encoder, it was trained on features. Train one from "
-            "pixels (model.vision_model in a recipe, such as emoji9/pixels_frozen), or extract features "
-            f"by the extractor that its card names (`mmt extract {folder}`) and search with "
-            "--features"
-        )
-    videos = find_videos(folder)
-    rows = Dataset.from_dict({"video_id": [video.video_id for video in videos]})
-    found = search(model, processor, queries, rows, {video.video_id: video.source for video in videos}, top)
-    shown = {}
-    for row in {hit.row for hits in found for hit in hits}:
-        strip, number = film_strip(videos[row].source)
-        shown[row] = {"video_id": videos[row].video_id, "frames": strip, "num_frames": number}
-    return found, shown
-
-
-def film_strip(source: Any, num_frames: int = 8, side: int = CELL) -> tuple[Image.Image, int]:
-    """A video as `frames_of` takes it: frames side by side, each fitted into a white square; and how many."""
-    frames = read_clip(source, FrameSampling(num_frames), max_side=side).frames.permute(0, 2, 3, 1).numpy()
-    strip = Image.new("RGB", (len(frames) * side, side), "white")
-    for number, frame in enumerate(frames):
-        picture = Image.fromarray(frame)
-        strip.paste(picture, (number * side + (side - picture.width) // 2, (side - picture.height) // 2))
-    return strip, len(frames)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# text of every script
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-def write(
-    pen: ImageDraw.ImageDraw, place: tuple[int, int], text: str, kind: str, width: int, colour: str, font: str | None
-):
-    """Draw one line of text, cut with an ellipsis where it is wider than `width` pixels."""
-    drawn = ImageFont.truetype(font_for(text, font), FONT_SIZES[kind])
-    if drawn.getlength(text) > width:
-        while text and drawn.getlength(text + "…") > width:
-            text = text[:-1]
-        text = text.rstrip() + "…"
-    pen.text(place, text, fill=colour, font=drawn)
-
-
-@cache
-def font_for(text: str, extra: str | None = None) -> str:
-    """File of the first font that has every character of `text`: DejaVu Sans, `extra`, then what is installed.
-
-    If none has, the one that lacks fewest, and a note on the standard error stream.
-    """
-    needed = {ord(character) for character in text if not character.isspace()}
-    lacking: dict[str, set[int]] = {}
-    for file in font_files(extra):
-        lacking[file] = needed - characters_of(file)
-        if not lacking[file]:
-            return file
-    best = min(lacking, key=lambda file: len(lacking[file]))
-    missing = "".join(map(chr, sorted(lacking[best])))
-    print(
-        f"note: no installed font has {missing}; the picture shows boxes. Install one (for Chinese: pip install "
-        f"{FONT_PACKAGE.replace('_', '-')}, or Debian's fonts-noto-cjk), or name a font file with --font",
-        file=sys.stderr,
-    )
-    return best
-
-
-def font_files(extra: str | None) -> Iterator[str]:
-    """DejaVu Sans, which matplotlib brings, `extra`, pip's, then the system's: plain styles first, no colour fonts."""
-    yield font_manager.findfont("DejaVu Sans")
-    if extra is not None:
-        yield extra
-    package = find_spec(FONT_PACKAGE)
-    if package is not None and package.origin is not None:
-        yield from map(str, sorted(Path(package.origin).parent.glob("*Sans*.otf")))
-    names = {file: Path(file).name.lower() for file in font_manager.findSystemFonts()}
-    plain_first = sorted(names, key=lambda file: (any(style in names[file] for style in STYLED), file))
-    yield from (file for file in plain_first if "emoji" not in names[file])
-
-
-@cache
-def characters_of(file: str) -> frozenset[int]:
-    """Code points that a font file has a glyph for; none if it is not readable."""
-    try:
-        return frozenset(FT2Font(file).get_charmap())
-    except (OSError, RuntimeError):
-        return frozenset()
+    cells = [
+        [
+            Cell(
+                clips[hit.row],
+                (f"{rank}   {hit.score:.3f}", rows[hit.row][name_column]),
+                right is not None and hit.row == right[line],
+            )
+            for rank, hit in enumerate(hits, start=1)
+        ]
+        for line, hits in enumerate(found)
+    ]
+    return contact_sheet(titles, cells, cell, font)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -320,7 +159,6 @@ def main(argv: Sequence[str] | None = None) -> list[list[Hit]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("queries", nargs="+", metavar="QUERY", help="text in any language")
     add_inputs(parser)
-    parser.add_argument("--videos", metavar="FOLDER", help="folder or list of videos to search in place of a dataset")
     parser.add_argument("--name_column", default="name_en", help="what a clip is called in the output (%(default)s)")
     parser.add_argument("--top", type=int, default=8, help="clips a query (%(default)s)")
     parser.add_argument("--output", type=Path, default=Path("search.png"), help=".png, .gif or .webp (%(default)s)")
@@ -328,14 +166,8 @@ def main(argv: Sequence[str] | None = None) -> list[list[Hit]]:
     try:
         check_ending(arguments.output)
         queries = [check_query(query, place) for place, query in enumerate(arguments.queries, start=1)]
-        rows: Any
-        if arguments.videos is not None:
-            model, processor = open_model(arguments)
-            arguments.name_column = "video_id"
-            found, rows = search_folder(model, processor, queries, arguments.videos, arguments.top)
-        else:
-            model, processor, rows, features = open_inputs(arguments, [arguments.name_column])
-            found = search(model, processor, queries, rows, features, arguments.top)
+        model, processor, rows, features = open_inputs(arguments, [arguments.name_column])
+        found = search(model, processor, queries, rows, features, arguments.top)
     except (OSError, KeyError, ValueError) as error:
         parser.exit(2, f"{parser.prog}: {' '.join(str(error).split())}\n")
     for query, hits in zip(queries, found, strict=True):

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from transformers import Pipeline
 
+from .inputs_mmt import ItemError
+
 
 class ClipIndex(NamedTuple):
     """Clips that were embedded once: `ids`, one a clip, and `embeds` `(N, P)` float, unit norm."""
@@ -47,7 +49,7 @@ class MMTSearchPipeline(Pipeline):
             batch_size: clips at a time.
 
         Raises:
-            ValueError: there are none, or one is no such array.
+            ValueError: there are none, or one is no such array (`ItemError`, which names its id).
         """
         if not clips:
             raise ValueError("clips is empty: nothing to search")
@@ -55,7 +57,10 @@ class MMTSearchPipeline(Pipeline):
         for start in range(0, len(ids), batch_size):
             given = [clips[key] for key in ids[start : start + batch_size]]
             kind = "video_features" if all(getattr(clip, "ndim", 0) == 2 for clip in given) else "videos"
-            inputs = self.processor(**{kind: given})
+            try:
+                inputs = self.processor(**{kind: given})
+            except ItemError as error:  # which knows places in the batch alone
+                raise error.named(repr(ids[start + error.name])) from None
             with torch.inference_mode():
                 embeds = self.model.get_video_features(**inputs.to(self.device)).pooler_output
             parts.append(torch.nn.functional.normalize(embeds.float(), dim=-1).cpu())
@@ -88,7 +93,10 @@ class MMTSearchPipeline(Pipeline):
 
     def preprocess(self, query: str) -> Any:
         """One caption to the text tower's inputs."""
-        return self.processor(text=query)
+        try:
+            return self.processor(text=query)
+        except ItemError as error:
+            raise ItemError("query", repr(query), error.problem) from None
 
     def _forward(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {"embeds": torch.nn.functional.normalize(self.model.get_text_features(**inputs).pooler_output, dim=-1)}

@@ -211,6 +211,16 @@ def _open(
 # --- what a file is
 
 
+def kind_of_file(path: Path) -> str:
+    """Either "picture" (animations are pictures too), or FFmpeg's name of the video format, by a file's first bytes.
+
+    Raises:
+        VideoDecodingError: it is neither.
+    """
+    with path.open("rb") as file:
+        return _kind(file.read(512), str(path))
+
+
 def _kind(head: bytes, name: str) -> str:
     """Either "picture" or FFmpeg's name of the video format, by a file's first bytes."""
     if not head:

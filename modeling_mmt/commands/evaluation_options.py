@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from modeling_mmt.evaluation.evaluate import Corpus, EvalSpec, open_corpus
+from modeling_mmt.evaluation.evaluate import Corpus, EvalSpec, open_corpus, open_texts
 
 
 @dataclass(frozen=True)
@@ -42,3 +42,7 @@ class EvaluationOptions:
     def open(self, checkpoint: str) -> Corpus:
         """The same, opened."""
         return open_corpus(self.spec(checkpoint))
+
+    def open_texts(self, checkpoint: str) -> Corpus:
+        """The same without its clips, whose place an index takes."""
+        return open_texts(self.spec(checkpoint))

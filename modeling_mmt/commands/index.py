@@ -5,21 +5,33 @@ from typing import Any
 
 from modeling_mmt.commands.errors import printable
 from modeling_mmt.commands.terminal import is_watched, print_json
+from modeling_mmt.data.errors import InputError
 from modeling_mmt.search.media_index import IndexOptions, IndexStatus, index_status, update_index
 
 MOST_LISTED = 20  # files a line each, of those that cannot be read
 
 
-def main(media: str, output_dir: str, status: bool = False, as_json: bool = False, **options: Any):
-    """Bring an index in step with a folder, or say how they stand.
+def main(
+    media: str,
+    output_dir: str,
+    embeddings: str | None = None,
+    status: bool = False,
+    as_json: bool = False,
+    **options: Any,
+):
+    """Bring an index in step with a folder, or say how they stand; or make one of vectors.
 
     Args:
         media: folder of videos and pictures.
         output_dir: of the index.
+        embeddings: vectors that were made elsewhere, of the clips that the table `media` lists.
         status: only say how they stand.
         as_json: print JSON.
         options: of `IndexOptions`.
     """
+    if embeddings is not None:
+        index_vectors(media, embeddings, output_dir, options.get("model"), as_json)
+        return
     done: dict[str, Any] = {}
     if not status:
         report = update_index(media, output_dir, IndexOptions(**options, progress=is_watched(sys.stderr)))
@@ -34,6 +46,22 @@ def main(media: str, output_dir: str, status: bool = False, as_json: bool = Fals
             "known by their content"
         )
     print_status(output_dir, now)
+
+
+def index_vectors(table: str, embeddings: str, folder: str, model: str | None, as_json: bool):
+    """Make an index of vectors, and say what it is."""
+    if model is None:
+        raise InputError("--embeddings needs --model, the name of what made the vectors")
+    from modeling_mmt.search.vectors import (
+        index_of_vectors,
+    )  # imports datasets, which a folder that is as it was needs not
+
+    index = index_of_vectors(table, embeddings, model)
+    index.save(folder)
+    if as_json:
+        print_json({"rows": len(index), "dim": index.embeddings.shape[1], "model": model})
+    else:
+        print(f"{folder}: {len(index)} rows of {index.embeddings.shape[1]} numbers, by {printable(model)}")
 
 
 def print_status(folder: str, now: IndexStatus):

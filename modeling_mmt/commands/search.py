@@ -1,90 +1,232 @@
-"""`mmt search`: the best clips of each query."""
+"""`mmt search`: the best moments, pictures or clips for each query."""
 
-import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import datasets
+import torch
+from PIL import Image
 
 from modeling_mmt.commands.errors import printable
 from modeling_mmt.commands.evaluation_options import EvaluationOptions
 from modeling_mmt.commands.terminal import Paint, is_watched, print_json
 from modeling_mmt.data.errors import InputError
 from modeling_mmt.data.extractors import check_extractors
-from modeling_mmt.data.files import state_of
+from modeling_mmt.data.files import state_of, writing_folder
 from modeling_mmt.data.reading import dataset_folder
+from modeling_mmt.evaluation.embedding import embed_texts
 from modeling_mmt.evaluation.evaluate import Corpus, EvalSpec, open_checkpoint
 from modeling_mmt.inputs_mmt import clean_caption
-from modeling_mmt.search.index import INDEX, SOURCE, Hit, SearchIndex
+from modeling_mmt.search.index import INDEX, SOURCE, SearchIndex
+from modeling_mmt.search.manifest import read_source
+from modeling_mmt.search.moments import Moment
+from modeling_mmt.search.published import downloaded_index
 
 SOURCE_FIELDS = ("dataset", "dataset_revision", "split", "features", "video_column")
 MAX_QUERY = 10_000  # characters; a model reads some dozens of tokens
+SHEET_CELL = 160  # pixels, as large as a thumbnail
 
 
 def main(
     place: str,
-    queries: Sequence[str],
+    queries: Sequence[str] = (),
     index: str | None = None,
     top: int = 5,
     where: Sequence[str] = (),
+    windows: bool = False,
+    by_picture: Sequence[str] = (),
+    by_video: str | None = None,
+    at: float | None = None,
+    contact_sheet: str | None = None,
+    save_moments: str | None = None,
     as_json: bool = False,
     **options: Any,
 ):
-    """Print the best clips of each query.
+    """Print the best moments of each query.
 
     Args:
-        place: folder of a checkpoint or its name on the Hub; or the folder of an index, whose checkpoint is taken.
+        place: folder of a checkpoint or its name on the Hub; or of an index, whose checkpoint is taken.
         queries: texts in any language.
         index: folder of an index of the checkpoint's; searched if it is there, else built and kept there.
-        top: clips a query.
-        where: conditions `COLUMN=VALUE` that all must hold of a clip.
+        top: moments a query, at most.
+        where: conditions `COLUMN=VALUE`; of those on one column one must hold, and all columns must agree.
+        windows: show the windows of videos as they are, not joined to moments.
+        by_picture: pictures that are queries.
+        by_video: a video that is a query, all of it or what is shown `at` so many seconds.
+        at: see `by_video`.
+        contact_sheet: picture to write, with a row a query.
+        save_moments: folder to make, with a file for each moment.
         as_json: print JSON.
         options: of `EvaluationOptions`, which name what is searched.
     """
     texts = [check_query(query, number) for number, query in enumerate(queries, start=1)]
-    conditions = dict(check_condition(text) for text in where)
-    evaluation = EvaluationOptions(**options)
+    media: list[tuple[str, float | None]] = [(file, None) for file in by_picture]
+    media += [(by_video, at)] if by_video is not None else []
+    check_options(texts, media, top, at if by_video is None else None, contact_sheet, save_moments)
+    conditions = conditions_of(where)
+    model, processor, searched = open_index(place, index, EvaluationOptions(**options))
+    parts = [embed_texts(model, processor, texts)] if texts else []
+    if media:
+        from modeling_mmt.search.media_queries import embed_media
+
+        parts += [embed_media(model, processor, file, at, searched.settings, searched) for file, at in media]
+    embeddings = torch.cat(parts)
+    if windows:
+        most = min(top, len(searched))
+        found = [
+            [searched.timeline.moment_of(hit) for hit in hits]
+            for hits in searched.search(embeddings, most, conditions)
+        ]
+    else:
+        found = searched.search_moments(embeddings, top, conditions)
+    titles = [*texts, *(name if at is None else f"{name} at {at:g}" for name, at in media)]
+    if contact_sheet:
+        draw_sheet(searched, titles, found, contact_sheet)
+    if save_moments:
+        save_files(searched, found, Path(save_moments))
+    if as_json:
+        print_json(
+            [
+                {"query": title, "hits": [shown(searched, moment) for moment in moments]}
+                for title, moments in zip(titles, found, strict=True)
+            ]
+        )
+        return
+    print_table(searched, titles, found)
+    for file in filter(None, (contact_sheet, save_moments)):
+        print(file)
+
+
+def check_options(
+    texts: Sequence[str],
+    media: Sequence[tuple[str, float | None]],
+    top: int,
+    stray_at: float | None,
+    contact_sheet: str | None,
+    save_moments: str | None,
+):
+    """Refuse what would fail only after the search.
+
+    Raises:
+        InputError: no query, `top` below 1, `--at` without `--by_video`, or a file or folder that cannot be written.
+    """
+    if not texts and not media:
+        raise InputError("no query: give a text, --by_picture or --by_video")
+    if top < 1:
+        raise InputError(f"--top is {top}; give a number from 1")
+    if stray_at is not None:
+        raise InputError(f"--at {stray_at:g} is a time of no video; name it with --by_video")
+    if save_moments and Path(save_moments).exists():
+        raise InputError(f"--save_moments {save_moments} already exists; name a new folder: nothing is overwritten")
+    if contact_sheet:
+        try:
+            from modeling_mmt.report.contact_sheet import check_ending
+        except ModuleNotFoundError as error:
+            raise InputError(f"{error.name} is not installed: pip install 'modeling_mmt[report]'") from error
+        check_ending(contact_sheet)
+
+
+def open_index(place: str, index: str | None, evaluation: EvaluationOptions) -> tuple[Any, Any, SearchIndex]:
+    """Model, processor and index: opened, or built and kept where `index` says so."""
+    stored = None
+    if not Path(place).exists() and place.count("/") == 1 and (pulled := downloaded_index(place, evaluation.revision)):
+        place = str(pulled)
     if (Path(place) / INDEX).is_file():
         if index:
             raise InputError(f"{place} is an index already; leave --index {index} out, or name a checkpoint first")
         index, stored = place, SearchIndex.load(place)
         place, evaluation = stored.model, replace(evaluation, revision=stored.revision)
+    elif index and Path(index).exists():
+        stored = SearchIndex.load(index)
     folder = Path(index) if index else None
     model, processor = open_checkpoint(place, evaluation.revision)
-    if folder and folder.exists():
-        searched = SearchIndex.load(folder, model)
+    if stored is not None and folder is not None:
+        stored.check_model(model)
         check_source(folder, place, evaluation)
-    else:
-        corpus = evaluation.open(place)
-        check_extractors(processor, corpus.extractors, corpus.spec.features)
-        searched = SearchIndex.build(
-            model,
-            processor,
-            corpus.rows,
-            corpus.clips,
-            columns=columns_of(corpus),
-            revision=evaluation.revision,
-            progress="clips" if is_watched(sys.stderr) else None,
-        )
-        if folder:
-            searched.save(folder, source_of(corpus.spec))
-    hits_of_queries = searched.search_texts(model, processor, texts, top, conditions)
-    results: list[dict[str, Any]] = [
-        {"query": text, "hits": [shown(searched, hit) for hit in hits]}
-        for text, hits in zip(texts, hits_of_queries, strict=True)
-    ]
-    if as_json:
-        print_json(results)
-        return
+        return model, processor, stored
+    corpus = evaluation.open(place)
+    check_extractors(processor, corpus.extractors, corpus.spec.features)
+    built = SearchIndex.build(
+        model,
+        processor,
+        corpus.rows,
+        corpus.clips,
+        columns=columns_of(corpus),
+        revision=evaluation.revision,
+        progress="clips" if is_watched(sys.stderr) else None,
+    )
+    if folder:
+        built.save(folder, source_of(corpus.spec))
+    return model, processor, built
+
+
+def print_table(searched: SearchIndex, titles: Sequence[str], found: Sequence[Sequence[Moment]]):
+    """For people: rank, cosine, where, and what it is called."""
     paint = Paint(sys.stdout)
-    for result in results:
-        print(paint.bold(printable(result["query"])))
-        for rank, hit in enumerate(result["hits"], start=1):
-            name, video_id = printable(hit["name"]), printable(hit["video_id"])
-            print(f"{rank:4d}  {hit['score']:6.3f}  {name}  {paint.grey(video_id)}")
+    for title, moments in zip(titles, found, strict=True):
+        print(paint.bold(printable(title)))
+        for rank, moment in enumerate(moments, start=1):
+            name = printable(name_of(searched, moment))
+            place = printable(moment.file or moment.video_id)
+            where = f"{place}  {between(moment)}".rstrip()
+            shown_name = "" if name == place else f"{name}  "
+            print(f"{rank:4d}  {moment.score:6.3f}  {shown_name}{paint.grey(where)}")
+
+
+def between(moment: Moment) -> str:
+    """`00:08-00:16`, with hours where there are any; nothing for what has no times."""
+    if moment.start is None or moment.end is None:
+        return ""
+    return f"{clock(moment.start)}-{clock(moment.end)}"
+
+
+def clock(seconds: float) -> str:
+    """`mm:ss`, or `h:mm:ss`, of rounded seconds."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes:02d}:{rest:02d}"
+
+
+def draw_sheet(searched: SearchIndex, titles: Sequence[str], found: Sequence[Sequence[Moment]], path: str):
+    """Write the thumbnails of what was found, a row a query."""
+    from modeling_mmt.report import contact_sheet as sheets
+
+    cells = [
+        [
+            sheets.Cell(
+                thumbnails(searched, moment),
+                (f"{rank}   {moment.score:.3f}   {between(moment)}", printable(name_of(searched, moment))),
+            )
+            for rank, moment in enumerate(moments, start=1)
+        ]
+        for moments in found
+    ]
+    sheets.save(sheets.contact_sheet([printable(title) for title in titles], cells, SHEET_CELL), path)
+
+
+def thumbnails(searched: SearchIndex, moment: Moment) -> list[Image.Image]:
+    """The picture of a moment's best window; none where the index has none."""
+    picture = searched.thumbnail(moment.row)
+    return [] if picture is None else [Image.open(BytesIO(picture)).convert("RGB")]
+
+
+def save_files(searched: SearchIndex, found: Sequence[Sequence[Moment]], folder: Path):
+    """Write every moment as a file `QUERY-RANK` into a new folder: ids are data, and name no file.
+
+    Raises:
+        InputError: a clip of a dataset, which has no file; or a file that is not there or cannot be copied.
+    """
+    from modeling_mmt.search.excerpts import media_file, save_excerpt
+
+    with writing_folder(folder) as partial:
+        for number, moments in enumerate(found, start=1):
+            for rank, moment in enumerate(moments, start=1):
+                source = media_file(searched, moment.file)
+                save_excerpt(source, moment.start, moment.end, partial / f"{number:02d}-{rank:02d}")
 
 
 def columns_of(corpus: Corpus) -> list[str]:
@@ -96,15 +238,23 @@ def columns_of(corpus: Corpus) -> list[str]:
     ]
 
 
-def shown(index: SearchIndex, hit: Hit) -> dict[str, Any]:
-    """A hit's score, id, and what the clip is called: the first of its English texts, or the id again."""
-    column = next((name for name in index.clips.column_names if name.endswith("_en")), "video_id")
-    name = index.clips[hit.row][column] or hit.video_id
+def shown(index: SearchIndex, moment: Moment) -> dict[str, Any]:
+    """What is told of a moment: seconds from the file's first frame; None where it has no file or no times."""
     return {
-        "score": round(hit.score, 4),
-        "video_id": hit.video_id,
-        "name": name if isinstance(name, str) else name[0],
+        "file": moment.file,
+        "start": moment.start if moment.start is None else round(moment.start, 3),
+        "end": moment.end if moment.end is None else round(moment.end, 3),
+        "score": round(moment.score, 4),
+        "video_id": moment.video_id,
+        "name": name_of(index, moment),
     }
+
+
+def name_of(index: SearchIndex, moment: Moment) -> str:
+    """What a clip is called: the first of its English texts, or its file, or its id."""
+    column = next((name for name in index.clips.column_names if name.endswith("_en")), None)
+    name = (index.clips[moment.row][column] if column else None) or moment.file or moment.video_id
+    return name if isinstance(name, str) else name[0]
 
 
 def source_of(spec: EvalSpec) -> dict[str, Any]:
@@ -130,12 +280,10 @@ def check_source(folder: Path, checkpoint: str, evaluation: EvaluationOptions):
     Raises:
         InputError: names the option or the folder, and what the index was built from.
     """
-    path = folder / SOURCE
-    try:
-        source = dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
-        states = dict(source.get("state", {}))
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{path}: not the JSON that `mmt search` writes ({error}); build the index again") from error
+    source = read_source(folder)
+    states = source.get("state", {})
+    if not isinstance(states, dict):
+        raise InputError(f"{folder / SOURCE}: state is {states!r}, no object; build the index again")
     for place, state in states.items():
         if Path(place).is_dir() and state_of(Path(place)) != state:
             raise InputError(
@@ -169,16 +317,16 @@ def check_query(query: str, place: int) -> str:
         raise InputError(f"query {place} is empty: {query!r}; type what the clip shows") from None
 
 
-def check_condition(text: str) -> tuple[str, Any]:
-    """`COLUMN=VALUE` in two; the value is read as JSON where it is JSON, as `true` or `8`, and as text elsewhere.
+def conditions_of(texts: Sequence[str]) -> Mapping[str, list[str]]:
+    """`COLUMN=VALUE` as a filter; each column's type says what its values are, and one of several must hold.
 
     Raises:
         InputError: no `=`.
     """
-    column, sign, value = text.partition("=")
-    if not sign:
-        raise InputError(f"--where {text}: write COLUMN=VALUE, such as is_flag=false")
-    try:
-        return column, json.loads(value)
-    except json.JSONDecodeError:
-        return column, value
+    conditions: dict[str, list[str]] = {}
+    for text in texts:
+        column, sign, value = text.partition("=")
+        if not sign:
+            raise InputError(f"--where {text}: write COLUMN=VALUE, such as is_flag=false")
+        conditions.setdefault(column, []).append(value)
+    return conditions

@@ -154,12 +154,15 @@ def cue_problems(rows: Dataset, kind: str, language: str) -> Iterator[str]:
     faults = Faults()
     for batch in rows.select_columns(["video_id", *columns]).with_format("arrow").iter(batch_size=1024):
         texts, starts, ends = (batch[column].combine_chunks() for column in columns)
+        if not all(_is_list(cues.type) or pa.types.is_null(cues.type) for cues in (texts, starts, ends)):
+            yield f"{', '.join(columns)} are not lists of cues' texts and seconds; set clip_seconds to null"
+            return
         count = _lengths(texts)
         uneven = (count != _lengths(starts)) | (count != _lengths(ends))
         faults.add(f"have not as many {columns[0]} as {columns[1]} and {columns[2]}", batch["video_id"], uneven)
-        unusable = _any_of(texts.flatten().is_null().to_numpy(zero_copy_only=False), count)
+        unusable = _any_of(_inner(texts).is_null().to_numpy(zero_copy_only=False), count)
         for seconds in (starts, ends):
-            unusable |= _any_of(_unusable(seconds.flatten()), _lengths(seconds))
+            unusable |= _any_of(_unusable(_inner(seconds)), _lengths(seconds))
         faults.add(f"have null or NaN in {', '.join(columns)}", batch["video_id"], unusable)
     yield from faults.sentences("build the dataset again, or drop them")
 
@@ -229,6 +232,11 @@ def _lengths(lists: pa.Array) -> np.ndarray:
     if not _is_list(lists.type):
         return np.zeros(len(lists), np.int64)
     return pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
+
+
+def _inner(lists: pa.Array) -> pa.Array:
+    """The values of all lists, one after another; those of a null do not count."""
+    return lists.flatten() if _is_list(lists.type) else pa.nulls(0)
 
 
 def _unusable(numbers: pa.Array) -> np.ndarray:

@@ -214,21 +214,11 @@ def open_corpus(spec: EvalSpec) -> Corpus:
     Raises:
         CorpusError: a column or language is not there, or what is there is not fit to be searched.
     """
-    kind = spec.text_column
-    rows = read_split(spec.dataset, spec.revision, spec.split)
-    there = [name.removeprefix(f"{kind}_") for name in rows.column_names if name.startswith(f"{kind}_")]
+    spec, rows = _open_rows(spec)
     where = f"{spec.dataset} ({spec.split})"
-    if not there:
-        raise CorpusError(f"{where}: no column {kind}_<language>; found {', '.join(rows.column_names)}")
-    for language in spec.languages:
-        if language not in there:
-            raise CorpusError(f"{where}: no {kind} in language {language!r}; there are {', '.join(there)}")
-    spec = replace(spec, languages=spec.languages or there)
     own = None if spec.features else spec.video_column or "video_features"
-    for problem in missing_columns(rows, filter(None, ("video_id", spec.exclude_column, own))):
-        raise CorpusError(f"{where}: {problem}")
     of_features = feature_problems(rows) if own == "video_features" else ()
-    for problem in chain(search_problems(rows, kind, spec.languages, spec.exclude_column), of_features):
+    for problem in chain(missing_columns(rows, [own] if own else []), of_features):
         raise CorpusError(f"{where}: {problem}")
     extractors: Sequence[Extractor] = ()
     if spec.features:
@@ -242,6 +232,31 @@ def open_corpus(spec: EvalSpec) -> Corpus:
     else:
         clips = rows["video_features"][:]
     return replace(corpus_of(spec, rows, clips), extractors=extractors)
+
+
+def open_texts(spec: EvalSpec) -> Corpus:
+    """As `open_corpus`, without clips: for those who search an index with the captions."""
+    spec, rows = _open_rows(spec)
+    return corpus_of(spec, rows, ())
+
+
+def _open_rows(spec: EvalSpec) -> tuple[EvalSpec, Dataset]:
+    """The split, and what it was opened for with its languages named."""
+    kind = spec.text_column
+    rows = read_split(spec.dataset, spec.revision, spec.split)
+    there = [name.removeprefix(f"{kind}_") for name in rows.column_names if name.startswith(f"{kind}_")]
+    where = f"{spec.dataset} ({spec.split})"
+    if not there:
+        raise CorpusError(f"{where}: no column {kind}_<language>; found {', '.join(rows.column_names)}")
+    for language in spec.languages:
+        if language not in there:
+            raise CorpusError(f"{where}: no {kind} in language {language!r}; there are {', '.join(there)}")
+    spec = replace(spec, languages=spec.languages or there)
+    for problem in missing_columns(rows, filter(None, ("video_id", spec.exclude_column))):
+        raise CorpusError(f"{where}: {problem}")
+    for problem in search_problems(rows, kind, spec.languages, spec.exclude_column):
+        raise CorpusError(f"{where}: {problem}")
+    return spec, rows
 
 
 def corpus_of(spec: EvalSpec, rows: Dataset, clips: Sequence[Any]) -> Corpus:

@@ -18,6 +18,7 @@ from modeling_mmt.evaluation.metrics import DIRECTIONS, SHOWN_METRICS, average_o
 TEMPLATE = Path(__file__).with_name("model_card.md")
 METRICS_FILE = "metrics.json"
 PACKAGES = ("torch", "transformers", "datasets", "accelerate", "safetensors")
+STARTS = ("checkpoint", "dual_encoder", "text_model")  # of a recipe's model: the first that is there reads the texts
 NOT_STATED = "not stated"
 HOME = re.compile(r"~[\w.-]*(/|$)")  # `~/clips`, `~ann/clips`; not "~1,600 clips, see https://..."
 HUB_NAME = re.compile(r"([\w-][\w.-]*/)?[\w-][\w.-]*")
@@ -46,7 +47,7 @@ def write_card(folder: str | os.PathLike, *, model_id: str | None = None, revisi
     results = _tables(figures["all"])
     excluded = next((part for name, part in figures.items() if name != "all"), None)
     dataset = card_fields.get("dataset_name", data["dataset"])
-    stages = [name for name in ("pretraining", "finetuning") if recipe[name]]
+    stages = [name for name in ("alignment", "pretraining", "finetuning") if recipe.get(name)]
     languages = list(figures["all"]["t2v"])
     card_data = ModelCardData(
         language=languages,
@@ -77,8 +78,8 @@ def write_card(folder: str | os.PathLike, *, model_id: str | None = None, revisi
         revision=revision,
         languages=languages,
         text_encoder={
-            "name": public_recipe["model"].get("dual_encoder") or public_recipe["model"]["text_model"],
-            "revision": public_recipe["model"]["text_revision"],
+            "name": next(filter(None, map(public_recipe["model"].get, STARTS))),
+            "revision": public_recipe["model"].get("checkpoint_revision") or public_recipe["model"]["text_revision"],
             "license": card_fields.get("text_license", NOT_STATED),
             "output_layer": config.num_text_layers,
             "frozen_layers": config.freeze_text_layers,
@@ -104,6 +105,7 @@ def write_card(folder: str | os.PathLike, *, model_id: str | None = None, revisi
         results=results,
         without_flags=_tables(excluded) if excluded else None,
         training={
+            "alignment": _sources_text(recipe["alignment"]) if recipe.get("alignment") else "",
             "pretraining": _start_text(public_recipe),
             "finetuning": _sources_text(recipe["finetuning"]) if recipe["finetuning"] else "nothing",
             "seed": recipe["seed"],

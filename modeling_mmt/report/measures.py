@@ -34,6 +34,7 @@ from modeling_mmt.evaluation.metrics import (
     shown_metrics,
 )
 from modeling_mmt.evaluation.significance import bootstrap_interval, paired_test, summarise_seeds
+from modeling_mmt.search.moment_figures import own_moment_figures
 
 TOP = 10  # results a query that overlap and hubness look at
 SHOWN = 12  # hardest clips, and confusions
@@ -93,6 +94,7 @@ def measure_one(evaluation: Evaluation, corpus: Corpus, num_samples: int) -> dic
         },
         "tokens": {language: token_figures(evaluation, language) for language in languages},
         "n_aligned": len(rows),
+        "moments": own_moment_figures(evaluation, corpus),
     }
     if not rows:
         return result

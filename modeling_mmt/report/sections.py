@@ -17,6 +17,7 @@ from modeling_mmt.report.figures import (
     recall_curves,
     token_ranges,
 )
+from modeling_mmt.report.moment_section import moment_blocks
 from modeling_mmt.report.page import Block, Card, Clip, Figure, Gallery, Heading, Page, Table, Text, Words
 from modeling_mmt.report.published_results import MULTI_MSRVTT
 
@@ -54,7 +55,7 @@ class Reporter:
         sections: list[Callable[[], list[Block]]] = [self.search, self.others, self.depth]
         if self.mine["n_aligned"]:
             sections += [self.consistency, self.similarity, self.hubs]
-        sections += [self.tokens]
+        sections += [lambda: moment_blocks(self.measures["checkpoints"]), self.tokens]
         if self.mine["n_aligned"]:
             sections += [self.hardest, self.confused]
         for section in [*sections, self.published, self.made]:

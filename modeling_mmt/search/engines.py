@@ -138,7 +138,7 @@ class FaissSearch:
         asked, options = np.ascontiguousarray(queries.numpy()), {}
         if allowed is not None:
             top = min(top, int(allowed.sum()))
-            options["params"] = self._parameters(allowed)
+            options["params"] = self._parameters(allowed, top)
             if options["params"] is None:
                 return self._search_all(asked, top, allowed)
         scores, rows = map(torch.from_numpy, self.index.search(asked, top, **options))
@@ -150,7 +150,7 @@ class FaissSearch:
         best, places = scores.double().masked_fill(refused, -torch.inf).topk(top, dim=1)
         return best, rows.gather(1, places).masked_fill(best == -torch.inf, -1)
 
-    def _parameters(self, allowed: torch.Tensor) -> Any:
+    def _parameters(self, allowed: torch.Tensor, top: int) -> Any:
         """FAISS's way to say which rows may be found, which differs between kinds of index; None where it has none."""
         import faiss
 
@@ -161,7 +161,8 @@ class FaissSearch:
         if isinstance(index, faiss.IndexIVF):
             return library.SearchParametersIVF(sel=selector, nprobe=index.nprobe)
         if isinstance(index, faiss.IndexHNSW):
-            return library.SearchParametersHNSW(sel=selector, efSearch=index.hnsw.efSearch)
+            seen = top * len(allowed) // int(allowed.sum())  # so that `top` of them may be found among these
+            return library.SearchParametersHNSW(sel=selector, efSearch=max(index.hnsw.efSearch, seen))
         if isinstance(index, faiss.IndexFlat | faiss.IndexScalarQuantizer):
             return library.SearchParameters(sel=selector)
         return None

@@ -18,6 +18,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +32,9 @@ from modeling_mmt.data.reading import pinned_snapshot
 from modeling_mmt.evaluation.embedding import embed_images, embed_texts, embed_videos
 from modeling_mmt.search.engines import SearchEngine, open_engine
 from modeling_mmt.search.exact import ExactSearch
+from modeling_mmt.search.filters import matching_rows
 from modeling_mmt.search.manifest import INDEX, SOURCE, Manifest, SearchIndexError, read_source
+from modeling_mmt.search.moments import JoinRule, Moment, Timeline, search_moments
 from modeling_mmt.search.segments import NO_FILES, PLACES, Rows, open_rows, with_places, write_segment
 
 __all__ = ["INDEX", "SOURCE", "Hit", "SearchIndex", "SearchIndexError", "model_fingerprint"]
@@ -247,7 +250,7 @@ class SearchIndex:
         Args:
             queries: `(q, P)` float32 unit vectors.
             top: clips a query, from 1 to the number of clips; a filter may leave fewer.
-            where: column -> a value, or a list of values of which one must hold; all columns must agree.
+            where: column -> a value, or several of which one must hold; `modeling_mmt.search.filters` compares.
 
         Raises:
             ValueError: `top` outside the corpus, a query that is not finite or of another width, a filter on a column
@@ -296,6 +299,17 @@ class SearchIndex:
         """
         return self.search(self.embeddings[[self.row(video_id) for video_id in video_ids]], top, where)
 
+    def search_moments(
+        self, queries: torch.Tensor, top: int, where: Mapping[str, Any] | None = None, rule: JoinRule | None = None
+    ) -> list[list[Moment]]:
+        """The best moments of each query: windows of a video joined, as `modeling_mmt.search.moments` says."""
+        return search_moments(self, queries, top, where, rule)
+
+    @cached_property
+    def timeline(self) -> Timeline:
+        """Which windows of a video follow one another."""
+        return Timeline(self.clips, self.embeddings)
+
     def row(self, video_id: str) -> int:
         """Row of a clip.
 
@@ -308,17 +322,7 @@ class SearchIndex:
 
     def allowed(self, where: Mapping[str, Any] | None) -> torch.Tensor | None:
         """`(N,)` bool: the rows that a filter leaves; None without one."""
-        if not where:
-            return None
-        mask = torch.ones(len(self), dtype=torch.bool)
-        for column, wanted in where.items():
-            if column not in self.clips.column_names:
-                raise ValueError(
-                    f"the index has no column {column!r} to filter by; it kept {', '.join(self.clips.column_names)}"
-                )
-            values = wanted if isinstance(wanted, list | tuple | set | frozenset) else (wanted,)
-            mask &= torch.tensor([value in values for value in self.clips[column][:]])
-        return mask
+        return matching_rows(self.clips, where)
 
 
 def model_fingerprint(model: Any) -> str:

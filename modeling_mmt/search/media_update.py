@@ -53,7 +53,8 @@ def bring_in_step(
     model.to(options.device)  # type: ignore[arg-type]  # transformers' wrapper has a type of its own
     if index is not None:
         check_fingerprint(model, index.manifest.fingerprint, index.manifest.model)
-    encoders, recorded = _encoders(model, processor, name, revision, options)
+    stored = index.manifest.settings["encoders"] if index is not None else None
+    encoders, recorded = _encoders(model, processor, name, revision, options, stored)
     if index is None:
         chosen = {key: value for key, value in options.rule.items() if value is not None}
         settings = {**DEFAULTS, **chosen, "encoders": recorded}
@@ -62,10 +63,10 @@ def bring_in_step(
         dim = model.config.projection_dim
         Manifest(model_fingerprint(model), name, revision, dim, settings).write(folder)
         index = IndexFolder(folder)
-    elif index.manifest.settings["encoders"] != recorded:
+    elif stored != recorded:
         raise SearchIndexError(
-            f"{folder} was made with the encoders {index.manifest.settings['encoders']}, and these are {recorded}; "
-            "name those, or a new folder"
+            f"{folder} was made with the encoders {stored}, and these are {recorded}; leave --encoder and "
+            "--image_size out, or name a new folder"
         )
     else:
         index.rename_model(name, revision)  # it may lie elsewhere by now
@@ -76,9 +77,14 @@ def bring_in_step(
 
 
 def _encoders(
-    model: Any, processor: Any, name: str, revision: str | None, options: IndexOptions
+    model: Any,
+    processor: Any,
+    name: str,
+    revision: str | None,
+    options: IndexOptions,
+    stored: list[dict[str, Any]] | None,
 ) -> tuple[list[StepEncoder], list[dict[str, Any]]]:
-    """What makes steps of frames, and how the manifest names it; encoders inside the model need no name."""
+    """What makes steps of frames, and how the manifest names it (`stored`); encoders inside the model need no name."""
     if own := own_encoders(model, processor):
         if options.encoders or options.image_size:
             raise InputError(f"{name} has its vision encoders inside; leave --encoder and --image_size out")
@@ -87,7 +93,7 @@ def _encoders(
         given = {"revision": None, "image_size": options.image_size, "crop": True}
         recorded = [{"name": encoder, **given} for encoder in options.encoders]
     else:
-        recorded = recorded_encoders(processor, name, revision)
+        recorded = [dict(one) for one in stored or recorded_encoders(processor, name, revision)]
     encoders = load_encoders(recorded, options.device)
     for one, encoder in zip(recorded, encoders, strict=True):
         one |= {"revision": encoder.revision, "image_size": encoder.image_size}

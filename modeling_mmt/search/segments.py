@@ -100,7 +100,7 @@ def write_segment(folder: Path, number: int, rows: Rows) -> Segment:
     with writing_folder(folder / SEGMENTS / name, replace=True) as partial:
         save_file({"embeddings": rows.embeddings.contiguous()}, partial / EMBEDDINGS)
         pq.write_table(rows.clips, partial / CLIPS)
-        thumbnails = pa.table({"thumbnail": pa.array(rows.thumbnails, pa.binary())})
+        thumbnails = pa.table({"thumbnail": pa.array(list(rows.thumbnails), pa.binary())})
         pq.write_table(thumbnails, partial / THUMBNAILS, row_group_size=THUMBNAILS_AT_ONCE, compression="none")
         pq.write_table(rows.files, partial / FILES)
         files = {

@@ -11,7 +11,7 @@ from command_line import build_checkpoint, call
 from datasets import Dataset
 
 from modeling_mmt.commands.errors import printable
-from modeling_mmt.commands.search import check_condition, check_query
+from modeling_mmt.commands.search import check_query, conditions_of
 from modeling_mmt.data.files import write_json
 from modeling_mmt.evaluation.embedding import embed_texts
 from modeling_mmt.evaluation.evaluate import EvalSpec, evaluate, open_checkpoint, open_corpus
@@ -84,8 +84,7 @@ def test_the_table_is_for_people(checkpoint, capsys):
     [
         (["", "--top", "2"], "query 1 is empty"),
         (["a" * 2**20], "at most 10,000"),
-        (["dog", "--top", "99"], "99"),
-        (["dog", "--top", "0"], "0"),
+        (["dog", "--top", "0"], "--top is 0; give a number from 1"),
         (["dog", "--where", "colour=red"], "colour"),
         (["dog", "--languages", "xx"], "no caption in language 'xx'"),
     ],
@@ -180,12 +179,26 @@ def test_control_characters_reach_neither_the_model_nor_the_terminal():
     assert "\x1b" not in printable("a\x1b[2J\u202edog") and "\u202e" not in printable("\u202e")
 
 
-def test_conditions_are_values_of_json_or_words():
-    assert check_condition("is_flag=false") == ("is_flag", False)
-    assert check_condition("emoji=🚁") == ("emoji", "🚁")
-    assert check_condition("num_frames=8") == ("num_frames", 8)
+def test_conditions_on_one_column_are_alternatives():
+    """JSON made a number of `year=2020`, which no text is; and of two conditions on a column the first was lost."""
+    assert conditions_of(["year=2020", "emoji=🚁", "year=2021"]) == {"year": ["2020", "2021"], "emoji": ["🚁"]}
+    assert conditions_of(["title=a=b", "title="]) == {"title": ["a=b", ""]}
     with pytest.raises(ValueError, match="write COLUMN=VALUE"):
-        check_condition("is_flag")
+        conditions_of(["is_flag"])
+
+
+def test_conditions_may_be_given_in_turn_and_queries_on_both_sides_of_options(checkpoint, capsys):
+    plain = call(capsys, "search", checkpoint, "dog", "cat", "--where", "is_flag=true", "video_id=clip-54", "--json")
+    apart = ["--where", "is_flag=true", "--json", "--where", "video_id=clip-54", "--top", "5", "cat"]
+    assert plain[0] == 0 and call(capsys, "search", checkpoint, "dog", *apart) == plain
+    code, _, err = call(capsys, "search", checkpoint, "dog", "--no_such_option")
+    assert code == 2 and "unrecognized arguments: --no_such_option" in err
+
+
+def test_a_top_beyond_the_clips_gives_them_all(checkpoint, capsys):
+    for options in ([], ["--windows"]):
+        code, out, _ = call(capsys, "search", checkpoint, "dog", "--top", "99", "--json", *options)
+        assert code == 0 and len(json.loads(out)[0]["hits"]) == 12
 
 
 def test_the_folder_of_an_index_tells_its_checkpoint_and_its_clips(checkpoint, tmp_path, capsys):

@@ -20,7 +20,9 @@ from modeling_mmt.data.reading import load_split
 from modeling_mmt.data.sources import Tally, clean_text
 from modeling_mmt.evaluation.embedding import embed_texts, embed_videos
 from modeling_mmt.inputs_mmt import ItemError, clean_caption, is_blank
+from modeling_mmt.pipeline_mmt import MMTSearchPipeline
 from modeling_mmt.search.index import SearchIndex
+from modeling_mmt.training.batches import TokenizedOnce
 from modeling_mmt.training.checks import check_recipe
 from modeling_mmt.training.recipe import RecipeError
 from modeling_mmt.training.recipe_reading import load_recipe
@@ -234,6 +236,23 @@ def test_an_index_and_a_collator_name_the_clip_by_its_id(make_model, make_proces
     rows[4]["caption_en"] = "\u200e"
     with pytest.raises(ValueError, match="^caption of clip 'clip-4' is empty"):
         MMTDataCollator(make_processor(), languages=["en"])(rows)
+
+
+def test_a_pipeline_names_the_clip_by_its_id_and_the_query_by_its_text(make_model, make_processor, make_clips):
+    search = MMTSearchPipeline(model=make_model(), processor=make_processor())
+    clips = dict(zip("abcd", make_clips(), strict=True)) | {"d": np.ones((2, 3), np.float32)}
+    with pytest.raises(ValueError, match=r"^clip 'd' has shape \(2, 3\)"):
+        search.index(clips, batch_size=2)
+    index = search.index({name: clips[name] for name in "abc"})
+    with pytest.raises(ValueError, match=r"^query ' ' is empty"):
+        search(["red dog", " "], index=index)
+
+
+def test_captions_that_a_run_tokenizes_once_are_named_by_their_places(make_processor):
+    tokenized = TokenizedOnce(make_processor())
+    tokenized(["red", "dog"])
+    with pytest.raises(ItemError, match="^caption 3 is empty"):
+        tokenized(["dog", "red", "home", "\u200b", "fast"])
 
 
 def test_an_embedding_that_is_not_finite_is_named_by_its_id(make_model, make_processor, make_clips):

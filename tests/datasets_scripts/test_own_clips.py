@@ -116,11 +116,13 @@ def test_spans_of_a_film_are_clips_of_their_own_with_the_ids_of_extract(tmp_path
 def test_spans_of_a_film_stay_in_one_split_and_no_split_is_empty():
     many = Counter(drawn_splits(f"film{number}" for number in range(2000)).values())
     assert 0.75 < many["train"] / 2000 < 0.85 and 0.05 < many["test"] / 2000 < 0.15
-    for number in range(3, 30):
+    for number in range(3, 100):
         names = [f"{number} {part}" for part in range(number)]
-        assert set(drawn_splits(names).values()) == {"train", "validation", "test"}
+        tenth = max(1, round(number / 10))
+        sizes = {"train": number - 2 * tenth, "validation": tenth, "test": tenth}
+        assert Counter(drawn_splits(names).values()) == sizes
         assert drawn_splits(names) == drawn_splits(reversed(names))
-    assert set(drawn_splits(["a", "a", "b"])) == {"a", "b"}
+    assert drawn_splits(["a", "a", "b"]) == {"a": "train", "b": "train"}
 
 
 def test_a_films_spans_are_drawn_together(tmp_path, capsys):
@@ -196,6 +198,12 @@ def test_every_bad_table_is_one_line_that_names_file_line_and_column(text, messa
     code, _, _, errors = build(capsys, tmp_path, text.encode())
     assert code == 2 and errors.count("\n") == 1
     assert any(part in errors for part in message.split("|"))
+
+
+def test_two_tables_are_refused_and_neither_left_out_without_a_word(tmp_path, capsys):
+    build(capsys, tmp_path, LONG.encode())
+    code, _, _, errors = build(capsys, tmp_path, LONG.encode(), "captions.tsv")
+    assert code == 2 and "captions.csv and captions.tsv are both there; leave one" in errors
 
 
 def test_a_table_with_one_damaged_byte_says_which(tmp_path, capsys):

@@ -12,6 +12,7 @@ from PIL import Image
 from modeling_mmt.data.clips import frames_of
 from modeling_mmt.data.feature_store_writer import write_feature_store
 from modeling_mmt.data.languages import LANGUAGES
+from modeling_mmt.report import contact_sheet as sheets
 from modeling_mmt.search.index import Hit
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -100,15 +101,15 @@ def test_the_picture_has_a_row_a_query_and_shows_each_clip_in_its_place(rows):
     found = [[Hit(animated, 0.5, "a"), Hit(still, 0.25, "s")], [Hit(still, 0.5, "s"), Hit(animated, 0.1, "a")]]
     pictures = search.draw(["con chó", "собака"], found, rows, "name_en")
     assert len(pictures) == 8
-    row_height = search.TITLE + search.CELL + search.CAPTION + search.GAP
+    row_height = sheets.TITLE + sheets.CELL + sheets.CAPTION + sheets.GAP
     for line, hits in enumerate(found):
         for column, hit in enumerate(hits):
-            left = search.GAP + column * (search.CELL + search.GAP)
-            upper = search.GAP + line * row_height + search.TITLE
+            left = sheets.GAP + column * (sheets.CELL + sheets.GAP)
+            upper = sheets.GAP + line * row_height + sheets.TITLE
             frames = frames_of(rows[hit.row])
             for moment, picture in enumerate(pictures):
-                assert picture.size == search.picture_size(2, 2) == (304, 448)
-                cell = picture.crop((left, upper, left + search.CELL, upper + search.CELL))
+                assert picture.size == sheets.sheet_size(2, 2) == (304, 448)
+                cell = picture.crop((left, upper, left + sheets.CELL, upper + sheets.CELL))
                 assert cell.tobytes() == frames[moment * len(frames) // 8].tobytes()
 
 
@@ -117,59 +118,9 @@ def test_only_the_right_clip_is_framed(rows):
     framed = search.draw(["dog"], found, rows, "name_en", right=[1])[0]
     plain = search.draw(["dog"], found, rows, "name_en")[0]
     changed = np.argwhere((np.asarray(framed) != np.asarray(plain)).any(axis=2))
-    left, upper = search.GAP + search.CELL + search.GAP, search.GAP + search.TITLE
+    left, upper = sheets.GAP + sheets.CELL + sheets.GAP, sheets.GAP + sheets.TITLE
     assert changed.min(axis=0).tolist() == [upper - 6, left - 6]
-    assert changed.max(axis=0).tolist() == [upper + search.CELL + 5, left + search.CELL + 5]
-
-
-@pytest.mark.parametrize(
-    "text", ["con chó, người đi xe đạp", "пожарная машина", "ležící pes, zákaz vstupu chodců", "ß"]
-)
-def test_vietnamese_russian_czech_and_german_need_no_font_but_matplotlibs(text, capsys):
-    search.font_for.cache_clear()
-    assert Path(search.font_for(text)).name == "DejaVuSans.ttf"
-    assert capsys.readouterr().err == ""
-
-
-def test_a_font_that_is_named_is_asked_before_the_installed_ones(monkeypatch):
-    has = {"mine.ttf": "狗", "installed.otf": "狗"}
-    monkeypatch.setattr(search.font_manager, "findSystemFonts", lambda: ["installed.otf"])
-    monkeypatch.setattr(search, "find_spec", lambda name: None)
-    monkeypatch.setattr(search, "characters_of", lambda file: frozenset(map(ord, has.get(Path(file).name, "dog"))))
-    search.font_for.cache_clear()
-    assert search.font_for("狗") == "installed.otf"
-    assert search.font_for("狗", "mine.ttf") == "mine.ttf"
-    assert Path(search.font_for("dog", "mine.ttf")).name == "DejaVuSans.ttf"
-    search.font_for.cache_clear()
-
-
-def test_a_font_that_pip_brought_is_asked_before_the_systems(monkeypatch, tmp_path):
-    (tmp_path / "pip_fonts").mkdir()
-    for name in ("__init__.py", "SomeSans-Regular.otf", "SomeSerif-Regular.otf"):
-        (tmp_path / "pip_fonts" / name).touch()
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(search, "FONT_PACKAGE", "pip_fonts")
-    monkeypatch.setattr(search.font_manager, "findSystemFonts", lambda: ["system.otf"])
-    assert [Path(file).name for file in search.font_files(None)] == [
-        "DejaVuSans.ttf",
-        "SomeSans-Regular.otf",
-        "system.otf",
-    ]
-
-
-def test_characters_that_no_font_has_are_named_in_a_note(monkeypatch, capsys):
-    monkeypatch.setattr(search.font_manager, "findSystemFonts", lambda: [])
-    monkeypatch.setattr(search, "find_spec", lambda name: None)
-    search.font_for.cache_clear()
-    assert Path(search.font_for("狗 dog")).name == "DejaVuSans.ttf"
-    assert "no installed font has 狗;" in capsys.readouterr().err
-    search.font_for.cache_clear()
-
-
-def test_a_title_wider_than_the_picture_is_cut(rows):
-    pictures = search.draw(["dog " * 200], [[Hit(0, 0.5, "0")]], rows, "name_en")
-    right_margin = pictures[0].crop((search.GAP + search.CELL + 2, 0, *search.picture_size(1, 1)))
-    assert right_margin.getextrema() == ((255, 255),) * 3
+    assert changed.max(axis=0).tolist() == [upper + sheets.CELL + 5, left + sheets.CELL + 5]
 
 
 @pytest.mark.parametrize(("ending", "moments"), [("png", 1), ("gif", 8), ("webp", 8)])
@@ -181,7 +132,7 @@ def test_the_command_prints_ranks_and_writes_a_picture(options, split, tmp_path,
     first = split[found[0][0].row]
     assert f"     1  {found[0][0].score:6.3f}  {first['emoji']} {first['name_en']}" in printed
     with Image.open(output) as picture:
-        assert picture.size == search.picture_size(3, 8)
+        assert picture.size == sheets.sheet_size(3, 8)
         assert getattr(picture, "n_frames", 1) == moments
 
 
@@ -215,7 +166,7 @@ def test_the_figure_gives_each_language_its_rank_and_a_row(options, split, tmp_p
     assert all(list(of_clip) == list(LANGUAGES) for of_clip in ranks.values())
     assert all(1 <= rank <= len(split) for of_clip in ranks.values() for rank in of_clip.values())
     assert f"en {ranks['1f408']['en']}, de {ranks['1f408']['de']}" in capsys.readouterr().out
-    width, height = search.picture_size(len(LANGUAGES), 3, qualitative.CELL)
+    width, height = sheets.sheet_size(len(LANGUAGES), 3, qualitative.CELL)
     with Image.open(output) as picture:
         assert picture.size == (2 * width, height)
 

@@ -79,7 +79,7 @@ def test_a_caption_that_holds_an_access_token_is_not_published(hub, tmp_path):
     with open(tmp_path / "source/captions.csv", "a", encoding="utf-8") as table:
         table.write(f"leak,en,https://user:{'pass' * 4}@x.org/clip,train\n")
     build = ["-m", "mmt", "build", "own_clips", "--data_dir", tmp_path / "source", "--output_dir", tmp_path / "out"]
-    run(hub, tmp_path, *build, "--push_to_hub", "org/own_clips", refusal="an access token; take it out")
+    run(hub, tmp_path, *build, "--push_to_hub", "org/own_clips", refusal="an address with a password; take it out")
     assert not HfApi(hub.endpoint, hub.token).repo_exists("org/own_clips", repo_type="dataset")
 
 

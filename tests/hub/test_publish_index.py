@@ -55,6 +55,19 @@ def test_an_index_is_pushed_and_pulled_by_its_tag_without_what_was_dropped_or_of
     assert code == 2 and "is a published copy; name a new folder" in err
 
 
+def test_a_published_index_is_searched_by_its_name_with_the_checkpoint_that_it_names(indexed, hub, capsys):
+    api = HfApi(hub.endpoint, hub.token)
+    api.create_repo("org/model")
+    api.upload_folder(repo_id="org/model", folder_path=indexed / "model")
+    api.create_tag("org/model", tag="v2")
+    words = ["--tag", "v1", "--model", "org/model", "--model_revision", "v2"]
+    assert call(capsys, "publish", indexed / "index", "org/found", *words)[0] == 0
+    code, out, err = call(capsys, "search", "org/found", "red dog", "--revision", "v1", "--windows", "--json")
+    assert code == 0, err
+    here = call(capsys, "search", indexed / "index", "red dog", "--windows", "--json")
+    assert out == here[1] and {hit["file"] for hit in json.loads(out)[0]["hits"]} == {"a.mp4", "b.png"}
+
+
 def test_what_is_no_index_on_the_hub_is_none(hub):
     assert downloaded_index("org/nothing", "v1") is None
     api = HfApi(hub.endpoint, hub.token)

@@ -263,6 +263,22 @@ def test_a_corpus_of_one_and_a_single_language_have_a_report(num_clips, language
     assert page.html() and page.markdown()
 
 
+def test_moments_are_reported_where_the_corpus_says_where_its_clips_lie():
+    corpus, evaluation = made_up(noise=0.0)
+    assert page_of(corpus, evaluation)[0]["checkpoints"]["made up"]["moments"] == {}
+    places = {"file": ["a.mp4", "b.mp4"] * 15, "start": [10 * row for row in range(30)]}
+    places["end"] = [start + 4 for start in places["start"]]
+    for name, values in places.items():
+        corpus.rows = corpus.rows.add_column(name, values)
+    measures, page = page_of(corpus, evaluation)
+    moments = measures["checkpoints"]["made up"]["moments"]
+    assert list(moments) == ["en", "de", "sw"]
+    assert moments["sw"]["R@1 IoU=0.7"] == 100.0 and moments["sw"]["start_error"] == 0.0  # each text is its clip
+    table = next(b for b in page.blocks if isinstance(b, Table) and "R@1 IoU=0.5" in b.columns)
+    assert [row[0] for row in table.rows] == ["en", "de", "sw", "all", "all but en"]
+    assert page.html()
+
+
 def test_cut_captions_are_counted():
     corpus, evaluation = made_up()
     evaluation.tokens["sw"] = np.array([16, 17, 18, 4] + [5] * 26)

@@ -11,8 +11,7 @@ from modeling_mmt.search.index import SearchIndex, SearchIndexError
 
 SEARCH = "an optional engine: extra `search`"
 NUM_ROWS, WIDTH = 400, 16
-ENGINES = ["exact", *(f"faiss:{factory}" for factory in ("Flat", "IVF1,Flat", "HNSW32", "SQ8", "PQ16x8"))]
-ENGINES += ["faiss:OPQ8,Flat", "qdrant"]
+ENGINES = ["exact", "faiss:Flat", "faiss:IVF1,Flat", "faiss:HNSW32", "faiss:SQ8", "qdrant"]
 LIBRARIES = {"faiss": "faiss", "qdrant": "qdrant_client"}
 
 
@@ -85,6 +84,21 @@ def test_an_engine_obeys_a_filter_and_gives_what_it_leaves(opened):
     assert (scores[rows < 0] == -torch.inf).all() and (scores.diff(dim=1).nan_to_num(-1) <= 0).all()
     with pytest.raises(ValueError, match="leaves no clip"):
         engine.search(unit(2, WIDTH), 10, torch.zeros(NUM_ROWS, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("factory", ["PQ4x2", "PCA8,Flat"])
+def test_a_faiss_index_that_takes_no_filter_ranks_all_and_leaves_out(factory):
+    pytest.importorskip("faiss", reason=SEARCH)
+    engine, queries = FaissSearch(unit(100, WIDTH), factory), unit(3, WIDTH, seed=1)
+    everything, order = engine.search(queries, 100)
+    allowed = torch.zeros(100, dtype=torch.bool)
+    allowed[[1, 8, 20, 77]] = True
+    scores, rows = engine.search(queries, 10, allowed)
+    for query in range(3):
+        place = {row: number for number, row in enumerate(order[query].tolist())}
+        assert sorted(rows[query].tolist()) == [1, 8, 20, 77]
+        torch.testing.assert_close(scores[query], everything[query][[place[row] for row in rows[query].tolist()]])
+        assert (scores[query].diff() <= 0).all()
 
 
 def test_an_engine_names_bad_requests(opened):

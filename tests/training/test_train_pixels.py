@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +12,6 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from conftest import build_model
 from PIL import Image
 from safetensors.torch import load_file
 from tiny_corpus import SPLITS, write_recipe
@@ -37,8 +35,6 @@ from modeling_mmt.training.recipe_reading import load_recipe
 from modeling_mmt.video_decoding_mmt import read_clip
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "examples"))
-import search  # noqa: E402
 
 AUGMENTATION = {"scale": 0.2, "translate": 0.1, "brightness": 0.2, "saturation": 0.2, "temporal_jitter": 2}
 LAST_LAYER = {"finetuning.learn_vision_layers": 1, "finetuning.vision_learning_rate": 0.003}
@@ -330,7 +326,7 @@ def test_two_revisions_of_a_dataset_have_frames_of_their_own(monkeypatch):
     read = {kind: datasets.Dataset.from_dict({"video_id": ["a"], "clip": [f"{kind}.mp4"]}) for kind in ("v1", "v2")}
     monkeypatch.setattr(corpora, "read_split", lambda name, revision, split: read[revision])
     recipe = SimpleNamespace(data=SimpleNamespace(video_column="clip"), clip_memory=1.0, comes_from={})
-    recipe.pretraining = recipe.finetuning = None
+    recipe.alignment = recipe.pretraining = recipe.finetuning = None
     processor = SimpleNamespace(
         feature_extractor=SimpleNamespace(read=lambda source, _: [torch.tensor([ord(source[-5])])])
     )
@@ -396,57 +392,22 @@ def test_videos_without_a_vision_encoder_are_refused_with_the_remedy(make_model,
         embed_videos(make_model(), make_processor(), ["clip.mp4"])
 
 
-# Search in a folder
+# Search in files
 
 
-@pytest.fixture
-def folder(tmp_path):
-    """An mp4, a GIF and a WebP."""
-    place = tmp_path / "films"
-    place.mkdir()
-    for number, kind in ((0, "mp4"), (1, "gif")):
-        write_clip(place, number, frames_of_clip(number, (number, number)))
-        os.rename(place / f"{number}.{kind}", place / f"film {number}.{kind}")
-    return place
-
-
-def test_a_folder_of_videos_is_searched(run, tmp_path, folder, capsys):
+def test_files_are_searched_by_a_model_that_was_trained_from_pixels(run, tmp_path):
     run({"pretraining": None})
-    output = tmp_path / "found.gif"
-    argv = ["red dog", "--model", str(tmp_path / "model"), "--videos", str(folder), "--top", "2"]
-    (hits,) = search.main([*argv, "--output", str(output)])
+    for number in (0, 1):  # an mp4 and a GIF
+        write_clip(tmp_path, number, frames_of_clip(number, (number, number)))
+    files = [str(tmp_path / name) for name in ("0.mp4", "1.gif")]
     model, processor = MMTModel.from_pretrained(tmp_path / "model"), MMTProcessor.from_pretrained(tmp_path / "model")
     with torch.no_grad():
-        files = sorted(map(str, folder.iterdir()))
         found = model(**processor(text=["red dog"], videos=files))
     scores = (found.text_embeds @ found.video_embeds.T)[0]
-    assert [hit.score for hit in hits] == pytest.approx(scores.sort(descending=True).values.tolist(), abs=1e-5)
-    printed = capsys.readouterr().out
-    assert "film 0" in printed and "film 1" in printed
-    with Image.open(output) as picture:
-        assert picture.n_frames > 1
     index = SearchIndex.build(model, processor, datasets.Dataset.from_dict({"video_id": files}), {f: f for f in files})
-    assert [hit.row for hit in index.search_texts(model, processor, ["red dog"], 2)[0]] == [hit.row for hit in hits]
-
-
-def test_a_checkpoint_of_features_says_how_a_folder_is_searched(tmp_path, folder, capsys):
-    from conftest import build_processor
-
-    build_model().save_pretrained(tmp_path / "model")
-    build_processor().save_pretrained(tmp_path / "model")
-    with pytest.raises(SystemExit) as stop:
-        search.main(["dog", "--model", str(tmp_path / "model"), "--videos", str(folder)])
-    assert stop.value.code == 2
-    told = capsys.readouterr().err
-    assert "has no vision encoder" in told and "`mmt extract " in told and "vision_model" in told
-
-
-def test_an_empty_folder_is_refused_by_name(tmp_path, run, capsys):
-    run({"pretraining": None})
-    (tmp_path / "nothing").mkdir()
-    with pytest.raises(SystemExit):
-        search.main(["dog", "--model", str(tmp_path / "model"), "--videos", str(tmp_path / "nothing")])
-    assert "nothing: no video" in capsys.readouterr().err
+    (hits,) = index.search_texts(model, processor, ["red dog"], 2)
+    assert [hit.score for hit in hits] == pytest.approx(scores.sort(descending=True).values.tolist(), abs=1e-5)
+    assert [hit.row for hit in hits] == scores.argsort(descending=True).tolist()
 
 
 def test_a_dry_run_says_which_column_is_missing(run, capsys):

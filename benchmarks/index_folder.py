@@ -1,0 +1,215 @@
+"""`mmt index`: how long a folder takes, a folder that did not change, and one file more in a large index.
+
+    python benchmarks/index_folder.py --model runs/demo/mmp_en --output results/benchmarks/index_folder.json
+
+- *Throughput*: minutes of video a minute, of films of 640 x 360 at 25 a second (H.264, moving textures), indexed at 2
+  frames a second in windows of 8 s: end to end with one process that decodes beside one thread that encodes, against
+  decoding alone (the same processes, nobody who encodes) and encoding alone (the same pixels, in memory). To reach:
+  0.85 of 1 / (1 / decoding + 1 / encoding).
+- *Unchanged*: `mmt index` over a folder of `--files` pictures that did not change, less a process that only imports
+  torch. To reach: 2 s. (Importing the package, that is transformers, is most of it.)
+- *One more*: `IndexFolder` opened, one file's rows committed and segments merged where due, in an index of `--windows`
+  windows of 256 numbers with thumbnails: what adding a file costs beside its extraction. To reach: 1 s.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import av
+import harness
+import numpy as np
+import pyarrow as pa
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from modeling_mmt.evaluation.evaluate import open_checkpoint
+from modeling_mmt.extraction.workers import WorkerPool
+from modeling_mmt.search.index_folder import IndexFolder
+from modeling_mmt.search.manifest import Manifest
+from modeling_mmt.search.media_encoder import MediaEncoder, load_encoders, own_encoders, recorded_encoders
+from modeling_mmt.search.media_files import find_media
+from modeling_mmt.search.media_index import IndexOptions, update_index
+from modeling_mmt.search.media_windows import Chunk, MediaReader, Plan, Planned, WindowRule, chunks_of, thumbnail
+from modeling_mmt.search.segments import FILE_SCHEMA, NO_CLIPS, Rows, write_segment
+
+ROOT = Path(__file__).resolve().parents[1]
+RATE, WIDTH, WINDOWS_A_FILE = 2.0, 256, 100
+PARTS = ("one_more", "unchanged", "throughput")
+
+
+def make_film(path: Path, seconds: int) -> None:
+    """Drifting textures, with a keyframe every 50."""
+    generator = np.random.default_rng(seconds)
+    texture = generator.integers(0, 256, (90, 160, 3), dtype=np.uint8).repeat(8, axis=0).repeat(8, axis=1)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"crf": "28", "g": "50", "preset": "veryfast"})
+        stream.width, stream.height, stream.pix_fmt = 640, 360, "yuv420p"
+        for number in range(seconds * 25):
+            top, left = number % 300, 2 * number % 600
+            frame = np.ascontiguousarray(texture[top : top + 360, left : left + 640])
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, "rgb24")))
+        container.mux(stream.encode(None))
+
+
+def throughput(model_name: str, folder: Path, num_films: int, seconds: int, repeats: int) -> dict[str, float]:
+    """Minutes of video a minute: end to end, decoding alone, encoding alone; the best of each."""
+    media = folder / "films"
+    media.mkdir()
+    make_film(media / "0.mp4", seconds)
+    content = (media / "0.mp4").read_bytes()
+    for number in range(1, num_films):
+        (media / f"{number}.mp4").write_bytes(
+            content + b"\0\0\0\x0cfree" + number.to_bytes(4, "big")
+        )  # its own SHA-256
+    model, processor = open_checkpoint(model_name)
+    steps = own_encoders(model, processor) or load_encoders(recorded_encoders(processor, model_name, None), "cpu")
+    encoder = MediaEncoder(model, processor, steps)
+    reader = MediaReader([one.prepare for one in steps], RATE, WindowRule())
+    took: dict[str, list[float]] = {"end to end": [], "decoding alone": [], "encoding alone": []}
+    with WorkerPool(reader, 1, 600) as pool:
+        paths = [file.path for file in find_media(media).values()]
+
+        def decode() -> list[tuple[Planned, list[Chunk]]]:
+            plans = list(pool.map([Plan(path) for path in paths], 2))
+            calls = [chunks_of(path, plan, RATE, 1) for path, plan in zip(paths, plans, strict=True)]
+            chunks = pool.map([call for of_file in calls for call in of_file], 2)
+            return [(plan, [next(chunks) for _ in of_file]) for plan, of_file in zip(plans, calls, strict=True)]
+
+        decode()  # the process is up
+        for _ in range(repeats):
+            start = time.perf_counter()
+            decoded = decode()
+            took["decoding alone"].append(time.perf_counter() - start)
+    for number in range(repeats):
+        start = time.perf_counter()
+        for plan, chunks in decoded:
+            parts = [features for _, features in encoder.features((None, chunk) for chunk in chunks)]
+            encoder.embed(np.concatenate(parts), plan.spans, RATE)
+        took["encoding alone"].append(time.perf_counter() - start)
+        options = IndexOptions(model=model_name, num_workers=1)
+        start = time.perf_counter()
+        update_index(media, folder / f"films_index{number}", options)
+        took["end to end"].append(time.perf_counter() - start)
+    start = time.perf_counter()
+    open_checkpoint(model_name)
+    opening = time.perf_counter() - start
+    minutes = num_films * seconds / 60
+    speeds = {what: minutes / (min(times) / 60) for what, times in took.items()}
+    best = (min(took["end to end"]) - opening) / 60
+    return speeds | {"end to end, the checkpoint open": minutes / best, "seconds to open the checkpoint": opening}
+
+
+def unchanged(model_name: str, folder: Path, num_files: int, repeats: int) -> dict[str, float]:
+    """Seconds of the second `mmt index`, and of a process that imports torch; the best of each."""
+    media = folder / "pictures"
+    media.mkdir()
+    generator = np.random.default_rng(0)
+    for number in range(num_files):
+        noise = Image.fromarray(generator.integers(0, 256, (9, 16, 3), dtype=np.uint8))
+        noise.resize((320, 180)).save(media / f"{number:05d}.jpg")
+    command = [sys.executable, "-m", "mmt", "index", str(media), "--output_dir", str(folder / "pictures_index")]
+    start = time.perf_counter()
+    subprocess.run([*command, "--model", model_name], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+    took: dict[str, float] = {"first run": time.perf_counter() - start}
+    imports = {what: [sys.executable, "-c", what] for what in ("import torch", "import modeling_mmt")}
+    for what, words in {"second run": command, **imports}.items():
+        times = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            subprocess.run(words, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+            times.append(time.perf_counter() - start)
+        took[what] = min(times)
+    return took
+
+
+def one_more(folder: Path, num_windows: int, repeats: int) -> dict[str, float]:
+    """Seconds to take one file's rows into a large index, each time another file; the longest."""
+    index = folder / "large"
+    generator = np.random.default_rng(0)
+    coarse = Image.fromarray(generator.integers(0, 256, (9, 16, 3), dtype=np.uint8))
+    jpeg = thumbnail(torch.from_numpy(np.array(coarse.resize((160, 90)))))
+
+    def rows(files: range) -> Rows:
+        names = [f"{number:06d}.mp4" for number in files]
+        vectors = generator.standard_normal((len(names) * WINDOWS_A_FILE, WIDTH)).astype(np.float32)
+        clips = [
+            {"video_id": f"{name}#{4.0 * window}-{4.0 * window + 8}", "file": name, "start": 4.0 * window}
+            for name in names
+            for window in range(WINDOWS_A_FILE)
+        ]
+        known = [
+            {"file": name, "size": 1, "mtime_ns": 1, "sha256": name, "num_clips": WINDOWS_A_FILE} for name in names
+        ]
+        unit = torch.nn.functional.normalize(torch.from_numpy(vectors), dim=1)
+        table = pa.Table.from_pylist(clips, NO_CLIPS.schema)
+        return Rows(unit, table, [jpeg] * len(clips), pa.Table.from_pylist(known, FILE_SCHEMA))
+
+    num_files, at_once = num_windows // WINDOWS_A_FILE, 1000
+    index.mkdir()
+    segments = [
+        write_segment(index, number + 1, rows(range(first, min(first + at_once, num_files))))
+        for number, first in enumerate(tqdm(range(0, num_files, at_once), desc="windows"))
+    ]
+    Manifest("f", "m", None, WIDTH, {"window": 8.0}, len(segments), tuple(segments)).write(index)
+    times = []
+    for number in range(repeats):
+        new = rows(range(num_files + number, num_files + number + 1))
+        start = time.perf_counter()
+        opened = IndexFolder(index)
+        opened.commit(new)
+        opened.compact()
+        times.append(time.perf_counter() - start)
+    return {"one file more": max(times), "median": float(np.median(times)), "windows": opened.num_clips}
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="runs/demo/mmp_en", help="checkpoint (%(default)s)")
+    parser.add_argument("--films", type=int, default=4)
+    parser.add_argument("--seconds", type=int, default=120, help="of a film")
+    parser.add_argument("--files", type=int, default=1000, help="pictures of the folder that does not change")
+    parser.add_argument("--windows", type=int, default=200_000, help="of the large index")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure (all)")
+    parser.add_argument("--output", type=Path, help="JSON file to write the results to")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        results: dict[str, Any] = {}
+        verdicts = []
+        if "one_more" in args.parts:
+            results["one_more"] = found = one_more(folder, args.windows, 3 * args.repeats)
+            verdicts.append(harness.compare("one file more, seconds", found["one file more"], 1.0, 1.0, False))
+        if "unchanged" in args.parts:
+            results["unchanged"] = found = unchanged(args.model, folder, args.files, args.repeats)
+            beyond = found["second run"] - found["import torch"]
+            verdicts.append(harness.compare("second run, seconds beyond torch's import", beyond, 1.0, 2.0, False))
+        if "throughput" in args.parts:
+            results["throughput"] = found = throughput(args.model, folder, args.films, args.seconds, args.repeats)
+            bound = 1 / (1 / found["decoding alone"] + 1 / found["encoding alone"])
+            ours = found["end to end, the checkpoint open"]
+            verdicts.append(harness.compare("minutes of a minute of video", 1 / ours, 1 / bound, 1 / 0.85, False))
+    facts = {
+        "command": f"python {' '.join(sys.argv)}",
+        "machine": {"cpu": harness.cpu(), "load": os.getloadavg()[0]},
+        "versions": harness.versions(["av", "transformers", "pyarrow"], None),
+        "results": results,
+    }
+    harness.print_markdown(__doc__ or "", facts, [], verdicts)
+    if args.output:
+        harness.write_json(args.output, facts, [], verdicts)
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()
