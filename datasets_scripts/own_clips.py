@@ -96,6 +96,8 @@ def read(
         output_dir: of the dataset, from which its files are named; None is the table's folder.
         embed_videos: whether the files go into the rows.
     """
+    if len(there := [name for name in FILES if sources.has(name)]) > 1:
+        raise SourceError(f"{sources.folder}: {' and '.join(there)} are both there; leave one")
     clips = read_clips(sources, sources.find(*FILES), tally)
     splits = drawn_splits(clip["group"] for clip in clips.values() if clip["split"] is None)
     features = features_of(clips.values(), embed_videos)
@@ -118,7 +120,7 @@ def read_clips(sources: Sources, name: str, tally: Tally) -> dict[str, dict[str,
     clips: dict[str, dict[str, Any]] = {}
     for where, line in read_captions(sources, name, tally):
         times, file_name = span(line, where), file_of(line, where)
-        video_id = id_of(line, file_name, times, where)
+        video_id, language = id_of(line, file_name, times, where), language_of(line["language"], where)
         facts: dict[str, Any] = {"file_name": file_name, "split": split_of(line.get("split"), where)}
         facts |= {key: times.get(key) for key in ("start", "end")}
         group = clip_id(file_name) if file_name and times else video_id
@@ -126,7 +128,7 @@ def read_clips(sources: Sources, name: str, tally: Tally) -> dict[str, dict[str,
         if before := {key: clip[key] for key in facts if clip[key] != facts[key]}:
             now = {key: facts[key] for key in before}
             raise SourceError(f"{where}: clip {video_id!r} is {now}, before it was {before}; correct one line")
-        language, text = language_of(line["language"], where), clean_text(line["caption"], tally)
+        text = clean_text(line["caption"], tally)
         texts = clip["captions"].setdefault(language, [])
         if text in texts:
             tally.count("repeated_caption")

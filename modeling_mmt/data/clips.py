@@ -112,9 +112,15 @@ class ClipColumn(Mapping[str, Any]):
 
 
 def span_columns(rows: datasets.Dataset) -> list[str]:
-    """`start` and `end`, if rows have both and they are numbers: of subtitles, they are lists with a language."""
-    kinds = [getattr(rows.features.get(name), "dtype", "") for name in ("start", "end")]
-    return ["start", "end"] if all(kind.startswith(("float", "int")) for kind in kinds) else []
+    """`start` and `end`, if rows have both as numbers.
+
+    Raises:
+        ValueError: they are texts, so that every span would be taken for the whole video.
+    """
+    kinds = {name: getattr(rows.features.get(name), "dtype", "") for name in ("start", "end")}
+    if any(kind.endswith("string") for kind in kinds.values()):
+        raise ValueError(f"columns start and end are {kinds}; a clip's seconds are numbers: write them so")
+    return ["start", "end"] if all(kind.startswith(("float", "int")) for kind in kinds.values()) else []
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 HIDDEN, UNREADABLE = "hidden", "folder that cannot be read"
+OTHER = "without an ending"
 LINK, BROKEN, SPECIAL = "link to a folder", "broken link", "device or pipe"
 
 
@@ -71,5 +72,6 @@ def _plural(kind: str) -> str:
 
 
 def kind_of(name: str | Path) -> str:
-    """A file's ending, without its dot and in lower case, for `counted`."""
-    return Path(name).suffix.lower().lstrip(".") or "without an ending"
+    """A file's ending in lower case, without its dot, for `counted`; one of other signs than letters is not shown."""
+    ending = Path(name).suffix.lower().lstrip(".")
+    return (ending if ending.isalnum() and len(ending) <= 10 else "of a strange ending") if ending else OTHER

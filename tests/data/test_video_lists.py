@@ -62,6 +62,8 @@ def test_links_to_folders_are_followed_once_and_never_in_a_circle(folder, tmp_pa
 
 
 def test_what_is_no_file_or_cannot_be_read_is_counted(folder):
+    (folder / "a.\x1b[31mred").touch()
+    assert "1 of a strange ending" in find_videos(folder).summary()
     os.mkfifo(folder / "pipe.mp4")
     (folder / "closed").mkdir(mode=0)
     found = find_videos(folder)

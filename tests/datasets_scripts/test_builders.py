@@ -30,6 +30,7 @@ from modeling_mmt.commands.build import build
 from modeling_mmt.data import sources
 from modeling_mmt.data.cues import CueCleaner
 from modeling_mmt.data.feature_store_writer import write_feature_store
+from modeling_mmt.data.languages import LANGUAGES
 from modeling_mmt.data.sources import SourceError, Sources, Tally
 
 BUILDERS = {
@@ -870,6 +871,18 @@ def test_the_real_storybook_has_983_pages_with_a_picture(real_data, tmp_path):
 
 
 @pytest.mark.real_data
+def test_the_real_photo9_has_2404_photos_and_splits_59_concepts_by_photo(real_data, tmp_path):
+    (tmp_path / "source").symlink_to(real_data / "photo9")
+    counts, record, rows = run("photo9", tmp_path)
+    assert counts == {"train": 705, "validation": 236, "test": 236, "test_unseen": 363, "validation_unseen": 864}
+    concepts = {split: {row["concept"] for row in rows(split)} for split in counts}
+    assert len(concepts["train"]) == 59 and concepts["train"] == concepts["validation"] == concepts["test"]
+    assert (len(concepts["test_unseen"]), len(concepts["validation_unseen"])) == (18, 45)
+    assert not concepts["train"] & (concepts["test_unseen"] | concepts["validation_unseen"])
+    assert all(row[f"name_{lang}"] for split in ("test", "test_unseen") for row in rows(split) for lang in LANGUAGES)
+
+
+@pytest.mark.real_data
 def test_the_real_emoji9_gives_the_bundled_rows(real_data, tmp_path):
     from datasets_scripts import emoji9
 
@@ -917,8 +930,8 @@ def test_of_two_builds_at_once_data_and_card_are_of_one(tmp_path):
         for writer in writers:
             writer.join(timeout=60)
         assert sorted(writer.exitcode for writer in writers) in ([0, 0], [0, 3])
-        (rows,) = json.loads((out / "build.json").read_text())["rows"].values()
-        assert rows == sum(pq.read_metadata(path).num_rows for path in (out / "data").iterdir())
+        rows = json.loads((out / "build.json").read_text())["rows"].values()
+        assert sum(rows) == sum(pq.read_metadata(path).num_rows for path in (out / "data").iterdir())
         assert sorted(path.name for path in out.iterdir()) == ["README.md", "build.json", "data"]
 
 

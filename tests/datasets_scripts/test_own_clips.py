@@ -200,6 +200,12 @@ def test_every_bad_table_is_one_line_that_names_file_line_and_column(text, messa
     assert any(part in errors for part in message.split("|"))
 
 
+def test_two_tables_are_refused_and_neither_left_out_without_a_word(tmp_path, capsys):
+    build(capsys, tmp_path, LONG.encode())
+    code, _, _, errors = build(capsys, tmp_path, LONG.encode(), "captions.tsv")
+    assert code == 2 and "captions.csv and captions.tsv are both there; leave one" in errors
+
+
 def test_a_table_with_one_damaged_byte_says_which(tmp_path, capsys):
     data = (HEADER + "a;uk;червоний пес\r\n").encode().replace(b"\xd0\xb5", b"\xd0", 1)
     code, _, _, errors = build(capsys, tmp_path, data)

@@ -142,6 +142,9 @@ def test_the_bundled_recipes_train_on_25_clips(recipe, prepared, corpus, tmp_pat
     assert code == 0, errors
     of_training = json.loads(answer)["figures"]["all"]["t2v"]["en"]
     assert of_training["R@1"] > 30  # of 19 clips; by chance 5
+    for name, title in (("films", "Subtitled videos"), ("clips", "Own clips")):
+        text = Path("data", name, "README.md").read_text()
+        assert f"# {title}\n" in text and "HowTo100M" not in text
     card = (tmp_path / "mine" / "README.md").read_text()
     assert "my clips" in card and "HowTo100M" not in card
 
