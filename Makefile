@@ -15,7 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TOKENIZERS_PARALLELISM := false
 
 .PHONY: help install fix check test test-slow test-wheel test-real test-family test-system test-floors test-newest test-python \
-	docs demo table table-quick table-shares crossfit table-storybook8 table-photo9 ablations bench clean
+	docs demo table table-quick table-shares crossfit table-storybook8 table-photo9 ablations film9 bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "%-17s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -103,7 +103,7 @@ test-system: $(SPACE)/.installed demo  ## the Space in Chromium, torchcodec besi
 	@command -v chromium >/dev/null && fc-list :lang=zh | grep -q . && fc-list | grep -qi emoji || \
 	  { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
 	    chromium fontconfig fonts-noto-cjk fonts-noto-color-emoji; }
-	$(SPACE)/bin/python -m pytest -q -m system $(ARGS) tests/examples/test_space_system.py
+	$(SPACE)/bin/python -m pytest -q -m system $(ARGS) tests/examples/test_space_system.py tests/examples/test_media_page_system.py
 	@command -v ffmpeg >/dev/null || { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends ffmpeg; }
 	$(PY) -m venv --system-site-packages $(VENV)-torchcodec
 	$(VENV)-torchcodec/bin/python -m pip install --no-deps torchcodec==0.12.0
@@ -134,6 +134,9 @@ table-storybook8: $(STAMP)  ## the same rows on picture books: make table-storyb
 
 table-photo9: $(STAMP)  ## rows with and without photographs on real ones: make table-photo9 DATA=<folder with photo9/>
 	$(PY) experiments/photo9.py --data_dir $(DATA)/photo9 $(ARGS)
+
+film9: $(STAMP)  ## films with subtitles made of emoji9, pre-trained on and searched for moments; hours, resumes
+	$(PY) experiments/film9.py $(ARGS)
 
 ablations: $(STAMP)  ## one switch at a time, on validation
 	$(PY) experiments/run.py ablations $(ARGS)

@@ -17,10 +17,12 @@ from typing import Any
 
 import harness
 
+from modeling_mmt.training.learning import release
 from modeling_mmt.training.recipe_reading import load_recipe
 from modeling_mmt.training.run import open_run
-from modeling_mmt.training.stage import release, step_batches
+from modeling_mmt.training.stage import step_batches
 from modeling_mmt.training.step import open_learner
+from modeling_mmt.training.task import RetrievalTask
 
 PLAIN, FUSED = "AdamW, one tensor after the other", "AdamW, fused"
 STEPS = 10
@@ -40,11 +42,12 @@ def contestant(fused: bool) -> harness.Contestant:
         data, stage = run.data, recipe.pretraining
         assert stage is not None
         release(data.model)
-        learner = open_learner(data, stage, 10**4)
+        task = RetrievalTask(data, stage)
+        learner = open_learner(data, stage, 10**4, task)
         for group in learner.optimizer.optimizer.param_groups:
             group["fused"] = fused or None  # None: what torch chooses by itself
         clips = [data.training_clips(source, stage) for source in stage.sources]
-        batches = data.batches(stage, clips, data.samplers(stage, clips, 0), 10**4)
+        batches = data.batches(stage, clips, data.samplers(stage, clips, 0), 10**4, task.collator)
         learner.model.train()
         outcome: dict[str, Any] = {}
 

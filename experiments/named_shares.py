@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import run
@@ -27,7 +27,11 @@ import tables
 
 from modeling_mmt.data.languages import LANGUAGES
 from modeling_mmt.evaluation.diagnostics import gap_closed, gap_closed_interval, holm
+from modeling_mmt.evaluation.metrics import per_query
 from modeling_mmt.evaluation.significance import paired_test
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FOLDER = "emoji9_scarce"
 SHARES = (0.25, 0.5, 1.0)
@@ -90,6 +94,7 @@ COMPARISONS = (  # (row, row, languages): is the first better than the second, a
     ("mmp_all_without_names", "none_all", LANGUAGES),
     *((f"mmp_without_{language}_en", "none_en", (language,)) for language in LANGUAGES[1:]),
 )
+METRICS = ("R@1", "R@5", "MRR")  # all of them, in both directions, are one family of tests
 Key = tuple[str, float]  # row, share
 
 
@@ -157,6 +162,7 @@ def write(results: Mapping[str, Any], folder: Path, title: str = "emoji9 with fe
     text = json.dumps(results, indent=1, ensure_ascii=False) + "\n"
     (folder / "results.json").write_text(text, encoding="utf-8")
     page = markdown(results, title)
+    share_figure(results).savefig(folder / "r1_by_named_share.png", dpi=150)
     (folder / "README.md").write_text(page, encoding="utf-8")
     print(page)
 
@@ -172,10 +178,15 @@ def gather(
         splits: that are reported.
     """
     rows = [described(key, runs, seeds, split) for key, runs in outputs.items() for split in splits]
-    hits = {key: hits_of(runs, splits[0]) for key, runs in outputs.items()}
-    tests = list(comparisons(hits))
+    tests = [
+        {"direction": direction, "metric": metric, **test}
+        for direction in tables.DIRECTION_NAMES
+        for metric in METRICS
+        for test in comparisons({key: figures_of(runs, splits[0], direction, metric) for key, runs in outputs.items()})
+    ]
     for test, p in zip(tests, holm([test["p"] for test in tests]), strict=True):
         test["p_holm"] = p
+    hits = {key: figures_of(runs, splits[0], "t2v", "R@1") for key, runs in outputs.items()}
     return {"rows": rows, "comparisons": tests, "gap": list(gaps(hits)), "split": splits[0]}
 
 
@@ -197,21 +208,21 @@ def described(key: Key, runs: Sequence[Mapping[str, Any]], seeds: Sequence[int],
     }
 
 
-def hits_of(runs: Sequence[Mapping[str, Any]], split: str) -> np.ndarray:
-    """`(seeds, clips, languages)`: 100 where a query finds its clip first, text to video."""
-    ranks = [run.as_arrays(each["ranks"][split]["all"])["t2v"] for each in runs]
-    return np.stack([np.stack([100.0 * (of[language] <= 1) for language in LANGUAGES], axis=-1) for of in ranks])
+def figures_of(runs: Sequence[Mapping[str, Any]], split: str, direction: str, metric: str) -> np.ndarray:
+    """`(seeds, clips, languages)` in percent: each query's figure."""
+    ranks = [run.as_arrays(each["ranks"][split]["all"])[direction] for each in runs]
+    return np.stack([per_query(metric, np.stack([of[lang] for lang in LANGUAGES], axis=-1)) for of in ranks])
 
 
-def comparisons(hits: Mapping[Key, np.ndarray]) -> Iterator[dict[str, Any]]:
+def comparisons(figures: Mapping[Key, np.ndarray]) -> Iterator[dict[str, Any]]:
     """The paired tests of the rows that are there."""
     for a, b, languages in COMPARISONS:
         for share in SHARES:
-            if (a, share) in hits and (b, share) in hits:
+            if (a, share) in figures and (b, share) in figures:
                 columns = [LANGUAGES.index(language) for language in languages]
                 scope = {run.FOREIGN: "non-English", LANGUAGES: "all nine"}.get(languages, ", ".join(languages))
-                test = paired_test(hits[a, share][..., columns], hits[b, share][..., columns])
-                yield {"a": a, "b": b, "named_share": share, "scope": f"R@1, {scope}", **test}
+                test = paired_test(figures[a, share][..., columns], figures[b, share][..., columns])
+                yield {"a": a, "b": b, "named_share": share, "scope": scope, **test}
 
 
 def gaps(hits: Mapping[Key, np.ndarray]) -> Iterator[dict[str, Any]]:
@@ -224,14 +235,44 @@ def gaps(hits: Mapping[Key, np.ndarray]) -> Iterator[dict[str, Any]]:
             if name in abroad and least and most:
                 low, high = (max(of, key=lambda one, at=abroad: at[one].mean()) for of in (least, most))
                 three = (abroad[name], abroad[low], abroad[high])
+                interval = gap_closed_interval(*three)
                 yield {
                     "row": name,
                     "named_share": share,
                     "from": low,
                     "to": high,
                     "percent": gap_closed(*(float(values.mean()) for values in three)),
-                    "ci95": gap_closed_interval(*three),
+                    "ci95": None if interval is None else list(interval),
                 }
+
+
+def share_figure(results: Mapping[str, Any]) -> "Figure":
+    """Non-English R@1 against the share of named clips: the four rows of the claim, with 95 % intervals over clips."""
+    from matplotlib.figure import Figure  # not pyplot: no window, no global state
+
+    figure = Figure(figsize=(5.6, 4.0), layout="constrained")
+    axes = figure.subplots()
+    for number, name in enumerate(("none_en", "mmp_en", "none_all", "mmp_all")):
+        rows = [row for row in results["rows"] if row["name"] == name and row["split"] == results["split"]]
+        cells = [(row["named_share"], row["t2v"]["R@1"]["avg_non_en"]) for row in sorted(rows, key=_share)]
+        means = [cell["mean"] for _, cell in cells]
+        errors = [[max(0.0, sign * (c["ci95"][end] - c["mean"])) for _, c in cells] for end, sign in ((0, -1), (1, 1))]
+        axes.errorbar(
+            [100 * share for share, _ in cells], means, yerr=errors if cells else None, capsize=3,
+            color=tables.COLOURS[number], marker=tables.MARKERS[number],
+            label=f"{MAIN[name].pretraining} / {MAIN[name].finetuning}",
+        )  # fmt: skip
+    axes.set_xticks([100 * share for share in SHARES])
+    axes.set_xlabel("clips whose names are seen (%)")
+    axes.set_ylabel("text to video R@1, non-English (%)")
+    axes.set_ylim(bottom=0)
+    axes.grid(axis="y", color="0.88", linewidth=0.6)
+    axes.legend(title="pre-training / fine-tuning", frameon=False)
+    return figure
+
+
+def _share(row: Mapping[str, Any]) -> float:
+    return row["named_share"]
 
 
 def markdown(results: Mapping[str, Any], title: str) -> str:
@@ -243,7 +284,7 @@ def markdown(results: Mapping[str, Any], title: str) -> str:
         "| named | pre-train / fine-tune | English | non-English | names in keywords |",
         "|---|---|---|---|---|",
     ]
-    for row in sorted(rows, key=lambda row: row["named_share"]):
+    for row in sorted(rows, key=_share):
         cells = [row["t2v"]["R@1"][column] for column in ("en", "avg_non_en")]
         figures = " | ".join(f"{c['mean']:.1f} [{c['ci95'][0]:.1f}, {c['ci95'][1]:.1f}]" for c in cells)
         label = f"{tables.row_name(row)}{', ' + row['note'] if row['note'] else ''}"
@@ -264,7 +305,9 @@ def markdown(results: Mapping[str, Any], title: str) -> str:
         ]
         for test in results["comparisons"]:
             low, high = test["ci95"]
-            cells = [f"{test['named_share']:.0%}", test["a"], test["b"], test["scope"], f"{test['difference']:+.1f}"]
+            figure = f"{test['direction']} {test['metric']}"
+            cells = [f"{test['named_share']:.0%}", test["a"], test["b"], test["scope"], figure]
+            cells += [f"{test['difference']:+.1f}"]
             cells += [f"[{low:+.1f}, {high:+.1f}]", f"{test['p']:.4f}", f"{test['p_holm']:.4f}"]
             lines.append(f"| {' | '.join(cells)} |")
         text += "\n" + "\n".join(lines) + "\n"

@@ -80,7 +80,7 @@ def prepare(data_dir: Path):
         build("photo9", ["--data_dir", str(data_dir), "--output_dir", PHOTOS])
     extract("emoji9", DRAWINGS)
     extract(PHOTOS, FEATURES)
-    if not Path(PROTOTYPES, "moved").is_dir():
+    if not Path(PROTOTYPES, "features").is_dir():
         build("imagenet_prototypes", ["--like", DRAWINGS, "--output_dir", PROTOTYPES])
 
 

@@ -183,6 +183,7 @@ class Run:
     folder: Path
     work_dir: Path
     options: Sequence[str] = ("--data.other_text_columns", "[keywords]")
+    keeps_weights: bool = False
 
     @property
     def words(self) -> list[str]:
@@ -217,7 +218,7 @@ class Run:
         seconds = time.monotonic() - started
         if code == 0:
             self.finish(seconds)
-            if self.seed:  # half a gigabyte each: the first seed's is kept
+            if self.seed and not self.keeps_weights:  # half a gigabyte each: the first seed's is kept
                 (self.folder / "model.safetensors").unlink()
         print(f"{label}: {f'{seconds:.0f} s' if code == 0 else f'FAILED, see {log.name}'}", flush=True)
 

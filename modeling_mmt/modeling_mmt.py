@@ -20,9 +20,9 @@ from transformers.utils import ModelOutput, can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_mmt import MMTConfig
-from .dual_encoder_mmt import features_of, leave_half_out, load_dual_encoder
+from .dual_encoder_mmt import PretrainedDualEncoder, features_of, leave_half_out, load_dual_encoder
 from .efficientnet_lite_mmt import EfficientNetLiteModel  # noqa: F401  older loaders copy direct imports alone
-from .freezing_mmt import keep_in_eval, learns
+from .freezing_mmt import embedding_modules, encoder_layers, keep_in_eval, learns
 from .loss_mmt import CAPTIONS, LOSSES, objectives, positive_mask
 from .pipeline_mmt import MMTSearchPipeline  # noqa: F401  its code must travel with this module's
 from .pooling_mmt import (
@@ -105,22 +105,6 @@ class MMTVideoModelOutput(ModelOutput):
     last_hidden_state: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     attentions: tuple[torch.Tensor, ...] | None = None
-
-
-def encoder_layers(encoder: PreTrainedModel) -> nn.ModuleList:
-    """The stack of transformer layers inside any Hugging Face encoder.
-
-    Raises:
-        ValueError: no module list is as long as the encoder's configuration says.
-    """
-    depth = encoder.config.get_text_config().num_hidden_layers
-    for module in encoder.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == depth:
-            return module
-    raise ValueError(
-        f"text_config.model_type {encoder.config.model_type!r}: no stack of {depth} layers found in "
-        f"{type(encoder).__name__}; use an encoder whose layers are one ModuleList"
-    )
 
 
 class MMTPreTrainedModel(PreTrainedModel):
@@ -250,8 +234,7 @@ class MMTTextModel(MMTTower):
             return [self.encoder]
         frozen = list(encoder_layers(self.encoder)[: self.config.freeze_text_layers])
         if self.config.freeze_text_embeddings:
-            words = self.encoder.get_input_embeddings()
-            frozen += [child for child in self.encoder.children() if any(m is words for m in child.modules())]
+            frozen += embedding_modules(self.encoder)
         return frozen
 
     @property
@@ -626,6 +609,17 @@ class MMTModel(MMTPreTrainedModel):
             ValueError: it is no dual encoder, cannot be taken apart or lacks a weight; says which.
         """
         source = load_dual_encoder(name, vision_model, revision, vision_revision, cache_dir)
+        return cls.from_towers(source, unit_steps=unit_steps, **config)
+
+    @classmethod
+    def from_towers(cls, source: PretrainedDualEncoder, *, unit_steps: bool = True, **config) -> "MMTModel":
+        """As `from_dual_encoder`, from one that is loaded; in eval mode.
+
+        Args:
+            source: both towers; either may be changed before.
+            unit_steps: whether frames' embeddings are normalised before their mean is taken.
+            config: fields of `MMTConfig`.
+        """
         model = cls(MMTConfig(**(source.config_fields(unit_steps) | config)))
         (expert,) = model.video_model.vision_experts
         source.text.copy_to(model.text_model.encoder, model.text_model.pooling.input_projection)

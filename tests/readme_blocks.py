@@ -23,4 +23,5 @@ def code_blocks(language: str, page: str | None = None) -> list[str]:
     return [re.sub(rf"^{indent}", "", block, flags=re.MULTILINE) for indent, block in found]
 
 
+PARALLEL = [block for block in code_blocks("python") if "sentence_de" in block]
 HUB = [block for block in code_blocks("python") if re.search("org/name|load_pinned_dataset", block)]

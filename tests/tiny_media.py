@@ -2,7 +2,6 @@
 
 import json
 
-import torch
 from conftest import build_config, build_processor, build_text_config, randomize
 from PIL import Image
 from tiny_vision import LITE, SIDE, vision_model, vision_processor
@@ -62,8 +61,7 @@ def save_pixel_checkpoint(folder, seed=0):
 
 def save_encoder(folder):
     """A vision encoder."""
-    torch.manual_seed(0)
-    EfficientNetLiteModel(EfficientNetLiteConfig(**LITE)).save_pretrained(folder)
+    randomize(EfficientNetLiteModel(EfficientNetLiteConfig(**LITE))).save_pretrained(folder)
     settings = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": {"height": SIDE, "width": SIDE}}
     (folder / "preprocessor_config.json").write_text(json.dumps(settings))
     return folder

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Mapping
 from typing import IO, Any
 
-import datasets
 import huggingface_hub.utils
 import transformers
 
@@ -24,7 +23,9 @@ def is_watched(stream: IO[str]) -> bool:
 def be_quiet_unless_watched():
     """Progress bars of the libraries go to terminals alone."""
     if not is_watched(sys.stderr):
-        datasets.disable_progress_bars()
+        if "datasets" in sys.modules:
+            sys.modules["datasets"].disable_progress_bars()
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # it takes a second to import: not all need it
         huggingface_hub.utils.disable_progress_bars()
         transformers.utils.logging.disable_progress_bar()
 

@@ -74,11 +74,9 @@ class Extractor:
     @property
     def command(self) -> str:
         """How `mmt extract` makes such features."""
-        words = ["mmt extract SOURCE --output_dir FOLDER", f"--encoder {self.extractor}"]
-        for name in ("image_size", "num_frames", "frames_per_second"):
-            if (value := getattr(self, name)) is not None:
-                words.append(f"--{name} {value:g}")
-        return " ".join(words)
+        options = {name: getattr(self, name) for name in ("image_size", "num_frames", "frames_per_second")}
+        words = [f"--{name} {value}" for name, value in {"encoder": self.extractor, **options}.items() if value]
+        return " ".join(["mmt extract SOURCE --output_dir FOLDER", *words])
 
     def differences(self, other: "Extractor", with_sampling: bool = True) -> Iterator[str]:
         """Names each field in which `other` was made differently, with both values."""

@@ -177,7 +177,7 @@ def checked_values(where: str, features: np.ndarray, dtype: str, dim: int | None
     Args:
         where: begins the message of an error.
         features: `(F, D_v)` numbers, F >= 1, finite in `dtype`. In float16, numbers below 3e-8 beside larger ones
-            become 0; a step of nothing else is refused.
+            become 0; a clip of nothing else is refused.
         dtype: `float16` or `float32`, of the stored values.
         dim: what `D_v` must be, if that is known.
 
@@ -202,12 +202,10 @@ def checked_values(where: str, features: np.ndarray, dtype: str, dim: int | None
             f"{where}: step {step}, column {column} is {features[step, column]}, not finite as {dtype}; "
             "mend the extractor, or choose dtype='float32' if the number itself is finite"
         )
-    lost = features.any(axis=1) & ~values.any(axis=1)
-    if lost.any():
-        step = int(lost.argmax())
+    if features.any() and not values.any():
         raise FeatureStoreError(
-            f"{where}: step {step} is {abs(features[step]).max():g} at most, which is all zeros as {dtype}; choose "
-            "dtype='float32', or scale the features"
+            f"{where}: its largest number is {abs(features).max():g}, which is 0 as {dtype}: nothing would be left; "
+            "choose dtype='float32', or scale the features"
         )
     return values
 

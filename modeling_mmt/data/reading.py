@@ -11,10 +11,12 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import datasets
 from datasets import Dataset, DatasetDict, Image, Video, load_dataset, load_dataset_builder
 from datasets.data_files import get_data_patterns, sanitize_patterns
 from datasets.exceptions import DatasetGenerationError
@@ -154,11 +156,25 @@ def _load_confined(folder: Path, source: str, name: str | None = None, **options
     """
     check_card(folder)
     files = {"data_files": literal_patterns(folder, name)} if glob.has_magic(str(folder.resolve())) else {}
+    options = {"cache_dir": cache_of(folder), **options}
     loaded = load_dataset(str(folder), name, **files, **csv_texts(folder, name, **files), **options)
     for rows in loaded.values() if isinstance(loaded, Mapping) else [loaded]:
         if isinstance(rows, Dataset):  # what is streamed is the caller's to look at
             check_media(rows, folder, source)
     return loaded
+
+
+def cache_of(folder: Path) -> str:
+    """Where `datasets` keeps what it makes of a folder's files as they are now.
+
+    Its own cache knows a folder by its name and card: a corpus built again, or another of the same name, would be
+    read as the rows of the first.
+    """
+    digest = sha256(str(folder.resolve()).encode())
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        status = path.stat()
+        digest.update(f"\n{path.relative_to(folder)} {status.st_size} {status.st_mtime_ns}".encode())
+    return str(Path(datasets.config.HF_DATASETS_CACHE) / f"folder-{digest.hexdigest()[:16]}")
 
 
 def literal_patterns(folder: Path, name: str | None) -> dict[str, list[str]]:

@@ -47,7 +47,7 @@ def write_card(folder: str | os.PathLike, *, model_id: str | None = None, revisi
     results = _tables(figures["all"])
     excluded = next((part for name, part in figures.items() if name != "all"), None)
     dataset = card_fields.get("dataset_name", data["dataset"])
-    stages = [name for name in ("pretraining", "finetuning") if recipe[name]]
+    stages = [name for name in ("alignment", "pretraining", "finetuning") if recipe.get(name)]
     languages = list(figures["all"]["t2v"])
     card_data = ModelCardData(
         language=languages,
@@ -105,6 +105,7 @@ def write_card(folder: str | os.PathLike, *, model_id: str | None = None, revisi
         results=results,
         without_flags=_tables(excluded) if excluded else None,
         training={
+            "alignment": _sources_text(recipe["alignment"]) if recipe.get("alignment") else "",
             "pretraining": _start_text(public_recipe),
             "finetuning": _sources_text(recipe["finetuning"]) if recipe["finetuning"] else "nothing",
             "seed": recipe["seed"],

@@ -71,6 +71,8 @@ def update_index(media: str | Path, folder: str | Path, options: IndexOptions) -
 
 def _is_as_last(folder: Path, media: Path, manifest: Manifest, options: IndexOptions) -> bool:
     """Whether media and checkpoint are those of the last run, so that the checkpoint need not be read to know it."""
+    if options.encoders or options.image_size:
+        return False  # which must be compared
     name = os.path.abspath(options.model) if options.model else manifest.model
     return name == manifest.model and Path(name).is_dir() and read_source(folder) == source_of(media, name)
 

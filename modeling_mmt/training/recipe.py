@@ -3,65 +3,37 @@
 A field's type says what it may be, and pydantic checks it; what fields say together is checked in `__post_init__`.
 """
 
-import difflib
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, field, fields
-from hashlib import sha256
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import field, fields
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 from transformers import SchedulerType
 
 from modeling_mmt.configuration_mmt import MMTConfig
-from modeling_mmt.data.augmentation import VideoAugmentation
-from modeling_mmt.data.captions import CaptionColumns
-from modeling_mmt.data.errors import InputError
-from modeling_mmt.loss_mmt import CAPTIONS
+from modeling_mmt.training.recipe_fields import (
+    STRICT,
+    Amount,
+    Count,
+    Float,
+    Int,
+    Languages,
+    Learning,
+    Number,
+    RecipeError,
+    Share,
+    Text,
+    near,
+)
+from modeling_mmt.training.recipe_sources import Source
 
-STAGES = ("pretraining", "finetuning")  # in their order
-EVALUATION_ONLY = ("test_split", "languages", "other_text_columns", "exclude_column")  # no stage depends on these
+STAGES = ("alignment", "pretraining", "finetuning")  # in their order
 # Schedules that need more than the numbers of steps.
 NEED_MORE = {"reduce_lr_on_plateau", "cosine_with_min_lr", "cosine_warmup_with_min_lr", "warmup_stable_decay"}
 NEED_MORE |= {"greedy"}
 SCHEDULES = [kind.value for kind in SchedulerType if kind.value not in NEED_MORE]
 HUB_OPTIONS = ("push_to_hub", "hub_revision", "hub_tag")  # where a run goes, not what it is
-
-
-class RecipeError(InputError):
-    """A recipe, or one of its values, cannot be run; the message is one line that names file, field and remedy."""
-
-
-def near(name: str, names: Iterable[str]) -> str:
-    """What may be meant by a name that is not known."""
-    matches = difflib.get_close_matches(name, list(names), n=2)
-    return f"did you mean {' or '.join(matches)}?" if matches else f"known are {', '.join(sorted(names))}"
-
-
-def _no_bool(value: Any) -> Any:
-    if isinstance(value, bool):
-        raise ValueError("give a number")
-    return value
-
-
-def _each_once(languages: list[str]) -> list[str]:
-    if len(set(languages)) < len(languages):  # it would be drawn twice as often
-        raise ValueError("name each language once")
-    return languages
-
-
-Int = Annotated[int, BeforeValidator(_no_bool)]
-Float = Annotated[float, BeforeValidator(_no_bool)]
-Count = Annotated[Int, Field(ge=1)]
-Number = Annotated[Int, Field(ge=0)]
-Amount = Annotated[Float, Field(ge=0)]
-Seconds = Annotated[Float, Field(gt=0)]
-Share = Annotated[Float, Field(ge=0, le=1)]
-Text = Annotated[str, Field(min_length=1)]
-Languages = Annotated[list[Text], Field(min_length=1), AfterValidator(_each_once)]
-STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 @dataclass(config=STRICT)
@@ -104,15 +76,21 @@ class ModelArguments:
         checkpoint_revision: tag, branch or commit of it.
         dual_encoder: Hub name or folder of an aligned encoder of text and pictures (CLIP, SigLIP, ...), from whose own
             embeddings training starts (`MMTModel.from_dual_encoder`); it takes the place of text and vision model.
+        student: Hub name or folder of a text encoder, or the name of a packaged one, that takes the place of
+            `dual_encoder`'s own, with a new projection to its space, which the stage `alignment` teaches it.
+        student_revision: tag, branch or commit of it.
         text_model: Hub name or folder of a text encoder, or the name of a packaged one (`packaged_encoders.py`).
         text_revision: tag, branch or commit of it, or of `dual_encoder`.
         text_prefix: put before every caption.
-        max_text_length: in tokens; a dual encoder has its own rule.
+        max_text_length: in tokens; a dual encoder without a student has its own rule.
         vision_model: the same of a vision encoder, or of several side by side, for training from pixels. Empty: clips
             come as features.
         vision_revision: tag, branch or commit of it.
         image_size: side in pixels of its frames; `null`: its own.
         num_frames: of a clip, spread evenly; `null`: 8, times the frames of a step.
+        learning: how much of the encoders learns, in every stage: `heads`, nothing of them; `lora`, adapters in their
+            linear maps, which are merged when the model is saved; `all`; or `{last_layers: N}` of each. `null`: what
+            `config.freeze_text_layers`, `config.freeze_text_embeddings` and a stage's `learn_vision_layers` say.
         standardize_inputs: measure mean and standard deviation of both heads' inputs on the training split.
         statistics_text_column: kind of training text that they are measured on, in English, and in all of
             `data.languages` the directions in which languages differ (`config.language_directions`); `null`:
@@ -123,6 +101,8 @@ class ModelArguments:
     checkpoint: Text | None = None
     checkpoint_revision: str | None = None
     dual_encoder: Text | None = None
+    student: Text | None = None
+    student_revision: str | None = None
     text_model: Text = "FacebookAI/xlm-roberta-large"
     text_revision: str | None = None
     text_prefix: str = ""
@@ -131,6 +111,7 @@ class ModelArguments:
     vision_revision: str | None = None
     image_size: Count | None = None
     num_frames: Count | None = None
+    learning: Learning = None
     standardize_inputs: bool = False
     statistics_text_column: Text | None = None
     config: dict[str, Any] = field(default_factory=dict)
@@ -141,10 +122,13 @@ class ModelArguments:
         for name in self.config:
             if name not in allowed:
                 raise RecipeError(f"config.{name} is not a field of MMTConfig; {near(name, allowed)}")
-        own = ("text_model", "text_prefix", "max_text_length", "vision_model", "vision_revision", "image_size")
-        others = {each.name for each in fields(ModelArguments)} - {"checkpoint", "checkpoint_revision", "num_frames"}
-        set_by = {"dual_encoder": (*own, "standardize_inputs"), "checkpoint": sorted(others)}
-        for start, names in set_by.items():
+        if self.student is not None and self.dual_encoder is None:
+            raise RecipeError(f"student is {self.student!r}, of no dual_encoder; name one, or take text_model")
+        own = ["text_model", "vision_model", "vision_revision", "image_size", "standardize_inputs"]
+        own += ["text_prefix", "max_text_length"] if self.student is None else []
+        kept = {"checkpoint", "checkpoint_revision", "num_frames", "learning"}
+        others = sorted({each.name for each in fields(ModelArguments)} - kept)
+        for start, names in {"dual_encoder": own, "checkpoint": others}.items():
             for name in names if getattr(self, start) is not None else ():
                 if getattr(self, name) != getattr(ModelArguments(), name):
                     raise RecipeError(f"{name} is {getattr(self, name)!r}, which {start} already sets; leave one out")
@@ -158,89 +142,6 @@ class ModelArguments:
     def starts_trained(self) -> bool:
         """Whether text and video share a space from the start."""
         return self.checkpoint is not None or self.dual_encoder is not None
-
-
-@dataclass(config=STRICT)
-class Source:
-    """One kind of text that a stage learns from; the fields are `MMTDataCollator`'s.
-
-    Args:
-        text_column: kind of text.
-        other_text_columns: further kinds of text, of which each caption is drawn too.
-        named_share: share of the clips whose texts of `data.text_column` this source sees, the same ones for the same
-            `seed`, and a smaller share within a larger; clips that it leaves without any text are not drawn.
-        languages: to sample from.
-        languages_per_clip: captions of a clip in a step, each in another language: 1, 2 for pairs, up to 9.
-        max_keywords: join up to so many keywords; `null`: lists are whole captions.
-        exclude_text_column: keywords equal to the clip's text of this kind are not drawn.
-        exclude_languages: nor are keywords that contain its text of that kind in one of these languages; clips that
-            are left without any keyword are not drawn.
-        keyword_pool_size: joined captions a clip and language; 0 draws afresh, and keeps no frozen layers' output.
-        noise_probability: of tokens and steps in the noised copies.
-        noise_pool_size: noised copies a caption; 0 draws afresh, and keeps no frozen layers' output.
-        with_video: `false` aligns text across languages alone.
-        weight: of this source's loss.
-        dataset: folder or Hub name, where it is not the recipe's `data.dataset`; its `train` split is read.
-        revision: tag, branch or commit of it.
-        features: its feature stores; with `dataset` only. `absent:512` stands for a stream that its clips lack.
-        clip_seconds: `[shortest, longest]`: the rows are long videos with cues, of which a random window of so many
-            seconds is drawn, and the cues nearest to it (`modeling_mmt/data/windows.py`); `null`: whole clips.
-        augmentation: random changes of the clips' frames (`augmentation.py`), where they come as pixels; `null`: none.
-    """
-
-    text_column: Text = "caption"
-    other_text_columns: list[Text] = field(default_factory=list)
-    named_share: Annotated[Float, Field(gt=0, le=1)] = 1.0
-    languages: Languages = field(default_factory=lambda: ["en"])
-    languages_per_clip: Annotated[Int, Field(ge=1, le=len(CAPTIONS))] = 1
-    max_keywords: Count | None = None
-    exclude_text_column: str | None = None
-    exclude_languages: list[Text] = field(default_factory=list)
-    keyword_pool_size: Number = 8
-    noise_probability: Share = 0.05
-    noise_pool_size: Number = 8
-    with_video: bool = True
-    weight: Amount = 1.0
-    dataset: str | None = None
-    revision: str | None = None
-    features: list[str] = field(default_factory=list)
-    clip_seconds: Annotated[list[Seconds], Field(min_length=2, max_length=2)] | None = None
-    augmentation: VideoAugmentation | None = None
-
-    def __post_init__(self):
-        """Check what the fields say together."""
-        if len(self.languages) < self.languages_per_clip:
-            number = self.languages_per_clip
-            raise RecipeError(f"languages is {self.languages}, and languages_per_clip {number}; name {number} or more")
-        if self.exclude_languages and self.exclude_text_column is None:
-            raise RecipeError(
-                f"exclude_languages is {self.exclude_languages}, and exclude_text_column null; name the kind of text"
-            )
-        for name, without in (("other_text_columns", []), ("exclude_text_column", None), ("named_share", 1.0)):
-            if self.clip_seconds is not None and getattr(self, name) != without:
-                raise RecipeError(
-                    f"{name} is {getattr(self, name)!r}, which clip_seconds has no use for; leave it out"
-                )
-        for name in ("revision", "features"):
-            if self.dataset is None and getattr(self, name):
-                raise RecipeError(
-                    f"{name} is {getattr(self, name)!r}, and there is not a dataset beside it; else data's are read"
-                )
-        if self.clip_seconds is not None and self.clip_seconds[0] > self.clip_seconds[1]:
-            raise RecipeError(f"clip_seconds is {self.clip_seconds}; give [shortest, longest]")
-
-    @property
-    def captions(self) -> CaptionColumns:
-        """The columns that its captions are drawn from."""
-        kinds = (self.text_column, *self.other_text_columns)
-        return CaptionColumns(kinds, self.languages, self.exclude_text_column, self.exclude_languages)
-
-    @property
-    def draws_from_pools(self) -> bool:
-        """Whether captions come again, so that the frozen layers' output for them is worth keeping."""
-        fresh_noise = self.noise_probability > 0 and self.noise_pool_size == 0
-        fresh_keywords = self.max_keywords is not None and self.keyword_pool_size == 0
-        return not (fresh_noise or fresh_keywords or self.clip_seconds is not None)  # a window is drawn anew
 
 
 @dataclass(config=STRICT)
@@ -268,6 +169,8 @@ class StageArguments:
         max_grad_norm: gradients are clipped to this norm; 0 does not clip.
         freeze: prefixes of parameter names that do not learn in this stage.
         average_with_start: share of the stage's starting weights in its result (weight averaging); 0 for none.
+        interpolation: shares of the learned weights, such as `[0, 0.25, 0.5, 0.75, 1]`: the result is whichever of
+            `(1 - share) * start + share * learned` searches validation best (WiSE-FT); empty: the learned weights.
         evaluations: how often the English validation score is taken; the best checkpoint is the stage's result.
             0: the last weights are.
         save_steps: optimizer steps between checkpoints.
@@ -290,8 +193,43 @@ class StageArguments:
     max_grad_norm: Amount = 1.0
     freeze: list[Text] = field(default_factory=list)
     average_with_start: Share = 0.0
+    interpolation: list[Share] = field(default_factory=list)
     evaluations: Number = 10
     save_steps: Count = 500
+
+
+@dataclass(config=STRICT)
+class AlignmentArguments(StageArguments):
+    """A stage in which the text tower learns from sentences and their translations (`alignment.py`).
+
+    Its sources hold one sentence a row and language, `<kind>_en` and `<kind>_<language>`; English among `languages`
+    keeps what the student knows of it. Validation is the `validation` split of each source's dataset.
+
+    Args:
+        teacher: Hub name or folder of a dual encoder or a checkpoint, whose text tower says where a sentence belongs;
+            `null`: `model.dual_encoder`, as it is before it learns anything.
+        teacher_revision: tag, branch or commit of it.
+        loss: `mse`, `cosine` or `nce`, between the student's embedding of a sentence and the teacher's of the English
+            one (`alignment_loss.py` has the equations).
+    """
+
+    teacher: Text | None = None
+    teacher_revision: str | None = None
+    loss: Literal["mse", "cosine", "nce"] = "mse"
+
+    def __post_init__(self):
+        """Check that the sources are of sentences, and read them without clips and noise."""
+        for number, source in enumerate(self.sources):
+            used = ("text_column", "languages", "weight", "dataset", "revision")
+            kept = {name: getattr(source, name) for name in used}
+            plain = Source(**kept, with_video=False, noise_probability=0.0)
+            for each in fields(Source):
+                value = getattr(source, each.name)
+                if value not in (getattr(plain, each.name), getattr(Source(), each.name)):
+                    raise RecipeError(f"sources[{number}].{each.name} is {value!r}, which alignment has no use for")
+            if not set(source.languages) - {"en"}:
+                raise RecipeError(f"sources[{number}].languages is {source.languages}; name another than English")
+            self.sources[number] = plain
 
 
 @dataclass(config=STRICT)
@@ -303,6 +241,7 @@ class Recipe:
         model: what is trained.
         finetuning: the task's stage; `null` with `pretraining` alone.
         pretraining: the stage before it; `null` for none.
+        alignment: the stage before both, in which the text tower learns languages from a teacher; `null` for none.
         card: what the model card says that no file tells: `dataset_name`, `dataset_license`, `dataset_description`,
             `dataset_id` (on the Hub), `text_license`, `video_license`, `weights_license`, `base_model`.
         comes_from: how each dataset, store and encoder is had, by its name; `--dry_run` says it of those missing.
@@ -310,6 +249,7 @@ class Recipe:
         seed: of weights, order, noise and dropout.
         mixed_precision: `no` or `bf16`. `fp16` is refused: no training checkpoint holds its loss scale.
         cache_frozen_layers: keep the frozen layers' output for each caption (`layer_cache.py`).
+        cache_windows: also for the texts of windows (`clip_seconds`): for few videos, whose cues come again.
         cache_dir: of packaged encoders.
         clip_memory: GiB of decoded frames, and of what frozen vision encoders make of them, that each process keeps;
             clips beyond it are decoded each time that they come.
@@ -329,12 +269,14 @@ class Recipe:
     model: ModelArguments = field(default_factory=ModelArguments)
     finetuning: StageArguments | None = None
     pretraining: StageArguments | None = None
+    alignment: AlignmentArguments | None = None
     card: dict[str, str] = field(default_factory=dict)
     comes_from: dict[str, str] = field(default_factory=dict)
     dry_run: bool = False
     seed: Annotated[Int, Field(ge=0, lt=2**32)] = 0
     mixed_precision: Literal["no", "bf16"] = "no"
     cache_frozen_layers: bool = True
+    cache_windows: bool = False
     cache_dir: str | None = None
     clip_memory: Amount = 4.0
     num_workers: Annotated[Int, Field(ge=0)] = 0
@@ -353,12 +295,6 @@ class Recipe:
             raise RecipeError(problem)
 
 
-def columns_of(source: Source) -> list[str]:
-    """The columns that a source reads: texts of each language, and the cues' seconds where it draws windows."""
-    seconds = ("start", "end") if source.clip_seconds is not None else ()
-    return [*source.captions.names, *(f"{kind}_{language}" for kind in seconds for language in source.languages)]
-
-
 def statistics_columns(recipe: Recipe) -> list[str]:
     """The columns whose texts the inputs of the text head are measured on."""
     kind, directions = recipe.model.statistics_text_column or recipe.data.text_column, "language_directions"
@@ -370,11 +306,17 @@ def statistics_columns(recipe: Recipe) -> list[str]:
 def misfits(recipe: Recipe) -> Iterator[str]:
     """What does not fit together: clips that come in two ways, pixels that nothing reads, what is said twice."""
     data, model = recipe.data, recipe.model
-    if recipe.finetuning is None and recipe.pretraining is None:
-        yield "finetuning and pretraining are both null; give one stage, or two"
+    if not any(getattr(recipe, name) for name in STAGES):
+        yield "finetuning, pretraining and alignment are all null; give one stage, or more"
+    if recipe.alignment and recipe.alignment.teacher is None and model.dual_encoder is None:
+        yield "alignment.teacher is null, and there is no model.dual_encoder to take its place; name a teacher"
+    if model.student is not None and recipe.alignment is None:
+        yield f"model.student is {model.student!r}, whom no stage alignment teaches; add one, or leave it out"
     set_by = {"text_config": "model.text_model", "vision_config": "model.vision_model"}
     set_by |= {"learn_vision_layers": "a stage's learn_vision_layers"}
     set_by |= {"video_feature_dims": "data.features"} if data.features else {}
+    if model.learning is not None:
+        set_by |= dict.fromkeys(("freeze_text_layers", "freeze_text_embeddings"), "model.learning")
     for name in model.config:
         if name in set_by:
             yield f"model.config has {name!r}, which {set_by[name]} already sets; leave it out"
@@ -396,6 +338,21 @@ def misfits(recipe: Recipe) -> Iterator[str]:
         stage = getattr(recipe, name)
         if stage and stage.learn_vision_layers != 0 and not (model.vision_model or model.starts_trained):
             yield f"{name}.learn_vision_layers is {stage.learn_vision_layers}, but model.vision_model is empty"
+        if stage and stage.learn_vision_layers != 0 and model.learning is not None:
+            yield (
+                f"{name}.learn_vision_layers is {stage.learn_vision_layers}, which model.learning "
+                f"{model.learning!r} already sets; leave one out"
+            )
+        if stage and stage.interpolation and (stage.average_with_start or not stage.evaluations):
+            yield (
+                f"{name}.interpolation is {stage.interpolation}, which chooses on validation in place of "
+                "average_with_start; set evaluations to 1 or more, and average_with_start to 0"
+            )
+        if stage and model.learning == "lora" and (stage.average_with_start or stage.interpolation):
+            yield (
+                f"model.learning is 'lora', and {name} mixes weights with its start, but the product of two mixed "
+                "factors is no mix of products; set average_with_start to 0, and interpolation to []"
+            )
         for number, source in enumerate(stage.sources if stage else ()):
             where = f"{name}.sources[{number}]"
             if source.augmentation is not None and not data.video_column:
@@ -409,40 +366,14 @@ def misfits(recipe: Recipe) -> Iterator[str]:
                 yield f"{where} has features or clip_seconds, but data.video_column says to read pixels"
 
 
-def stages(
-    recipe: Recipe, contents: Callable[[StageArguments], Any]
-) -> Iterator[tuple[str, StageArguments, Path, dict[str, Any]]]:
-    """Each stage with its folder, named by a hash of all that its result depends on, and with those values.
-
-    `contents` of a stage are hashes of what the recipe only gives names of: rows, feature stores, the text encoder.
-    """
-    later = ("dual_encoder", "statistics_text_column", "checkpoint", "checkpoint_revision")
-    model = without_defaults(asdict(recipe.model), later)
-    before = None
-    for name in STAGES:
-        stage = getattr(recipe, name)
-        if stage is None:
-            continue
-        identity = {
-            "data": {key: value for key, value in asdict(recipe.data).items() if key not in EVALUATION_ONLY},
-            "model": model,
-            "stage": stage_identity(stage),
-            "contents": contents(stage),
-            "seed": recipe.seed,
-            "mixed_precision": recipe.mixed_precision,
-            "before": before,
-        }
-        before = sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-        yield name, stage, Path(recipe.work_dir) / f"{name}-{before}", identity
+def learning_layers(learning: Any) -> int | None:
+    """The last layers of each encoder that learn by `model.learning`: 0 none, `None` all and the embeddings too."""
+    if isinstance(learning, dict):
+        return learning["last_layers"]
+    return None if learning == "all" else 0
 
 
-def stage_identity(stage: StageArguments) -> dict[str, Any]:
-    """What a stage says of its result."""
-    values = {key: value for key, value in asdict(stage).items() if key != "save_steps"}
-    later = ("other_text_columns", "named_share", "exclude_languages")
-    return values | {"sources": [without_defaults(source, later) for source in values["sources"]]}
-
-
-def without_defaults(values: Mapping[str, Any], later: Sequence[str]) -> dict[str, Any]:
-    """Values without those at which a field has no effect: stages finished before it was there keep their names."""
-    return {key: value for key, value in values.items() if key not in later or value not in (None, [], 1.0)}
+def vision_layers(recipe: Recipe, stage: StageArguments) -> int | None:
+    """The last layers of each vision encoder that learn in a stage."""
+    learning = recipe.model.learning
+    return stage.learn_vision_layers if learning is None else learning_layers(learning)

@@ -11,7 +11,7 @@ import re
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
-from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -21,7 +21,10 @@ from modeling_mmt.training.recipe import Recipe, RecipeError, near
 
 FieldPath = tuple[str | int, ...]
 # The parts of a recipe, in the order of the help; `pretraining` is as `finetuning` is.
-PARTS = ("", "data.", "model.", "finetuning.", "finetuning.sources[0].", "finetuning.sources[0].augmentation.")
+PARTS = (
+    *("", "data.", "model.", "alignment."),
+    *("finetuning.", "finetuning.sources[0].", "finetuning.sources[0].augmentation."),
+)
 USAGE = "RECIPE [--FIELD VALUE ...]: a YAML or JSON file, or a bundled recipe such as emoji9/mmp_en, and other values"
 UNKNOWN = "unexpected_keyword_argument"  # pydantic's word
 
@@ -178,7 +181,8 @@ def field_type(path: Sequence[str | int]) -> Any:
 
 def required(kind: Any) -> Any:
     """The type of what may be null, when it is not."""
-    return get_args(kind)[0] if type(None) in get_args(kind) else kind
+    others = tuple(part for part in get_args(kind) if part is not type(None))
+    return Union[others] if len(others) < len(get_args(kind)) else kind  # noqa: UP007  of so many as there are
 
 
 def in_words(error: Mapping[str, Any]) -> str:
@@ -208,7 +212,8 @@ def help_lines() -> Iterator[str]:
         kind = required(field_type(field_path(place)))
         about = inspect.getdoc(kind) or ""
         yield "\n" + about.splitlines()[0]
-        meanings = dict(re.findall(r"^    (\w+): (.+(?:\n {8}.+)*)", about, re.MULTILINE))
+        documented = "\n".join(inspect.cleandoc(part.__doc__ or "") for part in reversed(kind.__mro__))
+        meanings = dict(re.findall(r"^    (\w+): (.+(?:\n {8}.+)*)", documented, re.MULTILINE))
         hints = get_type_hints(kind)
         for each in fields(kind):
             default = each.default if each.default_factory is MISSING else each.default_factory()

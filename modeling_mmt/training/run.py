@@ -28,13 +28,25 @@ from modeling_mmt.data.files import apply_umask, locked, remove_leftovers, write
 from modeling_mmt.hub.card import write_card
 from modeling_mmt.hub.publish import PublishError, UploadError, publish
 from modeling_mmt.pooling_mmt import masked_mean
+from modeling_mmt.training.alignment import open_task
 from modeling_mmt.training.batches import RunData
 from modeling_mmt.training.checks import length_problems, recipe_problems
 from modeling_mmt.training.corpora import Corpora
 from modeling_mmt.training.layer_cache import FrozenTextCache
-from modeling_mmt.training.recipe import HUB_OPTIONS, Recipe, RecipeError, near, stages, statistics_columns
+from modeling_mmt.training.learning import apply_learning, merge_adapters
+from modeling_mmt.training.recipe import (
+    HUB_OPTIONS,
+    STAGES,
+    Recipe,
+    RecipeError,
+    near,
+    statistics_columns,
+    vision_layers,
+)
 from modeling_mmt.training.signals import StopSignals
-from modeling_mmt.training.stage import frozen_prefixes, train_stage
+from modeling_mmt.training.stage import train_stage
+from modeling_mmt.training.stage_folders import stages
+from modeling_mmt.training.teacher import load_teacher
 from modeling_mmt.training.towers import build_towers
 from modeling_mmt.training.validation import search_split
 
@@ -139,6 +151,10 @@ class Run:
         }
         self.metrics: dict[str, Any] = {"seed": recipe.seed, "world_size": accelerator.num_processes}
 
+    def align(self):
+        """Learn languages from sentences and their translations; nothing where the recipe has no such stage."""
+        self._train("alignment")
+
     def pretrain(self):
         """Learn from many languages; nothing where the recipe has no such stage."""
         self._train("pretraining")
@@ -155,7 +171,8 @@ class Run:
         with locked(f"{folder}.lock") if accelerator.is_main_process else nullcontext():  # rows may share a stage
             accelerator.wait_for_everyone()  # all see the same: a stage that another run has just finished, or none
             with self.signals:
-                self.metrics[name] = train_stage(self.data, name, stage, folder, identity, self.signals)
+                task = open_task(self.data, stage)
+                self.metrics[name] = train_stage(self.data, name, stage, folder, identity, self.signals, task)
 
     def search_in_every_language(self) -> dict[str, Any]:
         """Search validation and test, both ways.
@@ -201,6 +218,7 @@ class Run:
     def _write(self, output_dir: Path, results: Mapping[str, Any]):
         for name in RESULTS:  # of an earlier model: without them a run that is killed here is not published
             (output_dir / name).unlink(missing_ok=True)
+        merge_adapters(self.data.model)
         self.data.model.save_pretrained(output_dir)
         self.data.processor.save_pretrained(output_dir)
         apply_umask(output_dir)
@@ -222,9 +240,12 @@ def open_data(recipe: Recipe, accelerator: Accelerator) -> RunData:
         RecipeError,
     ):
         model, processor = build_towers(recipe, corpora.features(recipe.data))
+        apply_learning(model, recipe.model.learning)
         model = model.to(accelerator.device)
-        cache = FrozenTextCache(model.text_model, recipe.frozen_states_dir) if recipe.cache_frozen_layers else None
-    return RunData(corpora, accelerator, model, processor, cache)
+        is_cached = recipe.cache_frozen_layers and recipe.model.learning in (None, "heads")
+        cache = FrozenTextCache(model.text_model, recipe.frozen_states_dir) if is_cached else None
+        teacher = load_teacher(recipe, model.config.projection_dim, accelerator.device)
+    return RunData(corpora, accelerator, model, processor, cache, teacher)
 
 
 def model_problems(data: RunData) -> Iterator[str]:
@@ -242,9 +263,9 @@ def model_problems(data: RunData) -> Iterator[str]:
             if not any(key.startswith(prefix) for key in parameters):
                 hint = near(prefix, {key.split(".")[0] for key in parameters})
                 yield f"{name}.freeze: no parameter's name begins with {prefix!r}; {hint}"
-        frozen = tuple(frozen_prefixes(stage))
+        frozen = tuple(open_task(data, stage).held)
         learning = any(value.requires_grad and not key.startswith(frozen) for key, value in parameters.items())
-        if not learning and stage.learn_vision_layers == 0:
+        if not learning and vision_layers(data.recipe, stage) == 0:
             yield f"{name}.freeze is {stage.freeze}, which leaves nothing that learns; take one out"
         for number, source in enumerate(stage.sources):
             try:
@@ -307,9 +328,13 @@ def video_extractors(data: RunData) -> list[dict[str, Any]]:
 
 
 def write_training_log(path: Path, metrics: Mapping[str, Any]):
-    """One JSON object a line for each evaluation of each stage: step, loss and English validation MRR."""
-    trained: Sequence[str] = [name for name in ("pretraining", "finetuning") if name in metrics]
-    lines = [json.dumps({"stage": name, **point}) for name in trained for point in metrics[name]["curve"]]
+    """One JSON object a line for each evaluation of each stage: step or mixed share, loss and validation MRR."""
+    lines = [
+        json.dumps({"stage": name, **point})
+        for name in STAGES
+        for kind in ("curve", "interpolation")
+        for point in metrics.get(name, {}).get(kind, ())
+    ]
     path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
 
 

@@ -34,11 +34,13 @@ from modeling_mmt.training.checkpointing import (
     save_checkpoint,
     trainable_state,
 )
+from modeling_mmt.training.interpolation import interpolate, mix_with_start
 from modeling_mmt.training.layer_cache import frozen_fingerprint, frozen_vision_fingerprint
-from modeling_mmt.training.recipe import Source, StageArguments
+from modeling_mmt.training.learning import release
+from modeling_mmt.training.recipe import Source, StageArguments, vision_layers
 from modeling_mmt.training.signals import STOPPED, StopSignals
 from modeling_mmt.training.step import Learner, open_learner
-from modeling_mmt.training.validation import english_score
+from modeling_mmt.training.task import RetrievalTask
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +54,7 @@ def train_stage(
     folder: Path,
     identity: Mapping[str, Any],
     signals: StopSignals,
+    task: RetrievalTask,
 ) -> dict[str, Any]:
     """Train one stage, or load it if it is finished; the run's model is left with the stage's result.
 
@@ -62,6 +65,7 @@ def train_stage(
         folder: of its checkpoints and its result.
         identity: all that its result depends on.
         signals: that may stop it.
+        task: what it teaches.
 
     Returns:
         Its steps, seconds, curve and best evaluation, and the machine.
@@ -71,8 +75,8 @@ def train_stage(
         FloatingPointError: a loss or gradient is not finite; names the file with the batch's clips.
         CheckpointError: a file of the folder is torn, or of another run.
     """
-    model, accelerator, average = data.model, data.accelerator, stage.average_with_start
-    data.learn_vision_layers(stage.learn_vision_layers)
+    model, accelerator = data.model, data.accelerator
+    data.learn_vision_layers(vision_layers(data.recipe, stage))
     release(model)
     is_finished = (folder / "result.json").is_file()
     if accelerator.is_main_process:  # a run that was killed may have left it
@@ -83,24 +87,25 @@ def train_stage(
         result, weights = finished_stage(folder, name)
         load_trainable_state(model, weights, source=str(folder))
         return result
-    start = {key: value.clone() for key, value in trainable_state(model).items()} if average else {}
-    hold(model, frozen_prefixes(stage))
+    is_mixed = stage.average_with_start > 0 or len(stage.interpolation) > 0
+    start = {key: value.clone() for key, value in trainable_state(model).items()} if is_mixed else {}
+    hold(model, task.held)
 
     clips = [data.training_clips(source, stage) for source in stage.sources]
     batches_per_epoch = len(clips[0]) // stage.train_batch_size
     num_steps = max(1, stage.num_train_epochs * batches_per_epoch // stage.gradient_accumulation_steps)
-    learner = open_learner(data, stage, num_steps)
+    learner = open_learner(data, stage, num_steps, task)
     torch.manual_seed(data.recipe.seed + accelerator.process_index)
     checkpoints = StageCheckpoints(folder, data, learner, identity)
     step, progress = checkpoints.resume(name, num_steps)
     samplers = data.samplers(stage, clips, step)
-    batches = data.batches(stage, clips, samplers, num_steps - step)
+    batches = data.batches(stage, clips, samplers, num_steps - step, task.collator)
     evaluate_at = {round(num_steps * (i + 1) / stage.evaluations) for i in range(stage.evaluations)}
     started = time.monotonic() - progress["seconds"]
 
     bar = tqdm(total=num_steps, initial=step, desc=name, unit="step", disable=not accelerator.is_main_process)
     if data.recipe.model.starts_trained and stage.evaluations and not progress["curve"]:
-        progress["best"] = {"step": 0, "loss": None, "validation_mrr": english_score(data)}  # zero-shot, at first
+        progress["best"] = {"step": 0, "loss": None, "validation_mrr": task.score()}  # zero-shot, at first
         progress["curve"].append(progress["best"])
         progress["best_sha256"] = checkpoints.save_best(model)
     learner.model.train()
@@ -123,7 +128,7 @@ def train_stage(
 
         if step in evaluate_at:
             learner.update_model()
-            point = {"step": step, "loss": losses["loss"].item(), "validation_mrr": english_score(data)}
+            point = {"step": step, "loss": losses["loss"].item(), "validation_mrr": task.score()}
             progress["curve"].append(point)
             if progress["best"] is None or point["validation_mrr"] > progress["best"]["validation_mrr"]:
                 progress["best"] = point
@@ -146,9 +151,10 @@ def train_stage(
     if stage.evaluations:
         best_weights = load_weights(folder / BEST_WEIGHTS, best_sha256, f"delete {folder}, and {name} is run again")
         load_trainable_state(model, best_weights, source=str(folder))
-    for key, parameter in model.named_parameters():
-        if parameter.requires_grad and average:
-            parameter.data.lerp_(start[key].to(parameter.device), average)
+    if stage.average_with_start:
+        mix_with_start(model, start, trainable_state(model), 1 - stage.average_with_start)
+    if stage.interpolation:
+        progress["interpolation"] = interpolate(model, start, stage.interpolation, task.score)
     result = {**progress, "steps": step, "seconds": time.monotonic() - started, "machine": machine(accelerator)}
     release(model)
     checkpoints.finish(model, result)
@@ -181,23 +187,11 @@ def load_weights(path: Path, digest: str | None, remedy: str) -> dict[str, torch
     return load_tensors(path, remedy)
 
 
-def release(model: MMTModel):
-    """Let all parameters learn but those that the model's configuration freezes."""
-    model.requires_grad_(True)
-    model.freeze()
-
-
 def hold(model: MMTModel, prefixes: Sequence[str]):
     """Let no parameter learn whose name begins with one of these."""
     for key, parameter in model.named_parameters():
         if key.startswith(tuple(prefixes)):
             parameter.requires_grad_(False)
-
-
-def frozen_prefixes(stage: StageArguments) -> list[str]:
-    """What does not learn in a stage: what it says, and what it never uses, which data parallelism would wait for."""
-    unused = [] if any(source.with_video for source in stage.sources) else ["video_"]
-    return [*stage.freeze, *unused]
 
 
 def step_batches(stage: StageArguments, batches: Sequence[Iterator[Any]]) -> Iterator[tuple[Source, Any]]:

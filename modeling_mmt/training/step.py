@@ -17,19 +17,19 @@ from modeling_mmt.training.large_batch import gather_embeddings, gather_ids, two
 from modeling_mmt.training.micro_batches import MicroBatches, micro_batches
 from modeling_mmt.training.recipe import Source, StageArguments
 from modeling_mmt.training.sharding import average_gradients, clip_grad_norm, copy_to_shard, shard, wants_sharding
-from modeling_mmt.training.streaming_loss import contrastive_loss
+from modeling_mmt.training.task import RetrievalTask
 
 
 class Embedder(torch.nn.Module):
     """What runs under data parallelism: a batch in, the embeddings that the objectives need out."""
 
-    def __init__(self, model: MMTModel):
+    def __init__(self, model: MMTModel, task: RetrievalTask):
         super().__init__()
-        self.model = model
+        self.model, self.task = model, task
 
     def forward(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The collator's tensors to `MMTModel.embed`'s, and the learning scalars that the loss needs."""
-        embeds = {**self.model.embed(batch), **self.model.loss_scalars()}
+        """The collator's tensors to the task's embeddings, and the learning scalars that the loss needs."""
+        embeds = {**self.task.embed(self.model, batch), **self.model.loss_scalars()}
         if "video_mask" not in batch:  # a source of text alone beside others: DDP waits for every parameter
             tower = [value for name, value in self.model.named_parameters() if name.startswith("video_")]
             unused = [value.sum() for value in tower if value.requires_grad and not isinstance(value, DTensor)]
@@ -44,12 +44,13 @@ class Learner:
         data: of the run; its model's parameters that require gradients learn.
         stage: how they learn.
         num_steps: of the stage.
+        task: what it teaches.
     """
 
     is_sharded = False
 
-    def __init__(self, data: RunData, stage: StageArguments, num_steps: int):
-        self.data, self.stage, self.accelerator = data, stage, data.accelerator
+    def __init__(self, data: RunData, stage: StageArguments, num_steps: int, task: RetrievalTask):
+        self.data, self.stage, self.task, self.accelerator = data, stage, task, data.accelerator
         self.model, self.embedder, self.optimizer, self.scheduler = self._prepare(num_steps)
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
@@ -57,14 +58,16 @@ class Learner:
         """The model that learns, what its batches go through, its optimizer and its schedule."""
         model = self.data.model
         optimizer, scheduler = optimization(model, self.stage, num_steps)
-        return model, *self.accelerator.prepare(Embedder(model), optimizer), scheduler
+        return model, *self.accelerator.prepare(Embedder(model, self.task), optimizer), scheduler
 
-    def backward(self, batch: Mapping[str, torch.Tensor], source: Source) -> dict[str, torch.Tensor]:
+    def backward(self, batch: dict[str, Any], source: Source) -> dict[str, torch.Tensor]:
         """Add the gradients of a source's share of the loss over all processes' batch; returns the objectives.
 
         Every clip of the whole batch is every other's negative, whether it is encoded at once or in micro-batches.
         """
         accelerator, stage = self.accelerator, self.stage
+        targets = self.task.targets(batch)
+        targets = None if targets is None else gather_embeddings(targets)
         cut = self.micro_batches(batch)
         positive_ids = gather_ids(batch["positive_ids"].to(accelerator.device))
         objectives: dict[str, torch.Tensor] = {}
@@ -77,7 +80,7 @@ class Learner:
         def loss(embeds: Mapping[str, torch.Tensor]) -> torch.Tensor:
             rows = cut.restore(embeds)
             gathered = {key: gather_embeddings(value) if value.dim() else value for key, value in rows.items()}
-            objectives.update(self.data.model.compute_objectives(gathered, positive_ids, contrastive_loss))
+            objectives.update(self.task.objectives(gathered, positive_ids, targets))
             return source.weight / stage.gradient_accumulation_steps * objectives["loss"]
 
         two_pass_backward(
@@ -130,7 +133,7 @@ class ShardedLearner(Learner):
 
     def _prepare(self, num_steps: int) -> tuple[MMTModel, torch.nn.Module, Any, Any]:
         model = copy_to_shard(self.data.model)
-        embedder = Embedder(model)
+        embedder = Embedder(model, self.task)
         shard(embedder, model)
         optimizer, scheduler = optimization(model, self.stage, num_steps)
         return model, embedder, self.accelerator.prepare_optimizer(optimizer), scheduler
@@ -170,9 +173,9 @@ class ShardedLearner(Learner):
         load_trainable_state(self.data.model, trainable_state(self.model))
 
 
-def open_learner(data: RunData, stage: StageArguments, num_steps: int) -> Learner:
+def open_learner(data: RunData, stage: StageArguments, num_steps: int, task: RetrievalTask) -> Learner:
     """The learner that the launch asked for."""
-    return (ShardedLearner if wants_sharding(data.accelerator) else Learner)(data, stage, num_steps)
+    return (ShardedLearner if wants_sharding(data.accelerator) else Learner)(data, stage, num_steps, task)
 
 
 def optimization(model: MMTModel, stage: StageArguments, num_steps: int) -> tuple[torch.optim.Optimizer, Any]:

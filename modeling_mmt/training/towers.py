@@ -10,9 +10,11 @@ from modeling_mmt import MMTModel, MMTProcessor, MMTVideoFeatureExtractor
 from modeling_mmt.data.extractors import Extractor, check_extractors, encoder_name, record_extractors
 from modeling_mmt.data.feature_store import FeatureStores
 from modeling_mmt.data.files import check_finite, naming_torn_weights
+from modeling_mmt.dual_encoder_mmt import Tower, load_dual_encoder, text_width
 from modeling_mmt.evaluation.evaluate import open_checkpoint
 from modeling_mmt.extraction.packaged_encoders import resolve_encoder
 from modeling_mmt.frames_mmt import FrameSampling
+from modeling_mmt.sentence_encoder_mmt import load_pretrained, load_sentence_encoder, sentence_modules
 from modeling_mmt.training.recipe import ModelArguments, Recipe, RecipeError
 
 
@@ -40,7 +42,7 @@ def _towers(recipe: Recipe, features: FeatureStores | None) -> tuple[MMTModel, M
     if names.checkpoint is not None:
         return open_start(names, names.checkpoint, features, recipe.data.video_column)
     if names.dual_encoder is not None:
-        return build_on_dual_encoder(names, names.dual_encoder)
+        return build_on_dual_encoder(names, names.dual_encoder, recipe.cache_dir)
     text_model = resolve_encoder(names.text_model, recipe.cache_dir)
     hub: dict[str, Any] = {"revision": names.text_revision}
     texts: dict[str, Any] = {"text_prefix": names.text_prefix, "max_text_length": names.max_text_length}
@@ -100,15 +102,38 @@ def open_start(
     return model, processor
 
 
-def build_on_dual_encoder(names: ModelArguments, name: str) -> tuple[MMTModel, MMTProcessor]:
-    """A model that starts as a pretrained dual encoder, and its processor."""
+def build_on_dual_encoder(names: ModelArguments, name: str, cache_dir: str | None) -> tuple[MMTModel, MMTProcessor]:
+    """A model that starts as a pretrained dual encoder, or with a student's text encoder in it; and its processor."""
+    student = None if names.student is None else resolve_encoder(names.student, cache_dir)
     with naming_torn_weights(name, "download or save the dual encoder again"):
-        model = MMTModel.from_dual_encoder(name, revision=names.text_revision, **names.config)
-    check_finite(model.state_dict(), name, "choose another dual_encoder, or mend this one")
+        source = load_dual_encoder(name, revision=names.text_revision)
+    if student is not None:
+        with naming_torn_weights(student, "download or save the student again"):
+            source.text = student_tower(student, source.width, names.student_revision)
+    model = MMTModel.from_towers(source, **names.config)
+    check_finite(model.state_dict(), ", ".join(filter(None, [name, student])), "choose others, or mend these")
     processor = MMTProcessor.from_dual_encoder(
         name,
         revision=names.text_revision,
         max_video_length=model.config.max_video_length,
         sampling=FrameSampling(names.num_frames) if names.num_frames else None,
     )
+    if student is not None:
+        tokenizer = AutoTokenizer.from_pretrained(student, revision=names.student_revision)
+        texts: dict[str, Any] = {"text_prefix": names.text_prefix, "max_text_length": names.max_text_length}
+        processor = MMTProcessor(processor.feature_extractor, tokenizer, **texts)
     return model, processor
+
+
+def student_tower(name: str, width: int, revision: str | None = None) -> Tower:
+    """A pretrained text encoder with a new projection to the joint space.
+
+    Its states are pooled as its `modules.json` says (sentence-transformers), without one by their mean.
+    """
+    hub = {"revision": revision, "cache_dir": None}
+    modules = sentence_modules(name, hub)
+    if modules is None:
+        encoder, pooling = load_pretrained(name, **hub)[0], "mean"
+    else:
+        encoder, pooling, _ = load_sentence_encoder(name, modules, hub)
+    return Tower(encoder, pooling, torch.nn.Linear(text_width(encoder.config, pooling), width))

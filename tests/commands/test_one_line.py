@@ -195,7 +195,7 @@ def test_numbers_too_small_for_float16_are_refused_and_not_zeros(tmp_path, capsy
     np.savez(tmp_path / "a.npz", a=np.array([[1.0, 1e-9]]), b=np.array([[1e-9, 2e-9]]))
     argv = converting(tmp_path)
     code, _, err = call(capsys, *argv)
-    assert code == BAD_INPUT and "clip 'b': step 0 is 2e-09 at most, which is all zeros as float16" in err
+    assert code == BAD_INPUT and "clip 'b': its largest number is 2e-09, which is 0 as float16" in err
     assert call(capsys, *argv, "--dtype", "float32")[0] == 0
     write_feature_store(tmp_path / "zeros", [("a", np.zeros((2, 2)))], extractor="x", revision="1")  # as they were
 

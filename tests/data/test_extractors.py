@@ -145,6 +145,21 @@ def test_training_records_what_made_its_features_and_refuses_a_source_of_others(
     assert any(problem in line for line in check_recipe(load_recipe([path], ""))["problems"])
 
 
+def test_training_goes_on_from_a_checkpoint_with_features_made_as_its_own_alone(corpus, checkpoint, tmp_path):
+    changes = {"model": {"checkpoint": str(checkpoint)}, "pretraining": None, "finetuning.num_train_epochs": 1}
+    others = write_stores(corpus, tmp_path / "others", image_size=224)
+    path = write_recipe(corpus, tmp_path, changes | {"data.features": others}, "other")
+    problem = f"{others[0]}: image_size is 224, not 128 as of the features that the checkpoint was trained on"
+    with pytest.raises(RecipeError, match=re.escape(problem)):
+        train.main([path])
+    assert any(problem in line for line in check_recipe(load_recipe([path], ""))["problems"])
+    stores = [str(tmp_path / "lite" / name) for name in ("colours", "animals")]
+    train.main([write_recipe(corpus, tmp_path, changes | {"data.features": stores}, "same")])
+    assert recorded_extractors(MMTProcessor.from_pretrained(tmp_path / "same")) == [Extractor(6, **LITE)] * 2
+    own = {"data.dataset": str(corpus / "corpus_with_features"), "data.features": []}
+    train.main([write_recipe(corpus, tmp_path, changes | own, "rows")])  # of which nobody says what made them
+
+
 def test_code_that_knows_no_record_loads_it_and_saves_it_again(checkpoint, tmp_path):
     """The code that was frozen with v0.1.0, by remote code: what it does not know it keeps."""
     import os

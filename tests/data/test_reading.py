@@ -185,3 +185,24 @@ def test_a_card_with_a_data_dir_in_a_folder_that_reads_as_a_pattern_is_refused_b
     (tmp_path / "[x]" / "README.md").write_text("---\nconfigs:\n- {config_name: default, data_dir: data}\n---\n")
     with pytest.raises(InputError, match=r"\[x\]: `datasets` takes a folder's .* rename it"):
         read_splits(str(tmp_path / "[x]"), None)
+
+
+def test_a_corpus_built_again_and_another_of_its_name_are_read_as_they_are_now(tmp_path, monkeypatch):
+    """The cache of `datasets` knows a folder with a card by its name: it would give the rows of the first."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    card = (
+        "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: data/train-*.parquet\n---\n"
+    )
+
+    def write(folder, caption):
+        (folder / "data").mkdir(parents=True, exist_ok=True)
+        (folder / "README.md").write_text(card)
+        rows = datasets.Dataset.from_dict({"video_id": ["clip"], "caption_en": [caption]})
+        rows.to_parquet(folder / "data" / "train-00000-of-00001.parquet")
+        return str(folder)
+
+    first, second = write(tmp_path / "a" / "mine", "a cat"), write(tmp_path / "b" / "mine", "a dog")
+    assert read_split(first, None, "train")["caption_en"][:] == ["a cat"]
+    assert read_split(second, None, "train")["caption_en"][:] == ["a dog"]
+    write(tmp_path / "a" / "mine", "a bird")
+    assert read_split(first, None, "train")["caption_en"][:] == ["a bird"]

@@ -30,6 +30,7 @@ from modeling_mmt.commands.build import build
 from modeling_mmt.data import sources
 from modeling_mmt.data.cues import CueCleaner
 from modeling_mmt.data.feature_store_writer import write_feature_store
+from modeling_mmt.data.languages import LANGUAGES
 from modeling_mmt.data.sources import SourceError, Sources, Tally
 
 BUILDERS = {
@@ -867,6 +868,18 @@ def test_the_real_storybook_has_983_pages_with_a_picture(real_data, tmp_path):
     pages = [row for split in counts for row in rows(split)]
     wanted = {"en": 983, "sw": 797, "fr": 711, "zh": 391, "es": 370, "de": 357, "vi": 355, "ru": 184}
     assert {lang: sum(row[f"caption_{lang}"] is not None for row in pages) for lang in wanted} == wanted
+
+
+@pytest.mark.real_data
+def test_the_real_photo9_has_2404_photos_and_splits_59_concepts_by_photo(real_data, tmp_path):
+    (tmp_path / "source").symlink_to(real_data / "photo9")
+    counts, record, rows = run("photo9", tmp_path)
+    assert counts == {"train": 705, "validation": 236, "test": 236, "test_unseen": 363, "validation_unseen": 864}
+    concepts = {split: {row["concept"] for row in rows(split)} for split in counts}
+    assert len(concepts["train"]) == 59 and concepts["train"] == concepts["validation"] == concepts["test"]
+    assert (len(concepts["test_unseen"]), len(concepts["validation_unseen"])) == (18, 45)
+    assert not concepts["train"] & (concepts["test_unseen"] | concepts["validation_unseen"])
+    assert all(row[f"name_{lang}"] for split in ("test", "test_unseen") for row in rows(split) for lang in LANGUAGES)
 
 
 @pytest.mark.real_data

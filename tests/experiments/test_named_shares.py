@@ -1,5 +1,6 @@
 """The rows of `experiments/named_shares.py`: what their recipes say, and how their figures are gathered."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -85,7 +86,7 @@ def output(hit_rate, seed):
     }
 
 
-def test_rows_tests_and_gaps_come_from_the_ranks():
+def test_rows_tests_and_gaps_come_from_the_ranks(tmp_path):
     rates = {"none_en": 0.2, "mmp_en": 0.5, "none_all": 0.6, "mp_en": 0.2}
     outputs = {(name, 0.25): [output(rate, seed) for seed in (0, 1)] for name, rate in rates.items()}
     results = named_shares.gather(outputs, [0, 1], ["test", "validation"])
@@ -100,11 +101,19 @@ def test_rows_tests_and_gaps_come_from_the_ranks():
     assert row["t2v"]["R@1"]["en"]["mean"] == 50 and row["t2v"]["R@1"]["avg_non_en"]["mean"] == 25
     (gap,) = results["gap"]
     assert gap["percent"] == pytest.approx(100 * (25 - 10) / (30 - 10))
-    by_name = {(test["a"], test["b"], test["scope"]): test for test in results["comparisons"]}
-    assert by_name["mmp_en", "none_en", "R@1, en"]["difference"] == pytest.approx(30)
-    assert by_name["mmp_en", "none_en", "R@1, non-English"]["difference"] == pytest.approx(15)
+    keys = ("a", "b", "scope", "direction", "metric")
+    tests = {tuple(test[key] for key in keys): test for test in results["comparisons"]}
+    assert tests["mmp_en", "none_en", "en", "t2v", "R@1"]["difference"] == pytest.approx(30)
+    assert tests["mmp_en", "none_en", "non-English", "v2t", "R@1"]["difference"] == pytest.approx(15)
+    # a query that does not come first comes fifth
+    assert tests["mmp_en", "none_en", "en", "t2v", "R@5"]["difference"] == 0
+    assert tests["mmp_en", "none_en", "en", "t2v", "MRR"]["difference"] == pytest.approx(30 * (1 - 1 / 5))
+    assert len(results["comparisons"]) == 2 * 3 * 3  # directions, figures, and pairs of rows that are there
     assert all(test["p"] <= test["p_holm"] <= 1 for test in results["comparisons"])
-    page = named_shares.markdown(run.provenance([0, 1]) | results, "emoji9")
+    named_shares.write(run.provenance([0, 1]) | results, tmp_path, "emoji9")
+    assert json.loads((tmp_path / "results.json").read_text())["gap"] == results["gap"]
+    assert (tmp_path / "r1_by_named_share.png").stat().st_size > 1000
+    page = (tmp_path / "README.md").read_text()
     assert "| 25% | MMP / en | 50.0 [" in page and "mmp_en covers 75 %" in page
 
 

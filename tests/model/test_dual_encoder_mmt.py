@@ -172,6 +172,19 @@ def test_a_clip_is_the_normalised_mean_of_its_frames_normalised_embeddings(famil
     assert (wanted[0] - wanted[1]).norm() > 0.01
 
 
+def test_temporal_layers_start_as_the_identity_of_the_frame_mean_whatever_their_number(families):
+    family = families("clip")
+    clip = family.processor(videos=[[picture.convert("RGB").resize((40, 56)) for picture in pictures()[:8]]])
+    starts = [{"num_hidden_layers": 0}, {"num_hidden_layers": 4}, {"num_hidden_layers": 4, "residual_init": "normal"}]
+    with torch.inference_mode():
+        wanted, found, other = (
+            MMTModel.from_dual_encoder(*family.names, **fields).get_video_features(**clip).pooler_output
+            for fields in starts
+        )
+    assert torch.equal(found, wanted)
+    assert (other - wanted).norm() > 0.01  # the layers are there
+
+
 def test_two_clips_of_other_lengths_and_shapes_share_a_batch(family):
     long = [picture.convert("RGB").resize((40, 56)) for picture in pictures()[:5]]
     short = [picture.convert("RGB").resize((90, 30)) for picture in pictures()[5:7]]

@@ -4,6 +4,7 @@ That is byte for byte, and nothing else: no partial file, no lock, no old card b
 """
 
 import json
+import os
 import shutil
 from functools import partial
 from pathlib import Path
@@ -28,12 +29,15 @@ from modeling_mmt.extraction.extract import extract
 from modeling_mmt.search.index import SearchIndex
 
 pytestmark = pytest.mark.slow
-MOST = 2000
+MOST, EVERY = 2000, int(os.environ.get("MMT_KILL_EVERY", "1"))
 
 
 def kill_everywhere(tmp_path, call, finish, expected):
-    """Kill `call(folder)` before each of its changes, then `finish(folder)`; how many kills there were."""
-    for number in range(MOST):
+    """Kill `call(folder)` before each of its changes, then `finish(folder)`; how many kills there were.
+
+    `MMT_KILL_EVERY` is the distance between two of them.
+    """
+    for number in range(0, MOST, EVERY):
         folder = tmp_path / f"{number}"
         folder.mkdir()
         if run_killed(lambda folder=folder: call(folder), folder, number):

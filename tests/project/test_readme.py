@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from readme_blocks import HUB, PAGES, README, ROOT, code_blocks
+from readme_blocks import HUB, PAGES, PARALLEL, README, ROOT, code_blocks
 
 import mmt
 import modeling_mmt
@@ -121,9 +121,13 @@ def test_the_line_on_fine_tuning_leaves_a_checkpoint_with_other_weights(run):
 
 
 def test_every_python_block_is_run_by_a_test():
-    """Those of `HUB`, and the line that publishes, by `test_pull.py`; one says by itself that it needs the Hub."""
+    """Those of `HUB`, and the line that publishes, by `test_pull.py`; one says by itself that it needs the Hub.
+
+    `PARALLEL` by `test_alignment.py`.
+    """
     elsewhere = code_blocks("python", "docs/tutorials/without_torch.md")  # by test_without_torch.py
     needs_the_hub = [block for block in code_blocks("python") if "needs the Hub" in block]
+    elsewhere += PARALLEL
     assert sorted([BLOCK, STORE, *HUB, *PLUG_IN, *elsewhere, *needs_the_hub]) == sorted(code_blocks("python"))
 
 

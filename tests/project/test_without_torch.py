@@ -76,7 +76,9 @@ def test_the_prefix_and_the_length_matter(work):
     """Or the test above would pass without them."""
     _, model, processor, _ = work
     plain = MMTProcessor(processor.feature_extractor, build_tokenizer(VOCABULARY), max_text_length=9)
-    longer = MMTProcessor(processor.feature_extractor, build_tokenizer(VOCABULARY), text_prefix="grey ")
+    longer = MMTProcessor(
+        processor.feature_extractor, build_tokenizer(VOCABULARY), text_prefix="grey ", max_text_length=20
+    )
     wanted = embed_texts(model, processor, QUERIES)
     assert (embed_texts(model, plain, QUERIES) - wanted).abs().amax(dim=1).min() > 1e-2
     assert (embed_texts(model, longer, QUERIES[2:3]) - wanted[2:3]).abs().max() > 1e-2

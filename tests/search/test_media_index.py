@@ -7,6 +7,7 @@ import random
 import shutil
 import signal
 import time
+from multiprocessing import forkserver
 
 import numpy as np
 import pytest
@@ -327,6 +328,8 @@ def test_killed_at_any_rename_an_index_is_whole_and_the_next_run_ends_as_an_undi
 
 
 def _index(media, folder, checkpoint):
+    """An update in a process that was forked: the fork server of the one before is not its own."""
+    forkserver._forkserver.__init__()
     torch.set_num_threads(1)
     media_update.ROWS_A_SEGMENT, index_folder.FAN = 2, 2
     update(media, folder, model=checkpoint, num_workers=1)
@@ -335,18 +338,24 @@ def _index(media, folder, checkpoint):
 @pytest.mark.slow
 def test_killed_by_signal_at_30_random_moments_the_next_run_ends_as_an_undisturbed_one(made, checkpoint, tmp_path):
     expected, context, generator = content_of(made / "index"), multiprocessing.get_context("fork"), random.Random(0)
-    begin = time.monotonic()
-    _index(made / "media", tmp_path / "whole", str(checkpoint))
-    seconds, num_killed = time.monotonic() - begin, 0
-    for number in range(30):
-        folder = tmp_path / str(number)
+
+    def index(folder, seconds=None):
+        """Its exit code; killed after so many seconds."""
         process = context.Process(target=_index, args=(made / "media", folder, str(checkpoint)))
         process.start()
-        process.join(generator.uniform(0, seconds))
+        process.join(seconds)
         if process.exitcode is None:
             os.kill(process.pid, signal.SIGKILL)
-            num_killed += 1
-        process.join()
-        _index(made / "media", folder, str(checkpoint))
-        assert content_of(folder) == expected
-    assert num_killed >= 15
+            process.join()
+        return process.exitcode
+
+    begin = time.monotonic()
+    assert index(tmp_path / "whole") == 0
+    seconds, codes, written = time.monotonic() - begin, [], []
+    for number in range(30):
+        folder = tmp_path / str(number)
+        codes.append(index(folder, generator.uniform(0, seconds)))
+        written.append(len(os.listdir(folder / SEGMENTS)) if (folder / SEGMENTS).is_dir() else 0)
+        assert index(folder) == 0 and content_of(folder) == expected
+    assert set(codes) <= {0, -signal.SIGKILL} and codes.count(-signal.SIGKILL) >= 15
+    assert any(written)  # some were killed on the way

@@ -17,6 +17,7 @@ from modeling_mmt.commands import train
 from modeling_mmt.commands.build import build as build_corpus
 from modeling_mmt.data.feature_store_writer import write_feature_store
 from modeling_mmt.training import corpora
+from modeling_mmt.training.recipe import STAGES
 from modeling_mmt.training.recipe_reading import load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -84,6 +85,7 @@ def inside(world, monkeypatch):
 def shortened(world, path, **changes):
     """The recipe's command line for the tiny encoder: what is learned, from what and for how long, is cut; no more."""
     argv = [str(path), "--model.text_model", str(world / "encoder"), "--model.config", json.dumps(TINY)]
+    argv += ["--model.max_text_length", "40"]  # the tiny encoder's positions
     argv += ["--mixed_precision", "no", "--work_dir", "stages", "--output_dir", f"out/{path.stem}"]
     recipe = yaml.safe_load(path.read_text())
     for stage in ("pretraining", "finetuning"):
@@ -225,6 +227,6 @@ def test_a_dry_run_says_how_many_rows_there_are_and_should_be(inside, capsys):
 def test_a_dry_run_looks_at_each_revision_of_a_dataset(monkeypatch):
     read = {name: datasets.Dataset.from_dict({"video_id": [name]}) for name in ("v1", "v2")}
     monkeypatch.setattr(corpora, "read_split", lambda name, revision, split: read[revision])
-    opened = corpora.Corpora(SimpleNamespace(comes_from={}, pretraining=None, finetuning=None))
+    opened = corpora.Corpora(SimpleNamespace(comes_from={}, **dict.fromkeys(STAGES)))
     sources = [SimpleNamespace(dataset="org/clips", revision=revision) for revision in read]
     assert [opened.rows(source, "train")["video_id"][0] for source in sources] == ["v1", "v2"]

@@ -18,19 +18,22 @@ from transformers import SchedulerType, get_scheduler
 from modeling_mmt.recipes import FOLDER, bundled_recipes
 from modeling_mmt.training.recipe import NEED_MORE, RecipeError, Source, StageArguments
 from modeling_mmt.training.recipe_reading import PARTS, field_path, field_type, load_recipe, required
+from modeling_mmt.training.stage_folders import stages
 
 BAD = {
     "": {"seed": [-1, 2**32, 0.5], "mixed_precision": ["fp8", "fp16", False, None], "log_steps": [0]}
     | {"clip_memory": [-1.0], "card": [None, 3], "work_dir": [None, 3], "cache_frozen_layers": [None, "maybe"]},
     "data.": {"dataset": ["", 3, None], "languages": [[], ["en", "en"], "en"], "text_column": [""]},
     "model.": {"max_text_length": [0], "image_size": [-8], "num_frames": [0], "config": [None, [1]]}
-    | {"text_prefix": [None, 3], "text_model": ["", 3], "standardize_inputs": [None]},
+    | {"text_prefix": [None, 3], "text_model": ["", 3], "standardize_inputs": [None]}
+    | {"learning": ["none", 3, True, {"last_layers": 0}, {"last_layers": True}, {"layers": 2}, {}]},
     # A clip without others in its batch has no negatives: the loss is 0, whatever is learned.
     "finetuning.": {"sources": [[], {}], "num_train_epochs": [0, -1, 1.5], "train_batch_size": [0, 1]}
     | {"micro_batch_tokens": [0], "activation_memory": [-1.0], "gradient_accumulation_steps": [0]}
     | {"learning_rate": [-0.1], "text_learning_rate": [-0.1], "vision_learning_rate": [-0.1], "weight_decay": [-0.1]}
     | {"learn_vision_layers": [-1], "adam_beta2": [1.0], "warmup_ratio": [2.0], "lr_scheduler_type": ["cosinus", None]}
-    | {"max_grad_norm": [-1.0], "average_with_start": [2.0], "evaluations": [-1], "save_steps": [0]},
+    | {"max_grad_norm": [-1.0], "average_with_start": [2.0], "evaluations": [-1], "save_steps": [0]}
+    | {"interpolation": [0.5, None]},
     "finetuning.sources[0].": {"languages": [[], ["en", "de", "en"]], "languages_per_clip": [0, 10]}
     | {"max_keywords": [0], "keyword_pool_size": [-1], "noise_probability": [1.5], "noise_pool_size": [-1]}
     | {"weight": [-1.0], "features": [["a store without its dataset"]], "revision": ["v1.0"], "augmentation": [3]}
@@ -42,6 +45,8 @@ BAD = {
 def changed(corpus, folder, field, value):
     """A recipe's path, with a value put at a field's path."""
     changes = {field.replace("[0]", ".0"): value}
+    if field.startswith("alignment."):
+        changes = {"alignment": {"sources": [{"languages": ["de"]}], field.rpartition(".")[2]: value}}
     if ".augmentation." in field:
         changes = {"finetuning.sources.0.augmentation": {field.rpartition(".")[2]: value}}
     return write_recipe(corpus, folder, changes)
@@ -110,6 +115,44 @@ def test_the_text_encoders_configuration_is_not_told_twice():
         RecipeError, match="model.config has 'text_config', which model.text_model already sets; leave it out"
     ):
         load_recipe(["emoji9/none_en", "--model.config", '{"text_config": {}}'])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model.config.freeze_text_layers", "3"], "'freeze_text_layers', which model.learning already sets"),
+        (["--finetuning.learn_vision_layers", "2"], "learn_vision_layers is 2, which model.learning 'lora' already"),
+        (["--finetuning.average_with_start", "0.5"], "lora.*no mix of products; set average_with_start to 0"),
+        (["--finetuning.interpolation", "[0, 1]"], "lora.*no mix of products; set .* interpolation to "),
+    ],
+)
+def test_what_learns_is_not_told_twice(options, message):
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(["emoji9/pixels_frozen", "--model.config", "{}", "--model.learning", "lora", *options])
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("lora", "lora"), ("{last_layers: 2}", {"last_layers": 2}), ("null", None), ("heads", "heads")]
+)
+def test_what_learns_is_a_word_or_a_number_of_layers(text, value):
+    assert load_recipe(["emoji9/none_en", "--model.config", "{}", "--model.learning", text]).model.learning == value
+
+
+@pytest.mark.parametrize("option", [("average_with_start", "0.5"), ("evaluations", "0")])
+def test_interpolation_chooses_on_validation_in_place_of_a_fixed_share(option):
+    name, value = option
+    with pytest.raises(RecipeError, match="interpolation is .*chooses on validation in place of average_with_start"):
+        load_recipe(["emoji9/none_en", "--finetuning.interpolation", "[0, 1]", f"--finetuning.{name}", value])
+
+
+def test_a_field_that_is_new_changes_the_name_of_a_stage_only_where_it_is_given():
+    def folder(*options):
+        return [path.name for _, _, path, _ in stages(load_recipe(["emoji9/none_en", *options]), lambda stage: {})]
+
+    plain = folder()
+    assert folder("--model.learning", "null", "--finetuning.interpolation", "[]") == plain
+    assert folder("--finetuning.interpolation", "[0, 1]") != plain
+    assert folder("--model.config", "{}") != folder("--model.config", "{}", "--model.learning", "heads")
 
 
 def test_captions_of_several_languages_need_as_many():
@@ -209,7 +252,7 @@ def test_shares_may_be_none_or_all(extreme):
         (
             {"pretraining": None},
             ["--finetuning", "null"],
-            "finetuning and pretraining are both null; give one stage, or two",
+            "finetuning, pretraining and alignment are all null; give one stage, or more",
         ),
     ],
     ids=lambda value: None if isinstance(value, (dict, list)) else value.split(" ")[0],
@@ -277,7 +320,7 @@ def test_a_bundled_recipe_is_what_its_file_says_and_the_defaults_else(name, tmp_
     def check(said, part):
         for key, value in said.items():
             mine = getattr(part, key)
-            if key in ("data", "model", "pretraining", "finetuning", "augmentation"):
+            if key in ("data", "model", "alignment", "pretraining", "finetuning", "augmentation"):
                 check(value, mine)
             elif key == "sources":
                 assert len(value) == len(mine)
@@ -328,6 +371,7 @@ def test_options_stand_before_or_after_the_recipe_and_the_last_one_holds():
         ("model.text_prefix", "null", "null"),
         ("model.text_prefix", "", ""),
         ("model.standardize_inputs", "no", False),
+        ("finetuning.interpolation", "[0, 0.5, 1]", [0.0, 0.5, 1.0]),
         ("model.config.logit_scale_init_value", "1e-3", 1e-3),
         ("model.config.text_output_layer", "null", None),
         ("model.config", "{hidden_size: 8}", {"hidden_size": 8}),
@@ -367,13 +411,10 @@ def test_the_help_has_every_field_with_its_type_default_and_meaning(capsys):
 def test_the_values_that_name_a_stages_folder_are_what_they_were(tmp_path):
     """The hash is of these values as JSON: 1 in place of 1.0 would train every finished stage again."""
     (tmp_path / "recipe.yaml").write_text(VALUES, encoding="utf-8")
-    recipe = asdict(load_recipe([str(tmp_path / "recipe.yaml")]))
-    for name in ("dual_encoder", "statistics_text_column", "checkpoint", "checkpoint_revision"):
-        assert recipe["model"].pop(name) is None  # no part of the name where it is null
-    for source in (source for stage in ("pretraining", "finetuning") for source in recipe[stage]["sources"]):
-        later = [source.pop(name) for name in ("other_text_columns", "named_share", "exclude_languages")]
-        assert later == [[], 1.0, []]
-    named = {part: recipe[part] for part in ("data", "model", "pretraining", "finetuning")}
+    recipe = load_recipe([str(tmp_path / "recipe.yaml")])
+    named = {"data": asdict(recipe.data)}
+    for name, stage, _, identity in stages(recipe, lambda stage: None):
+        named |= {"model": identity["model"], name: identity["stage"] | {"save_steps": stage.save_steps}}
     assert sha256(json.dumps(named, sort_keys=True).encode()).hexdigest() == VALUES_SHA256
 
 

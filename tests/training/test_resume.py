@@ -22,10 +22,10 @@ from train_process import FSDP2, ROOT, Group
 from modeling_mmt.commands import train
 from modeling_mmt.data.files import CheckpointError
 from modeling_mmt.training.checkpointing import last_checkpoint
-from modeling_mmt.training.recipe import stages
 from modeling_mmt.training.recipe_reading import load_recipe
 from modeling_mmt.training.run import open_run
 from modeling_mmt.training.signals import STOPPED, StopSignals
+from modeling_mmt.training.stage_folders import stages
 
 STEPS = 10  # of each stage: 40 clips, batches of 8, two epochs
 EVERY_STEP = {

@@ -6,6 +6,7 @@ import numpy as np
 import official_files
 import pytest
 from command_line import call
+from safetensors.torch import load_file
 from tiny_corpus import ANIMALS, COLOURS, STREAM_DIM, write_recipe
 
 from modeling_mmt.commands import train
@@ -46,3 +47,19 @@ def test_a_recipe_with_clip_seconds_trains_on_subtitled_videos_as_they_are_built
     assert set(figures) == {"en", "de"} and (tmp_path / "recipe/model.safetensors").is_file()
     record = json.loads((tmp_path / "films_built/build.json").read_text())
     assert record["rows"] == {"train": 8} and record["rules"]["markup"]["count"] == 8
+
+
+def test_keeping_the_frozen_layers_output_for_windows_changes_no_loss(corpus, tmp_path, changes):
+    """The cues of few videos come again: `cache_windows` has the frozen layers read each text once."""
+
+    def run(kept):
+        """The curve of a run, and how many captions the frozen layers' output was kept of."""
+        folder = tmp_path / f"kept{kept}"
+        more = {"pretraining.evaluations": 3, "cache_windows": kept, "frozen_states_dir": str(folder / "frozen")}
+        curve = train.main([write_recipe(corpus, folder, changes | more)])["pretraining"]["curve"]
+        shards = [load_file(path) for path in (folder / "frozen").rglob("*.safetensors")]
+        return [point["loss"] for point in curve], sum(len(shard["lengths"]) for shard in shards)
+
+    (with_cache, more), (without, fewer) = run(True), run(False)
+    np.testing.assert_allclose(with_cache, without, rtol=1e-4)
+    assert more > fewer

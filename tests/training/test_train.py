@@ -34,10 +34,11 @@ from modeling_mmt.evaluation.ranks import ranks_by_language
 from modeling_mmt.hub.publish import PublishError, publish
 from modeling_mmt.training.batches import RunData
 from modeling_mmt.training.corpora import Corpora
-from modeling_mmt.training.recipe import RecipeError, stages
+from modeling_mmt.training.recipe import RecipeError
 from modeling_mmt.training.recipe_reading import load_recipe
 from modeling_mmt.training.run import RESULTS
 from modeling_mmt.training.stage import load_weights, machine
+from modeling_mmt.training.stage_folders import stages
 
 FILE = str(ROOT / "setup.py")  # where a folder should be
 CHANCE = 100 / SPLITS["test"]

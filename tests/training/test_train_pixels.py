@@ -326,7 +326,7 @@ def test_two_revisions_of_a_dataset_have_frames_of_their_own(monkeypatch):
     read = {kind: datasets.Dataset.from_dict({"video_id": ["a"], "clip": [f"{kind}.mp4"]}) for kind in ("v1", "v2")}
     monkeypatch.setattr(corpora, "read_split", lambda name, revision, split: read[revision])
     recipe = SimpleNamespace(data=SimpleNamespace(video_column="clip"), clip_memory=1.0, comes_from={})
-    recipe.pretraining = recipe.finetuning = None
+    recipe.alignment = recipe.pretraining = recipe.finetuning = None
     processor = SimpleNamespace(
         feature_extractor=SimpleNamespace(read=lambda source, _: [torch.tensor([ord(source[-5])])])
     )
