@@ -140,14 +140,14 @@ def test_translations_come_to_lie_where_the_start_puts_the_english_sentence(reci
 
 
 def test_a_student_takes_the_place_of_the_text_tower(recipe, corpus, original, pairs, tmp_path):
-    told = {"model.student": str(corpus / "encoder"), "model.max_text_length": 16, "model.learning": "all"}
-    train.main([recipe(told, num_train_epochs=60, evaluations=0)])
+    options = {"model.student": str(corpus / "encoder"), "model.max_text_length": 16, "model.learning": "all"}
+    train.main([recipe(options, num_train_epochs=60, evaluations=0)])
     model, processor = (cls.from_pretrained(tmp_path / "model") for cls in (MMTModel, MMTProcessor))
     assert model.config.text_config.model_type == "bert" and processor.max_text_length == 16
     assert model.config.dual_encoder["text_pooling"] == "mean"
     teacher = embed_texts(*(cls.from_dual_encoder(original) for cls in (MMTModel, MMTProcessor)), pairs[0])
     for texts in pairs:
-        assert cosine_similarity(embed_texts(model, processor, texts), teacher).mean() > 0.7
+        assert cosine_similarity(embed_texts(model, processor, texts), teacher).mean() > 0.8
 
 
 def test_validation_is_the_search_of_held_out_sentences_by_their_translations(recipe, corpus, original, tmp_path):
