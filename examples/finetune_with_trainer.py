@@ -91,7 +91,7 @@ def recipe_of(ours: Finetuning, trainer: Trainer, model: Any) -> dict[str, Any]:
     arguments, path = trainer.args, recipe_file(ours.model, ours.revision)
     start = json.loads(path.read_text(encoding="utf-8")) if path else {}
     stage = StageArguments(
-        [Source(ours.text_column, ours.languages, noise_probability=ours.noise_probability)],
+        [Source(ours.text_column, languages=ours.languages, noise_probability=ours.noise_probability)],
         num_train_epochs=max(1, round(trainer.state.epoch or 1)),
         train_batch_size=max(2, arguments.train_batch_size * arguments.world_size),
         learning_rate=arguments.learning_rate,

@@ -91,12 +91,13 @@ def find_videos(place: str | Path) -> FoundVideos:
 def videos_below(folder: str | Path) -> FoundVideos:
     """The videos and pictures of a folder and of all folders in it, each file a clip; links to folders are followed.
 
-    A picture beside a video of its name is the video's thumbnail, and no clip. Two files may have one id
-    (`cat.jpg`, `cat.png`), which `find_videos` refuses.
+    A picture beside a video of its name is the video's thumbnail, and no clip. Pictures of one name (`cat.jpg`,
+    `cat.png`) keep their endings in their ids; videos of one name have one id, which `find_videos` refuses.
     """
     folder, found = Path(folder), FoundVideos()
     paths = files_below(folder, found.left)
     videos = {path.with_suffix("") for path in paths if path.suffix.lower() in VIDEO_SUFFIXES}
+    pictures = Counter(path.with_suffix("") for path in paths if path.suffix.lower() in PICTURE_SUFFIXES)
     readable = picture_formats()
     for path in paths:
         suffix = path.suffix.lower()
@@ -108,7 +109,8 @@ def videos_below(folder: str | Path) -> FoundVideos:
             remedy = "pip install pillow-heif" if PICTURE_SUFFIXES[suffix] == "HEIF" else "pip install -U pillow"
             found.left[f"{kind_of(path)} ({remedy} to have them read)"] += 1
         else:
-            found.append(Video(clip_id(path.relative_to(folder).as_posix()), str(path)))
+            name = path.relative_to(folder).as_posix()
+            found.append(Video(name if pictures[path.with_suffix("")] > 1 else clip_id(name), str(path)))
     return found
 
 

@@ -251,7 +251,8 @@ def open_data(recipe: Recipe, accelerator: Accelerator) -> RunData:
 def model_problems(data: RunData) -> Iterator[str]:
     """What only the model tells: a caption that has no room, a stage in which nothing learns."""
     processor, parameters = data.processor, dict(data.model.named_parameters())
-    yield from length_problems(data.model.config.text_config, processor.max_text_length)
+    if data.recipe.model.checkpoint is None:  # else the length is the checkpoint's own
+        yield from length_problems(data.model.config.text_config, processor.max_text_length)
     around = len(processor.tokenizer(processor.text_prefix)["input_ids"])
     if around >= processor.max_text_length:
         yield (

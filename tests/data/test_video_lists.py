@@ -93,6 +93,12 @@ def test_two_files_of_one_id_are_refused_with_both_names(folder):
         find_videos(folder)
 
 
+def test_pictures_of_one_name_keep_their_endings(folder):
+    (folder / "a" / "cup.png").touch()
+    ids = [video.video_id for video in find_videos(folder)]
+    assert ids == ["a/b/d", "a/c", "a/cup.JPG", "a/cup.png", "b"]
+
+
 def test_metadata_says_which_videos_there_are_and_their_ids(folder):
     (folder / "metadata.jsonl").write_text(
         '{"file_name": "b.mp4", "video_id": "x/../y", "text": 1}\n{"file_name": "a/c.WEBM"}\n'

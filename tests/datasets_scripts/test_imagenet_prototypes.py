@@ -3,6 +3,7 @@
 import io
 import json
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -36,6 +37,11 @@ def test_without_noise_every_copy_is_the_row():
     np.testing.assert_array_equal(found[:, 0], found[:, 1])
     centred = rows - rows.mean(axis=0)
     np.testing.assert_allclose(found[:, 0], centred / centred.std(), rtol=1e-5)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets_cache")
 
 
 @pytest.fixture

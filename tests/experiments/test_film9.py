@@ -7,9 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
+from datasets import Dataset
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "experiments"))
+import film9  # noqa: E402
 import film9_report as report  # noqa: E402
 import film9_search as search  # noqa: E402
 
@@ -18,6 +21,7 @@ from modeling_mmt.data.feature_store_writer import write_feature_store  # noqa: 
 from modeling_mmt.evaluation.moments import IOUS  # noqa: E402
 from modeling_mmt.search.media_windows import WindowRule  # noqa: E402
 from modeling_mmt.search.moments import JoinRule  # noqa: E402
+from modeling_mmt.training.recipe_reading import load_recipe  # noqa: E402
 
 
 @pytest.fixture
@@ -40,11 +44,11 @@ def test_a_window_is_embedded_by_the_steps_in_its_middle(tmp_path, monkeypatch):
     clips = [("a", np.arange(20.0)[:, None])]
     write_feature_store(tmp_path / "steps", iter(clips), extractor="made up", revision="1", rate=2.0)
     monkeypatch.setattr(
-        search, "embed_videos", lambda model, processor, clips, **_: torch.tensor([c[0] for c in clips])
+        search, "embed_videos", lambda *given, **_: torch.tensor([float(one[0, 0]) for one in given[2]])
     )
     windows = search.Windows(np.array(["a", "a"]), np.array([[0.0, 2.0], [7.5, 10.0]]))
     first = search.embed_windows(None, None, FeatureStore(tmp_path / "steps"), windows)
-    assert first.tolist() == [[0.0], [15.0]]
+    assert first.tolist() == [0.0, 15.0]
 
 
 SPANS = np.array([[0, 2], [2, 4], [4, 6], [0, 2], [2, 4]], float)
@@ -123,3 +127,41 @@ def test_the_page_says_that_a_bound_is_missed():
         return report.markdown(results)
 
     assert "is MISSED: 0.50" in page(14) and "is reached: 1.00" in page(24)
+
+
+def test_the_rows_differ_in_their_pre_training_alone_and_draw_as_often(tmp_path):
+    corpus = film9.Corpus(tmp_path)
+    films = ((f"film{number}", np.ones((4, 3))) for number in range(5))
+    write_feature_store(corpus.features("train"), films, extractor="made up", revision="1", rate=2.0)
+    corpus.clips.mkdir(parents=True)
+    Dataset.from_dict({"video_id": [f"clip{number}" for number in range(10)]}).to_parquet(
+        corpus.clips / "train.parquet"
+    )
+    rows = film9.recipes(corpus)
+    assert list(rows) == list(film9.ROWS)
+    for name, recipe in rows.items():
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(recipe))
+        assert load_recipe([str(tmp_path / f"{name}.yaml")]).cache_windows
+    films_row, clips_row = rows["mmp_films"], rows["mmp_emoji9"]
+    assert {key for key in films_row if films_row[key] != clips_row[key]} == {"pretraining"}
+    assert rows["none"]["data"] == films_row["data"] and "pretraining" not in rows["none"]
+    assert films_row["pretraining"]["num_train_epochs"] * 5 == clips_row["pretraining"]["num_train_epochs"] * 10
+
+
+@pytest.mark.parametrize(
+    ("cut", "answer", "name"),
+    [
+        ("grid 10", "best", "grid"),
+        ("frames", "+-3 s", "frames"),
+        ("windows 8/4", "best", "windows"),
+        ("shots", "joined at 0.5", "shots, joined"),
+    ],
+)
+def test_a_configuration_belongs_to_one_of_the_ways(cut, answer, name):
+    assert film9.family(cut, answer) == name
+
+
+def test_every_cut_has_the_answers_of_its_way():
+    assert list(film9.answers(SCORED, "grid 10")) == ["best"]
+    assert len(film9.answers(SCORED, "frames")) == len(film9.NEIGHBOURHOODS)
+    assert list(film9.answers(SCORED, "windows 8/4"))[:2] == ["best", "joined at 0.3"]

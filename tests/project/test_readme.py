@@ -125,7 +125,8 @@ def test_every_python_block_is_run_by_a_test():
 
     `PARALLEL` by `test_alignment.py`.
     """
-    elsewhere = code_blocks("python", "docs/tutorials/without_torch.md")  # by test_without_torch.py
+    pages = ("tutorials/without_torch", "how_it_works/media_index", "how_it_works/moments")
+    elsewhere = [block for page in pages for block in code_blocks("python", f"docs/{page}.md")]  # by tests of theirs
     needs_the_hub = [block for block in code_blocks("python") if "needs the Hub" in block]
     elsewhere += PARALLEL
     assert sorted([BLOCK, STORE, *HUB, *PLUG_IN, *elsewhere, *needs_the_hub]) == sorted(code_blocks("python"))

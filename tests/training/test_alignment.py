@@ -147,7 +147,7 @@ def test_a_student_takes_the_place_of_the_text_tower(recipe, corpus, original, p
     assert model.config.dual_encoder["text_pooling"] == "mean"
     teacher = embed_texts(*(cls.from_dual_encoder(original) for cls in (MMTModel, MMTProcessor)), pairs[0])
     for texts in pairs:
-        assert cosine_similarity(embed_texts(model, processor, texts), teacher).mean() > 0.8
+        assert cosine_similarity(embed_texts(model, processor, texts), teacher).mean() > 0.7
 
 
 def test_validation_is_the_search_of_held_out_sentences_by_their_translations(recipe, corpus, original, tmp_path):

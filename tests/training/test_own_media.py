@@ -27,14 +27,8 @@ RGB = [
 ]
 RATE, SECONDS, SHOTS = 5, 2, 3  # frames a second, seconds a shot, shots a film
 NUM_FILMS, NUM_PICTURES = 8, 1
-TINY = [
-    "--model.text_prefix",
-    "",
-    "--model.config.freeze_text_layers",
-    "1",
-    "--model.config.text_output_layer",
-    "null",
-]
+TINY = ["--model.text_prefix", "", "--model.max_text_length", "16", "--model.config.freeze_text_layers", "1"]
+TINY += ["--model.config.text_output_layer", "null"]
 
 
 def shot(colour: int, animal: int) -> np.ndarray:
