@@ -9,6 +9,7 @@ import pytest
 from command_line import build_checkpoint, call
 from datasets import Dataset
 from PIL import Image
+from tiny_media import build_media, save_pixel_checkpoint
 from video_files import numbers_of, write_video
 
 from modeling_mmt.commands.search import clock
@@ -175,6 +176,18 @@ def test_what_cannot_be_saved_is_one_line_and_leaves_nothing(index, checkpoint, 
         code, out, err = call(capsys, "search", one, "dog", "--json", "--save_moments", tmp_path / "found")
         assert (code, out) == (2, "") and words in err and err.count("\n") == 1
         assert not (tmp_path / "found").exists()
+
+
+def test_a_picture_and_a_moment_of_a_video_are_queries(tmp_path, capsys):
+    media, checkpoint = build_media(tmp_path / "media"), save_pixel_checkpoint(tmp_path / "model")
+    place = tmp_path / "of pixels"
+    assert call(capsys, "index", media, "--model", checkpoint, "--output_dir", place, "--num_workers", "1")[0] == 0
+    queries = ["--by_picture", media / "photo.png", "--by_picture", media / "kitchen" / "cup.png"]
+    results = told(capsys, place, *queries, "--by_video", media / "z.mkv", "--at", "8", "--windows", "--top", "20")
+    assert [result["query"] for result in results] == [*map(str, queries[1::2]), f"{media / 'z.mkv'} at 8"]
+    for result, video_id in zip(results, ("photo.png", "kitchen/cup.png", "z.mkv#4.0-12.0"), strict=True):
+        scores = {hit["video_id"]: hit["score"] for hit in result["hits"]}
+        assert scores[video_id] == max(scores.values()) == pytest.approx(1.0, abs=1e-4)
 
 
 @pytest.fixture(scope="module")
