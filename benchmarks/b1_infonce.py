@@ -125,7 +125,7 @@ CONTESTANTS = {
 
 
 def judge(results: dict[tuple[str, int], harness.Measurement]) -> list[harness.Verdict]:
-    """Memory and equality decide; time is told."""
+    """Memory and equality decide; time is reported."""
     verdicts = []
     sizes = sorted({size for _, size in results})
     for n in sizes:

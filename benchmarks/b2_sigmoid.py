@@ -85,7 +85,7 @@ CONTESTANTS = {
 
 
 def judge(results: dict[tuple[str, int], harness.Measurement]) -> list[harness.Verdict]:
-    """Memory and equality decide; time is told."""
+    """Memory and equality decide; time is reported."""
     verdicts = []
     for n in sorted({size for _, size in results}):
         mine = results[OURS, n]

@@ -267,7 +267,7 @@ CONTESTANTS = {
 
 
 def judge(results: dict[tuple[str, int], harness.Measurement]) -> list[harness.Verdict]:
-    """Equality decides; time is told."""
+    """Equality decides; time is reported."""
     verdicts = []
     for n in sorted({size for _, size in results}):
         mine, limit = results[OURS, n], results[PRODUCTS, n]

@@ -252,8 +252,8 @@ def print_table(num_rows: int, num_queries: int, timed: dict[str, harness.Measur
         low, middle, high = (1e3 * value for value in (min(m.seconds), m.median, max(m.seconds)))
         busy = 1e3 * m.cpu_median
         recall = m.outcome.get("recall_at_10")
-        told = "" if recall is None else f"{recall:.4f}"
-        print(f"| {name} | {middle:.1f} ({low:.1f} to {high:.1f}) | {busy:.0f} | {told} |", flush=True)
+        shown = "" if recall is None else f"{recall:.4f}"
+        print(f"| {name} | {middle:.1f} ({low:.1f} to {high:.1f}) | {busy:.0f} | {shown} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ def moving(width: int, height: int, count: int) -> Iterator[np.ndarray]:
 
 
 def encode(file: Path, size: str, gop: int, seconds: int) -> None:
-    """Makes an H.264 file, if it is not there."""
+    """Makes an H.264 file, if it does not exist."""
     if file.exists():
         return
     with av.open(str(file), "w") as container:
@@ -75,7 +75,7 @@ def encode(file: Path, size: str, gop: int, seconds: int) -> None:
 
 
 def repeat(short: Path, file: Path, times: int) -> None:
-    """Makes a file of the packets of another one, `times` over, if it is not there."""
+    """Makes a file of the packets of another one, `times` over, if it does not exist."""
     if file.exists():
         return
     with av.open(str(file), "w") as container:
@@ -263,7 +263,7 @@ def cpu_seconds(measurement: harness.Measurement) -> float:
 
 
 def judge(results: dict[tuple[str, int], harness.Measurement]) -> list[harness.Verdict]:
-    """The frames and the memory are right, or it fails; time is told."""
+    """The frames and the memory are right, or it fails; time is reported."""
     verdicts = []
     for size in sorted({size for _, size in results}):
         raw = results[RAW, size]

@@ -137,7 +137,7 @@ def run(name: str, recipe: Mapping[str, Any], folder: Path, threads: int) -> dic
 
 
 def judge(results: Mapping[str, harness.Measurement]) -> list[harness.Verdict]:
-    """Equality decides; time is told."""
+    """Equality decides; time is reported."""
     verdicts = []
     for name in (COLD, WARM):
         pairs = zip(results[name].outcome["losses"], results[OFF].outcome["losses"], strict=True)
@@ -176,7 +176,7 @@ def main() -> int:
         args.epochs = recipe["pretraining"]["num_train_epochs"]
         missing = [path for path in recipe["data"]["features"] if not Path(path).is_dir()]
         if missing:
-            raise FileNotFoundError(f"{missing[0]} is not there: `make demo` extracts it")
+            raise FileNotFoundError(f"{missing[0]} does not exist: `make demo` extracts it")
         for _ in range(args.repeats):
             for variant, changed in variants(recipe).items():
                 found = run(variant, changed, folder, args.threads)

@@ -20,7 +20,7 @@ CONTESTANTS = {name: b4.CONTESTANTS[name] for name in (b4.OURS, b4.CACHED)} | {
 
 
 def judge(results: dict[tuple[str, int], harness.Measurement]) -> list[harness.Verdict]:
-    """Equality decides; time is told."""
+    """Equality decides; time is reported."""
     verdicts = []
     for n in sorted({size for _, size in results}):
         for name in (b4.OURS, b4.CACHED):

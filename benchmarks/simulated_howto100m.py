@@ -132,7 +132,7 @@ def draw(folder: Path, epoch: int = 0) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Generates the index where it is not there, draws an epoch, and prints what was measured."""
+    """Generates the index where it does not exist, draws an epoch, and prints what was measured."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--videos", type=int, default=VIDEOS)
     parser.add_argument("--output_dir", type=Path, required=True, help="of the index: 1.1 GB at full size")

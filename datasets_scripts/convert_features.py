@@ -55,7 +55,7 @@ def read_arrays(source: str | Path) -> Iterator[tuple[str, np.ndarray | Unreadab
     """The clips of a folder of .npy, an .npz, or an HDF5 file, as they are, by id; an error in place of a damaged one.
 
     Raises:
-        FileNotFoundError: the source is not there, or a folder without .npy.
+        FileNotFoundError: the source is missing, or is a folder without .npy files.
         SourceError: it is a pickle or of an unknown kind, or a file that cannot be opened.
     """
     source = Path(source)

@@ -160,7 +160,7 @@ def build(about: About, reader: Reader, options: Options, rules: Mapping[str, st
         {split: number of rows}.
 
     Raises:
-        FileNotFoundError: a file is not there.
+        FileNotFoundError: a file is missing.
         SourceError: a file, id or value is not as the layout says and no rule covers it.
     """
     sources, tally, clock = Sources(options.data_dir, about.layout), Tally(rules), Clock(options.features)

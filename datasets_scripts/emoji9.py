@@ -98,7 +98,7 @@ def read_source(data_dir: str | Path) -> dict[str, list[dict[str, Any]]]:
         {split: rows in file order}, each row as `features_of(LANGUAGES)` says, the strip as its unchanged bytes.
 
     Raises:
-        FileNotFoundError: `emoji9.jsonl` or a strip is not there.
+        FileNotFoundError: `emoji9.jsonl` or a strip is missing.
         ValueError: a line breaks the layout; the message names the file, line, field, value and remedy.
     """
     index = Path(data_dir) / "emoji9.jsonl"

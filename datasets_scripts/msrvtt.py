@@ -182,7 +182,7 @@ def jsfusion(sources: Sources, tally: Tally) -> dict[str, str]:
 
 
 def multilingual(sources: Sources, tally: Tally, name: str) -> dict[str, list[str]]:
-    """{clip: captions} of a file of the nine-language release; nothing where it is not there."""
+    """{clip: captions} of a file of the nine-language release; nothing where there is none."""
     if not sources.has(name):
         return {}
     where = str(sources.folder / name)

@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def prepare(data_dir: Path):
-    """Build the corpora and extract the features that are not there yet."""
+    """Build the corpora and extract the features that are missing."""
     if not Path(PHOTOS).is_dir():
         build("photo9", ["--data_dir", str(data_dir), "--output_dir", PHOTOS])
     extract("emoji9", DRAWINGS)
@@ -90,7 +90,7 @@ def splits_of(name: str) -> tuple[str, ...]:
 
 
 def trained_and_searched(one: run.Run, splits: Sequence[str]) -> dict[str, Any]:
-    """The run's figures in each split, made if they are not there; the first seed keeps its weights."""
+    """The run's figures in each split, made if they are missing; the first seed keeps its weights."""
     path = one.folder / "photo9.json"
     if not (one.is_done() and path.is_file()):
         one.write_recipe()

@@ -187,7 +187,7 @@ class Run:
 
     @property
     def words(self) -> list[str]:
-        """What `mmt train` is told: the recipe and the options."""
+        """The arguments of `mmt train`: the recipe and the options."""
         options = ["--seed", str(self.seed), "--output_dir", str(self.folder)]
         return [str(self.folder / "recipe.yaml"), *options, "--work_dir", str(self.work_dir / "stages"), *self.options]
 

@@ -22,7 +22,7 @@ Row = Mapping[str, Any]
 
 DIRECTION_NAMES = {"t2v": "Text to video", "v2t": "Video to text"}
 AVERAGES = {"avg": "avg", "avg_non_en": "avg w/o en"}
-# Okabe and Ito's colours, told apart by people with any of the common kinds of colour blindness; markers tell them
+# Okabe and Ito's colours, distinct for people with any common kind of colour blindness; markers distinguish them
 # apart without colour.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
 MARKERS = "osD^vPX*"

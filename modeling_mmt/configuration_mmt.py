@@ -350,7 +350,7 @@ class MMTConfig(PreTrainedConfig):
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs):
         """As `PreTrainedConfig.save_pretrained`; beside a whole `MMTModel` go sentence-transformers' own files.
 
-        A file of theirs that is already there stays: it holds what the user told sentence-transformers.
+        A file of theirs that is already there stays: it holds the user's settings for sentence-transformers.
         """
         if self.architectures == ["MMTModel"]:
             for name, content in SENTENCE_TRANSFORMERS_FILES.items():

@@ -127,7 +127,7 @@ class MMTPreTrainedModel(PreTrainedModel):
 
         Raises:
             ValueError: the checkpoint lacks a weight, or holds one of a layer that `config.json` does not count. Who
-                asks for `output_loading_info` is told there instead.
+                asks for `output_loading_info` finds it there instead.
         """
         loaded: Any = super().from_pretrained(*args, output_loading_info=True, **{"use_safetensors": True, **kwargs})
         model, info = loaded

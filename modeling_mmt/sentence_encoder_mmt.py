@@ -44,10 +44,10 @@ def sentence_modules(name: str, hub: Mapping[str, Any]) -> list[dict[str, Any]] 
 
 
 def sentence_options(name: str, modules: list[dict[str, Any]], hub: Mapping[str, Any]) -> dict[str, Any]:
-    """What its Transformer was told, such as `max_seq_length`; empty where it was told nothing.
+    """The settings of its Transformer, such as `max_seq_length`; empty where there are none.
 
     Raises:
-        ValueError: it was told to lower captions itself, which its tokenizer does not know.
+        ValueError: it lowers the case of captions itself, which its tokenizer does not know.
     """
     options = _read(name, _file(modules[0], "sentence_bert_config.json"), hub) or {}
     if options.get("do_lower_case"):

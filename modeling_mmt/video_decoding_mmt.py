@@ -5,7 +5,7 @@
 and PyAV, torchcodec and Pillow are needed only once a source asks for one of them. A frame is 8-bit RGB, upright (a
 video's display matrix, a picture's EXIF orientation), on white where it is transparent.
 
-Files are told by their first bytes, not by their names, and only formats that hold their own frames are opened: no
+A file's first bytes decide its format, not its name, and only formats that hold their own frames are opened: no
 playlist or script, however it is called, makes FFmpeg read another file or an address.
 """
 

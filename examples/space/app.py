@@ -59,8 +59,8 @@ CSS = """
 .mmt .score { color: #595959; font-variant-numeric: tabular-nums; }
 .mmt h3 { margin: 12px 0 4px; font-size: 16px; } .mmt .language { color: #595959; font-weight: normal; }
 .mmt .message { padding: 12px; border-left: 4px solid #D55E00; background: #fff4ec; color: #222; }
-.mmt .told { color: #595959; font-size: 13px; }
-@media (prefers-color-scheme: dark) { .dark .mmt .score, .dark .mmt .told, .dark .mmt .language { color: #aaa; }
+.mmt .note { color: #595959; font-size: 13px; }
+@media (prefers-color-scheme: dark) { .dark .mmt .score, .dark .mmt .note, .dark .mmt .language { color: #aaa; }
   .dark .mmt .clips li .score { color: #595959; } }
 """
 
@@ -121,9 +121,11 @@ class Page:
             return message("The query is empty. Type a word or a sentence, in any language.")
         seconds = time.perf_counter() - started
         note = self.unknown(label, text)
-        told = f'<p class="told" role="status">{len(hits)} clips in {1000 * seconds:.0f} ms, {html.escape(label)}</p>'
+        footnote = (
+            f'<p class="note" role="status">{len(hits)} clips in {1000 * seconds:.0f} ms, {html.escape(label)}</p>'
+        )
         heading = f'<h3 dir="auto">{html.escape(shown(text))}</h3>'
-        return page(f"{note}{heading}{self.clips(hits)}{told}")
+        return page(f"{note}{heading}{self.clips(hits)}<p class="note" role="status">{timing}</p>")
 
     def unknown(self, label: str, text: str) -> str:
         """A warning where the tokenizer does not know most of a text; its clips are then no answer."""
@@ -199,7 +201,7 @@ def page(content: str) -> str:
 
 
 def message(text: str) -> str:
-    """What a person is told instead of results."""
+    """What a person sees instead of results."""
     return page(f'<p class="message" role="alert">{html.escape(text)}</p>')
 
 

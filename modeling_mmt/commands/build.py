@@ -22,7 +22,7 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         InputError: there is no such builder, a package that it needs is not installed, a file is not as it must be, or
             the Hub did not take what was built.
-        OSError: a file is not there.
+        OSError: a file is missing.
     """
     if not argv or argv[0] in ("-h", "--help"):
         print("mmt build NAME --help shows the options of a builder:\n")

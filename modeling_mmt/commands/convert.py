@@ -15,7 +15,7 @@ def main(argv: Sequence[str]) -> int:
 
     Raises:
         InputError: a file or value is not as it must be, too many clips were left out, or h5py is not installed.
-        OSError: the source is not there, or the store is.
+        OSError: the source is missing, or the store already exists.
     """
     from datasets_scripts import convert_features
 

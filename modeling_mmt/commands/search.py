@@ -218,7 +218,7 @@ def save_files(searched: SearchIndex, found: Sequence[Sequence[Moment]], folder:
     """Write every moment as a file `QUERY-RANK` into a new folder: ids are data, and name no file.
 
     Raises:
-        InputError: a clip of a dataset, which has no file; or a file that is not there or cannot be copied.
+        InputError: a clip of a dataset, which has no file; or a file that is missing or cannot be copied.
     """
     from modeling_mmt.search.excerpts import media_file, save_excerpt
 
@@ -239,7 +239,7 @@ def columns_of(corpus: Corpus) -> list[str]:
 
 
 def shown(index: SearchIndex, moment: Moment) -> dict[str, Any]:
-    """What is told of a moment: seconds from the file's first frame; None where it has no file or no times."""
+    """A moment as it is shown: seconds from the file's first frame; None where it has no file or no times."""
     return {
         "file": moment.file,
         "start": moment.start if moment.start is None else round(moment.start, 3),

@@ -102,14 +102,14 @@ def keep_drawn(rows: Dataset, columns: CaptionColumns, hidden_kind: str, seen: n
         The clips that have a text left, and of the columns that are drawn from only what is.
     """
     source = list(rows.select_columns(["video_id", *columns.names]))
-    told = np.zeros(len(rows), dtype=bool)
+    has_text = np.zeros(len(rows), dtype=bool)
     for kind in columns.kinds:
         shown = seen if kind == hidden_kind else np.ones(len(rows), dtype=bool)
         for language in columns.languages:
             column = f"{kind}_{language}"
             values = [columns.texts(row, kind, language) or None for row in source]
             values = [value if is_shown else None for value, is_shown in zip(values, shown, strict=True)]
-            told |= [value is not None for value in values]
+            has_text |= [value is not None for value in values]
             feature = rows.features[column]
             rows = rows.remove_columns(column).add_column(column, values, feature=feature)
-    return rows.select(np.flatnonzero(told))
+    return rows.select(np.flatnonzero(has_text))

@@ -133,7 +133,7 @@ def _identity(batch: Any) -> Any:
 
 
 def _ignore_signals(worker: int):
-    """A run that is told to stop finishes its step first, and ends its workers itself."""
+    """A run that a signal asks to stop finishes its step first, and ends its workers itself."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 

@@ -37,7 +37,7 @@ def recipe_file(checkpoint: str | Path, revision: str | None = None) -> Path | N
     with naming_input(str(checkpoint)):
         try:
             return Path(hf_hub_download(str(checkpoint), RECIPE, revision=revision))
-        except (RemoteEntryNotFoundError, LocalEntryNotFoundError):  # offline, what was never fetched is not there
+        except (RemoteEntryNotFoundError, LocalEntryNotFoundError):  # offline, what was never fetched is missing
             return None
 
 

@@ -212,7 +212,7 @@ def open_corpus(spec: EvalSpec) -> Corpus:
     """Read what is to be searched.
 
     Raises:
-        CorpusError: a column or language is not there, or what is there is not fit to be searched.
+        CorpusError: a column or language is missing, or its content cannot be searched.
     """
     spec, rows = _open_rows(spec)
     where = f"{spec.dataset} ({spec.split})"
@@ -334,7 +334,7 @@ def open_checkpoint(source: str, revision: str | None = None) -> tuple[MMTModel,
 
 
 def _suspect(source: str, *names: str) -> str:
-    """The first of a checkpoint's JSON files that is not there or holds no object; the checkpoint if all do."""
+    """The first of a checkpoint's JSON files that is missing or holds no object; the checkpoint if all do."""
     for path in (Path(source) / name for name in names if Path(source).is_dir()):
         try:
             if not isinstance(json.loads(path.read_text(encoding="utf-8")), dict):

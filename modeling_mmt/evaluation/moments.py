@@ -82,7 +82,7 @@ def judge(found: Sequence[Found], right: Sequence[Span]) -> Judged:
 
 
 def moment_metrics(judged: Sequence[Judged]) -> dict[str, float | None]:
-    """What is told of a language.
+    """The figures of a language.
 
     Returns:
         `R@<k> IoU=<t>` and `R@1 file`, percent of queries; `start_error`, the median in seconds over the queries whose

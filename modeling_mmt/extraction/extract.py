@@ -147,7 +147,7 @@ def is_dataset(source: str) -> bool:
     """Whether a source is a dataset, and no folder or list of videos.
 
     A folder is one if it holds `.parquet` files, itself or below, or a dataset card: a `README.md` that begins with
-    `---`. What is not there is one if it is a corpus of the package, or of the form `org/name`, as on the Hub.
+    `---`. A name without a folder is one if it is a corpus of the package, or of the form `org/name`, as on the Hub.
     """
     place = Path(source)
     if place.is_dir():

@@ -255,7 +255,7 @@ def load_backbone(path: str | Path) -> VideoBackbone:
         path: of a state dict. Nothing but tensors is read of it.
 
     Raises:
-        FileNotFoundError: it is not there.
+        FileNotFoundError: the file is missing.
         BackboneError: it holds more than tensors, is of neither network, or a weight is missing, left over or of
             another shape.
     """

@@ -1,6 +1,6 @@
 """The report's pictures: a few numbers in, a matplotlib figure out.
 
-Colours are Okabe and Ito's, told apart with any common colour blindness, and nothing is told by colour alone. Labels
+Colours are Okabe and Ito's, distinct under any common colour blindness, and nothing depends on colour alone. Labels
 are language codes and Latin names, so that no font but matplotlib's own is needed: text in nine scripts stands in the
 page, where the reader's browser has fonts for it.
 """

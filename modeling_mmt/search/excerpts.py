@@ -24,7 +24,7 @@ def media_file(index: Any, file: str | None) -> Path:
         file: of a row, relative to the folder that was indexed.
 
     Raises:
-        InputError: the row is a dataset's, the file leads out of the folder, or one of the two is not there.
+        InputError: the row is a dataset's, the file leads out of the folder, or one of the two is missing.
     """
     folder = index.media_folder
     if file is None or folder is None:
@@ -33,7 +33,9 @@ def media_file(index: Any, file: str | None) -> Path:
         raise InputError(f"the index names {file!r}, outside the folder that was indexed; build it again")
     path = Path(folder, file)
     if not path.is_file():
-        raise InputError(f"{path} is not there; put the indexed folder back to {folder}, or index it where it is")
+        raise InputError(
+            f"{path} does not exist; put the folder back to {folder}, or index it anew"
+        )
     return path
 
 

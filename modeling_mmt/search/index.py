@@ -62,7 +62,7 @@ class SearchIndex:
         embeddings: `(N, P)` float32 unit vectors.
         clips: N rows with a column `video_id`, without two alike; other columns filter and show. `file`, `start` and
             `end` say where a row lies in the media folder, and when in the file, in seconds from its first frame; they
-            are null where that is not known, and added where they are not there.
+            are null where that is not known, and added where they are missing.
         fingerprint: of the model, by `model_fingerprint`.
         model: its name or folder, for people.
         revision: its commit or tag, for people.
@@ -193,7 +193,7 @@ class SearchIndex:
 
         Raises:
             EngineError: no such engine, or it cannot serve this index.
-            FileNotFoundError: a file is not there.
+            FileNotFoundError: a file is missing.
             SearchIndexError: a file was cut short or changed, or the index is another model's.
         """
         folder = Path(folder)

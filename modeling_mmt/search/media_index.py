@@ -36,7 +36,7 @@ LOCK = "index.lock"
 
 
 def update_index(media: str | Path, folder: str | Path, options: IndexOptions) -> IndexReport:
-    """Bring an index in step with a folder; make it if it is not there.
+    """Bring an index in step with a folder; make it if it does not exist.
 
     Args:
         media: folder of videos and pictures.

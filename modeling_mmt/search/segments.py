@@ -120,7 +120,7 @@ class StoredSegment:
         verify: compare SHA-256 too, which reads a part whole; else sizes alone.
 
     Raises:
-        FileNotFoundError: on access, a part is not there.
+        FileNotFoundError: on access, a part is missing.
         SearchIndexError: on access, a part was cut short or changed, or is not what it must be.
     """
 
@@ -266,7 +266,7 @@ def open_rows(folder: Path, manifest: Manifest, verify: bool = True) -> tuple[to
     The embeddings of an index of one segment of which nothing was dropped stay on disk until they are read.
 
     Raises:
-        FileNotFoundError: a file is not there.
+        FileNotFoundError: a file is missing.
         SearchIndexError: a file was cut short or changed.
     """
     segments = [StoredSegment(folder, segment, manifest.dim, verify) for segment in manifest.segments]

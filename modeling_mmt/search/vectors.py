@@ -38,7 +38,7 @@ def index_of_vectors(table: str | Path, embeddings: str | Path, model: str) -> S
         model: what made them, in words; it stands in the place of a fingerprint.
 
     Raises:
-        FileNotFoundError: a file is not there.
+        FileNotFoundError: a file is missing.
         InputError: a file is not as it must be; names it, the row and the remedy.
     """
     vectors = _unit_vectors(Path(embeddings))

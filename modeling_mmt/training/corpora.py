@@ -23,7 +23,7 @@ class Corpora:
         recipe: names it.
 
     Raises:
-        RecipeError: by every method, of a dataset or store that is missing or cannot be read; says how it is had, if
+        RecipeError: by every method, of a dataset or store that is missing or cannot be read; says how to get it, if
             the recipe's `comes_from` does.
     """
 
@@ -124,6 +124,6 @@ class Corpora:
             )
 
     def origin(self, name: str) -> str:
-        """How a dataset, store or encoder is had, to end a sentence with; empty if the recipe does not say."""
+        """How to get a dataset, store or encoder, to end a sentence with; empty if the recipe does not say."""
         origin = self.recipe.comes_from.get(name)
         return f"; it comes from: {origin}" if origin else ""

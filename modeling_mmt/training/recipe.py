@@ -244,7 +244,7 @@ class Recipe:
         alignment: the stage before both, in which the text tower learns languages from a teacher; `null` for none.
         card: what the model card says that no file tells: `dataset_name`, `dataset_license`, `dataset_description`,
             `dataset_id` (on the Hub), `text_license`, `video_license`, `weights_license`, `base_model`.
-        comes_from: how each dataset, store and encoder is had, by its name; `--dry_run` says it of those missing.
+        comes_from: how to get each dataset, store and encoder, by its name; `--dry_run` prints it for those missing.
         dry_run: check the data against the recipe, say what is missing, and train nothing.
         seed: of weights, order, noise and dropout.
         mixed_precision: `no` or `bf16`. `fp16` is refused: no training checkpoint holds its loss scale.

@@ -3,7 +3,7 @@
     accelerate launch --use_fsdp --fsdp_version 2 train.py RECIPE
     ACCELERATE_USE_FSDP=true FSDP_VERSION=2 torchrun --nproc_per_node 2 train.py RECIPE     # also on CPU
 
-Accelerate's own preparation cannot be used: `fully_shard` refuses a scalar such as the temperature unless it is told
+Accelerate's own preparation cannot be used: `fully_shard` refuses a scalar such as the temperature unless it is asked
 to ignore it, which Accelerate can say of whole modules only; and on CPU it leaves its FSDP settings aside. So the
 layers are sharded here, and Accelerate prepares the rest.
 """
@@ -63,7 +63,7 @@ def shard(root: torch.nn.Module, model: MMTModel) -> None:
 
 
 def average_gradients(module: torch.nn.Module) -> None:
-    """Average over the processes the gradients that FSDP2 was told to ignore; each is the whole loss's already."""
+    """Average over the processes the gradients that FSDP2 was asked to ignore; each is the whole loss's already."""
     for value in module.parameters():
         if value.grad is not None and not isinstance(value, DTensor):
             dist.all_reduce(value.grad)

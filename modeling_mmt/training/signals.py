@@ -1,4 +1,4 @@
-"""A run that is told to stop does so after a step, with a checkpoint."""
+"""A run that a signal asks to stop does so after a step, with a checkpoint."""
 
 import logging
 import signal
@@ -40,6 +40,6 @@ class StopSignals:
         logger.info("stopping after this step, with a checkpoint; Ctrl-C stops at once")
 
     def requested_of_any(self, accelerator: Accelerator) -> bool:
-        """Whether any process was told: they hear it at different steps, and must stop after the same one."""
+        """Whether any process got the signal: they get it at different steps, and must stop after the same one."""
         requested = torch.tensor([int(self.requested)], device=accelerator.device)
         return bool(accelerator.gather(requested).any())

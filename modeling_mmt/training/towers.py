@@ -53,7 +53,7 @@ def _towers(recipe: Recipe, features: FeatureStores | None) -> tuple[MMTModel, M
         check_finite(model.text_model.encoder.state_dict(), text_model, "choose another text_model, or mend this one")
         extractor = MMTVideoFeatureExtractor(model.config.video_feature_dim, model.config.max_video_length)
         tokenizer = AutoTokenizer.from_pretrained(text_model, **hub)
-        if len(tokenizer) <= len(tokenizer.all_special_ids):  # what is built where its files are not there
+        if len(tokenizer) <= len(tokenizer.all_special_ids):  # what is built where its files are missing
             raise RecipeError(f"model.text_model is {names.text_model}: its tokenizer knows no word; add its files")
         return model, MMTProcessor(extractor, tokenizer, **texts)
     vision_models = [resolve_encoder(name, recipe.cache_dir) for name in names.vision_model]

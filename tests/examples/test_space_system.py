@@ -216,10 +216,10 @@ def test_another_checkpoint_answers_otherwise(page):
     if labels.count() < 2:
         pytest.skip("one checkpoint: nothing to switch between")
     labels.first.click()
-    page.locator("#results .told", has_text=labels.first.inner_text().strip()).wait_for()
+    page.locator("#results .note", has_text=labels.first.inner_text().strip()).wait_for()
     assert page.locator("#results img").evaluate_all("images => images.map(image => image.alt)") != first
     labels.last.click()
-    page.locator("#results .told", has_text=labels.last.inner_text().strip()).wait_for()
+    page.locator("#results .note", has_text=labels.last.inner_text().strip()).wait_for()
 
 
 def test_markup_in_a_query_is_shown_and_not_run(page):
