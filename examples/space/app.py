@@ -121,11 +121,10 @@ class Page:
             return message("The query is empty. Type a word or a sentence, in any language.")
         seconds = time.perf_counter() - started
         note = self.unknown(label, text)
-        footnote = (
-            f'<p class="note" role="status">{len(hits)} clips in {1000 * seconds:.0f} ms, {html.escape(label)}</p>'
-        )
+        timing = f"{len(hits)} clips in {1000 * seconds:.0f} ms, {html.escape(label)}"
+        footnote = f'<p class="note" role="status">{timing}</p>'
         heading = f'<h3 dir="auto">{html.escape(shown(text))}</h3>'
-        return page(f"{note}{heading}{self.clips(hits)}<p class="note" role="status">{timing}</p>")
+        return page(f"{note}{heading}{self.clips(hits)}{footnote}")
 
     def unknown(self, label: str, text: str) -> str:
         """A warning where the tokenizer does not know most of a text; its clips are then no answer."""

@@ -33,9 +33,7 @@ def media_file(index: Any, file: str | None) -> Path:
         raise InputError(f"the index names {file!r}, outside the folder that was indexed; build it again")
     path = Path(folder, file)
     if not path.is_file():
-        raise InputError(
-            f"{path} does not exist; put the folder back to {folder}, or index it anew"
-        )
+        raise InputError(f"{path} does not exist; put the folder back to {folder}, or index it anew")
     return path
 
 

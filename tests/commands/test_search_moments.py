@@ -165,7 +165,7 @@ def test_what_cannot_be_saved_is_one_line_and_leaves_nothing(index, checkpoint, 
     for number, (columns, words) in enumerate(
         (
             ({"file": ["../secret.mp4"], **place}, "'../secret.mp4', outside"),
-            ({"file": ["gone.mp4"], **place}, "gone.mp4 is not there"),
+            ({"file": ["gone.mp4"], **place}, "gone.mp4 does not exist"),
             ({}, "clip of a dataset"),
         )
     ):
