@@ -5,7 +5,7 @@
 
 Clips of 5 to 40 steps, 512 wide, float16, each read once in random order: ours from a store of mapped Arrow shards and
 of Parquet shards (both verified: SHA-256 and every value, at the first clip of a shard, which is done before the clock
-runs and distinguished), `np.load` of a file a clip, HDF5 with a dataset a clip, rows of `datasets`, and, as the limit, a
+runs and told apart), `np.load` of a file a clip, HDF5 with a dataset a clip, rows of `datasets`, and, as the limit, a
 copy of the same bytes from one array in memory. All files are in the page cache. In the order of the files: ours and
 WebDataset. Parsing: ours (which also checks UTF-8 and hashes), ijson's fastest backend alone, and json.load of it all.
 """
