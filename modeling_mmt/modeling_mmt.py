@@ -23,6 +23,7 @@ from .configuration_mmt import MMTConfig
 from .dual_encoder_mmt import PretrainedDualEncoder, features_of, leave_half_out, load_dual_encoder
 from .efficientnet_lite_mmt import EfficientNetLiteModel  # noqa: F401  older loaders copy direct imports alone
 from .freezing_mmt import embedding_modules, encoder_layers, keep_in_eval, learns
+from .inputs_mmt import ItemError  # noqa: F401  as above
 from .loss_mmt import CAPTIONS, LOSSES, objectives, positive_mask
 from .pipeline_mmt import MMTSearchPipeline  # noqa: F401  its code must travel with this module's
 from .pooling_mmt import (

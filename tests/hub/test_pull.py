@@ -27,7 +27,12 @@ from modeling_mmt.hub import publish as publishing
 
 ROOT = Path(__file__).resolve().parents[2]
 CAPTIONS = ["red dog runs", "heim"]
-PUBLISH = next(line for block in code_blocks("sh") for line in block.splitlines() if line.startswith("mmt publish"))
+PUBLISH = next(
+    line
+    for block in code_blocks("sh", "docs/tutorials/publish.md")
+    for line in block.splitlines()
+    if line.startswith("mmt publish")
+)
 
 LOAD = """
 import json, sys
