@@ -27,7 +27,10 @@ from modeling_mmt.hub import publish as publishing
 
 ROOT = Path(__file__).resolve().parents[2]
 CAPTIONS = ["red dog runs", "heim"]
+PAGE = "docs/tutorials/publish.md"
 PUBLISH = next(
+    line for block in code_blocks("sh", PAGE) for line in block.splitlines() if line.startswith("mmt publish")
+)
     line
     for block in code_blocks("sh", "docs/tutorials/publish.md")
     for line in block.splitlines()
