@@ -31,11 +31,6 @@ PAGE = "docs/tutorials/publish.md"
 PUBLISH = next(
     line for block in code_blocks("sh", PAGE) for line in block.splitlines() if line.startswith("mmt publish")
 )
-    line
-    for block in code_blocks("sh", "docs/tutorials/publish.md")
-    for line in block.splitlines()
-    if line.startswith("mmt publish")
-)
 
 LOAD = """
 import json, sys
