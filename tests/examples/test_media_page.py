@@ -20,6 +20,7 @@ def test_only_videos_and_pictures_are_served_whatever_a_stranger_s_index_lists(t
         (tmp_path / name).symlink_to("secret")
     else:
         (tmp_path / name).write_bytes(b"content")
-    page = MediaPage.__new__(MediaPage)
+    page = MediaPage.__new__(MediaPage)  # no model is needed
+    page.media = tmp_path.resolve()
     page.index = type("Index", (), {"__len__": lambda _: 1, "clips": [{"file": name}]})()
     assert (page.file(0) is not None) == is_served
