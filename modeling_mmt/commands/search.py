@@ -132,13 +132,14 @@ def check_options(
 
 def open_index(place: str, index: str | None, evaluation: EvaluationOptions) -> tuple[Any, Any, SearchIndex]:
     """Model, processor and index: opened, or built and kept where `index` says so."""
-    stored = None
+    stored, pulled = None, None
     if not Path(place).exists() and place.count("/") == 1 and (pulled := downloaded_index(place, evaluation.revision)):
         place = str(pulled)
     if (Path(place) / INDEX).is_file():
         if index:
             raise InputError(f"{place} is an index already; leave --index {index} out, or name a checkpoint first")
         index, stored = place, SearchIndex.load(place)
+        stored.media_folder = None if pulled else stored.media_folder  # as `SearchIndex.from_hub` has it
         place, evaluation = stored.model, replace(evaluation, revision=stored.revision)
     elif index and Path(index).exists():
         stored = SearchIndex.load(index)
