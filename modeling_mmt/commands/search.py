@@ -1,5 +1,6 @@
 """`mmt search`: the best moments, pictures or clips for each query."""
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -120,7 +121,7 @@ def check_options(
         raise InputError(f"--top is {top}; give a number from 1")
     if stray_at is not None:
         raise InputError(f"--at {stray_at:g} is a time of no video; name it with --by_video")
-    if save_moments and Path(save_moments).exists():
+    if save_moments and os.path.lexists(save_moments):
         raise InputError(f"--save_moments {save_moments} already exists; name a new folder: nothing is overwritten")
     if contact_sheet:
         try:

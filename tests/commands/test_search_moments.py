@@ -271,3 +271,9 @@ def test_a_thumbnail_that_is_no_picture_or_a_huge_one_is_named(index, capsys, tm
     changed = with_change(index, tmp_path / "index", thumbnails=[thumbnail] * 12)
     code, _, err = call(capsys, "search", changed, "red dog", "--contact_sheet", tmp_path / "found.png")
     assert code == 2 and "thumbnail of " in err and err.count("\n") == 1
+
+
+def test_moments_are_not_saved_onto_a_link_to_nothing(index, capsys, tmp_path):
+    (tmp_path / "moments").symlink_to("nowhere")
+    code, _, err = call(capsys, "search", index, "red dog", "--save_moments", tmp_path / "moments")
+    assert code == 2 and "already exists; name a new folder" in err
