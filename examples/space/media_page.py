@@ -3,8 +3,9 @@
     python examples/space/media_page.py index                     # what `mmt index` made
     python examples/space/media_page.py index --media /mnt/films  # the same files, elsewhere
 
-A browser asks for `/media/ROW`, a row of the index, and never for a path: files that the index does not list, or that
-lie outside its folder, are not served. Videos come in ranges, so that a browser seeks without loading all of a film.
+A browser asks for `/media/ROW`, a row of the index, and never for a path: files that the index does not list, that lie
+outside its folder, or whose ending is no video's or picture's, are not served. Videos come in ranges, so that a
+browser seeks without loading all of a film.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from fastapi import FastAPI, HTTPException
 from fastapi.responses import FileResponse, Response
 
 import modeling_mmt  # noqa: F401  registers the model with AutoModel
+from modeling_mmt.data.video_lists import MEDIA_SUFFIXES
 from modeling_mmt.evaluation.embedding import embed_texts
 from modeling_mmt.evaluation.evaluate import open_checkpoint
 from modeling_mmt.search.index import SearchIndex
@@ -62,12 +64,14 @@ class MediaPage:
         self.media = None if place is None else Path(place).resolve()
 
     def file(self, row: int) -> Path | None:
-        """The file of a row, where it lies in the media folder; else None."""
+        """The video or picture of a row, where it lies in the media folder; else None."""
         if self.media is None or not 0 <= row < len(self.index):
             return None
         name = self.index.clips[row]["file"]
         path = (self.media / name).resolve() if name else None
-        return path if path is not None and path.is_relative_to(self.media) and path.is_file() else None
+        if path is None or path.suffix.lower() not in MEDIA_SUFFIXES or not path.is_relative_to(self.media):
+            return None
+        return path if path.is_file() else None
 
     def typed(self, text: str | None) -> tuple[str, Any]:
         """The moments that a typed query finds, or why it cannot be searched."""

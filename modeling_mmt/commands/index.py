@@ -66,7 +66,9 @@ def index_vectors(table: str, embeddings: str, folder: str, model: str | None, a
 
 def print_status(folder: str, now: IndexStatus):
     """An index in words, for people."""
-    print(f"{folder}: {now.files} files in {now.rows} rows, {now.num_bytes / 2**20:.1f} MiB, by {now.model}")
+    print(
+        f"{folder}: {now.files} files in {now.rows} rows, {now.num_bytes / 2**20:.1f} MiB, by {printable(now.model)}"
+    )
     if not now.is_current:
         print(f"to do: {len(now.new)} new, {len(now.changed)} changed, {len(now.gone)} gone")
     if now.failed:

@@ -1,5 +1,6 @@
 """`mmt search`: the best moments, pictures or clips for each query."""
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -14,7 +15,7 @@ from PIL import Image
 from modeling_mmt.commands.errors import printable
 from modeling_mmt.commands.evaluation_options import EvaluationOptions
 from modeling_mmt.commands.terminal import Paint, is_watched, print_json
-from modeling_mmt.data.errors import InputError
+from modeling_mmt.data.errors import InputError, naming_input
 from modeling_mmt.data.extractors import check_extractors
 from modeling_mmt.data.files import state_of, writing_folder
 from modeling_mmt.data.reading import dataset_folder
@@ -22,7 +23,7 @@ from modeling_mmt.evaluation.embedding import embed_texts
 from modeling_mmt.evaluation.evaluate import Corpus, EvalSpec, open_checkpoint
 from modeling_mmt.inputs_mmt import clean_caption
 from modeling_mmt.search.index import INDEX, SOURCE, SearchIndex
-from modeling_mmt.search.manifest import read_source
+from modeling_mmt.search.manifest import SearchIndexError, read_source
 from modeling_mmt.search.moments import Moment
 from modeling_mmt.search.published import downloaded_index
 
@@ -120,7 +121,7 @@ def check_options(
         raise InputError(f"--top is {top}; give a number from 1")
     if stray_at is not None:
         raise InputError(f"--at {stray_at:g} is a time of no video; name it with --by_video")
-    if save_moments and Path(save_moments).exists():
+    if save_moments and os.path.lexists(save_moments):
         raise InputError(f"--save_moments {save_moments} already exists; name a new folder: nothing is overwritten")
     if contact_sheet:
         try:
@@ -132,13 +133,14 @@ def check_options(
 
 def open_index(place: str, index: str | None, evaluation: EvaluationOptions) -> tuple[Any, Any, SearchIndex]:
     """Model, processor and index: opened, or built and kept where `index` says so."""
-    stored = None
+    stored, pulled = None, None
     if not Path(place).exists() and place.count("/") == 1 and (pulled := downloaded_index(place, evaluation.revision)):
         place = str(pulled)
     if (Path(place) / INDEX).is_file():
         if index:
             raise InputError(f"{place} is an index already; leave --index {index} out, or name a checkpoint first")
         index, stored = place, SearchIndex.load(place)
+        stored.media_folder = None if pulled else stored.media_folder  # as `SearchIndex.from_hub` has it
         place, evaluation = stored.model, replace(evaluation, revision=stored.revision)
     elif index and Path(index).exists():
         stored = SearchIndex.load(index)
@@ -211,7 +213,8 @@ def draw_sheet(searched: SearchIndex, titles: Sequence[str], found: Sequence[Seq
 def thumbnails(searched: SearchIndex, moment: Moment) -> list[Image.Image]:
     """The picture of a moment's best window; none where the index has none."""
     picture = searched.thumbnail(moment.row)
-    return [] if picture is None else [Image.open(BytesIO(picture)).convert("RGB")]
+    with naming_input(f"thumbnail of {moment.video_id}", SearchIndexError):
+        return [] if picture is None else [Image.open(BytesIO(picture)).convert("RGB")]
 
 
 def save_files(searched: SearchIndex, found: Sequence[Sequence[Moment]], folder: Path):
@@ -253,8 +256,9 @@ def shown(index: SearchIndex, moment: Moment) -> dict[str, Any]:
 def name_of(index: SearchIndex, moment: Moment) -> str:
     """What a clip is called: the first of its English texts, or its file, or its id."""
     column = next((name for name in index.clips.column_names if name.endswith("_en")), None)
-    name = (index.clips[moment.row][column] if column else None) or moment.file or moment.video_id
-    return name if isinstance(name, str) else name[0]
+    named = index.clips[moment.row][column] if column else None
+    first = named[0] if isinstance(named, list) and named else named
+    return first if first and isinstance(first, str) else moment.file or moment.video_id
 
 
 def source_of(spec: EvalSpec) -> dict[str, Any]:

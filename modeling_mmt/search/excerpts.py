@@ -9,7 +9,6 @@ from math import floor
 from pathlib import Path
 from typing import Any
 
-from modeling_mmt.data.confinement import leads_out
 from modeling_mmt.data.errors import InputError, naming_input
 from modeling_mmt.data.video_lists import VIDEO_SUFFIXES
 from modeling_mmt.video_decoding_mmt import kind_of_file
@@ -29,7 +28,7 @@ def media_file(index: Any, file: str | None) -> Path:
     folder = index.media_folder
     if file is None or folder is None:
         raise InputError("a clip of a dataset has no file; index the folder of its videos with `mmt index`")
-    if leads_out(file):
+    if Path(file).is_absolute() or Path(file).drive or ".." in Path(file).parts:
         raise InputError(f"the index names {file!r}, outside the folder that was indexed; build it again")
     path = Path(folder, file)
     if not path.is_file():
@@ -117,8 +116,8 @@ def _between(container: Any, video: Any, streams: list[int], begin: int, stop: F
             continue
         is_video = packet.stream_index == video.index
         has_begun = has_begun or (is_video and bool(packet.is_keyframe) and stamp == begin)
-        decoded = packet.dts if packet.dts is not None else stamp
-        if decoded * packet.time_base >= stop:
+        # without a time of decoding, as after a keyframe in Matroska, a packet may be shown after later ones
+        if packet.dts is not None and packet.dts * packet.time_base >= stop:
             past.add(packet.stream_index)
             if len(past) == len(streams):
                 return

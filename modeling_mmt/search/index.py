@@ -240,7 +240,9 @@ class SearchIndex:
             SnapshotError: as `pinned_snapshot`.
             SearchIndexError: as `load`.
         """
-        return cls.load(pinned_snapshot(repo_id, revision=revision, repo_type="dataset"), model)
+        index = cls.load(pinned_snapshot(repo_id, revision=revision, repo_type="dataset"), model)
+        index.media_folder = None  # whatever its author says: a folder of this machine is not theirs to name
+        return index
 
     # -- asked --------------------------------------------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ from modeling_mmt.data.errors import InputError
 from modeling_mmt.data.files import write_json
 
 FORMAT = 2
+MAX_DIM = 2**20  # far above any model's
 INDEX, SEGMENTS = "index.json", "segments"
 SOURCE = "source.json"  # beside it, and not published: what the rows were read from on this machine
 EMBEDDINGS, CLIPS = "embeddings.safetensors", "clips.parquet"
@@ -102,6 +103,8 @@ class Manifest:
                 f"{path}: format is {checked['format']}, and this version reads {FORMAT}; build the index again"
             )
         content = _checked(content, _MANIFEST_KINDS, str(path))
+        if not 0 < content["dim"] <= MAX_DIM:
+            raise SearchIndexError(f"{path}: dim is {content['dim']}, no width of embeddings; {REMEDY}")
         segments = []
         for number, segment in enumerate(content["segments"]):
             segment = _checked(segment, _SEGMENT_KINDS, f"{path}, segments[{number}]")
@@ -142,7 +145,10 @@ def read_source(folder: Path) -> dict[str, Any]:
     """
     path = folder / SOURCE
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+        source = dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+        if not isinstance(source.get("media_folder"), str | None):
+            raise TypeError("media_folder is no text")
+        return source
     except (ValueError, TypeError) as error:
         raise SearchIndexError(
             f"{path}: not the JSON that `mmt search` or `mmt index` writes ({error}); build the index again"

@@ -18,7 +18,7 @@ from pathlib import Path
 from modeling_mmt.data.errors import InputError
 from modeling_mmt.data.files import locked
 from modeling_mmt.search.index_folder import IndexFolder
-from modeling_mmt.search.manifest import INDEX, SEGMENTS, Manifest, SearchIndexError, read_source
+from modeling_mmt.search.manifest import INDEX, Manifest, SearchIndexError, read_source
 from modeling_mmt.search.media_files import MediaFile, find_media
 from modeling_mmt.search.media_status import (
     IndexOptions,
@@ -83,7 +83,7 @@ def _check_can_begin(folder: Path, media: Path, found: Mapping[str, MediaFile], 
         raise InputError(f"{folder} has no index yet; name the checkpoint that is to make it with --model")
     if not found:
         raise SearchIndexError(f"{media} holds no video or picture; give the folder where they lie, or one above it")
-    begun = (LOCK, INDEX, SEGMENTS)
+    begun = (LOCK, INDEX)  # segments come after the manifest: without one they are not ours, and would be removed
     others = [path.name for path in folder.iterdir() if not path.name.startswith(begun)] if folder.is_dir() else []
     if others:
         raise SearchIndexError(f"{folder} holds other files, such as {sorted(others)[0]}; name a new folder")

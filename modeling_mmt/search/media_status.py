@@ -14,6 +14,8 @@ from modeling_mmt.search.index_folder import IndexFolder
 from modeling_mmt.search.manifest import Manifest, SearchIndexError, read_source
 from modeling_mmt.search.media_files import MediaFile, find_media
 
+MAX_TIMEOUT = 1e6  # seconds; the system's timers take no more than some of these
+
 
 @dataclass(frozen=True)
 class IndexOptions:
@@ -35,7 +37,7 @@ class IndexOptions:
         progress: whether to show a bar.
 
     Raises:
-        InputError: a number is not positive.
+        InputError: a number is not positive, or the timeout longer than `MAX_TIMEOUT`.
     """
 
     model: str | None = None
@@ -57,6 +59,8 @@ class IndexOptions:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise InputError(f"{name} is {value}; give more than 0")
+        if self.timeout > MAX_TIMEOUT:
+            raise InputError(f"timeout is {self.timeout:g}; give at most {MAX_TIMEOUT:g} seconds")
 
     @property
     def rule(self) -> dict[str, Any]:

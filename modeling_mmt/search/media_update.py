@@ -50,7 +50,13 @@ def bring_in_step(
     name = os.path.abspath(name) if Path(name).exists() else name
     revision = options.revision or (index.manifest.revision if index else None)
     model, processor = open_checkpoint(name, revision)
-    model.to(options.device)  # type: ignore[arg-type]  # transformers' wrapper has a type of its own
+    try:
+        model.to(options.device)  # type: ignore[arg-type]  # transformers' wrapper has a type of its own
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(
+            f"--device {options.device} cannot be used ({reason}); give cpu, or a device that this machine has"
+        ) from error
     if index is not None:
         check_fingerprint(model, index.manifest.fingerprint, index.manifest.model)
     stored = index.manifest.settings["encoders"] if index is not None else None

@@ -40,7 +40,7 @@ class WindowRule:
         shots: whether windows end at shot changes, which PySceneDetect finds.
 
     Raises:
-        InputError: not 0 < stride <= window.
+        InputError: not 0.001 <= stride <= window: windows' times are whole milliseconds.
     """
 
     window: float = 8.0
@@ -48,9 +48,9 @@ class WindowRule:
     shots: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 < self.stride <= self.window < math.inf:
+        if not 1e-3 <= self.stride <= self.window < math.inf:
             raise InputError(
-                f"window is {self.window:g} and stride {self.stride:g}; give 0 < stride <= window, in seconds"
+                f"window is {self.window:g} and stride {self.stride:g}; give 0.001 <= stride <= window, in seconds"
             )
 
     def spans(self, duration: float, cuts: Sequence[float] = ()) -> list[Span]:

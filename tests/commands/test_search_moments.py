@@ -3,6 +3,8 @@
 import io
 import json
 import re
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -241,3 +243,37 @@ def test_an_index_without_the_files_of_the_corpus_is_refused(index, corpus, span
     other.to_parquet(str(tmp_path / "other" / "data" / "test-00000-of-00001.parquet"))
     code, _, err = call(capsys, "evaluate", index, "--dataset", tmp_path / "other", "--split", "test")
     assert code == 2 and "none of its files is in" in err and "'elsewhere.mp4'" in err
+
+
+def with_change(index, folder, column=None, thumbnails=None):
+    """A copy of an index with a column of names, or other thumbnails."""
+    loaded = SearchIndex.load(index)
+    clips = loaded.clips if column is None else loaded.clips.add_column("name_en", column)
+    thumbnails = loaded.thumbnails if thumbnails is None else thumbnails
+    changed = SearchIndex(loaded.embeddings, clips, loaded.fingerprint, loaded.model, thumbnails=thumbnails)
+    return changed.save(folder)
+
+
+@pytest.mark.parametrize("name", [7, True, [7], [None], [], {"a": 1}, b"\xff"])
+def test_a_name_that_is_no_text_is_not_shown(index, capsys, tmp_path, name):
+    (result,) = told(capsys, with_change(index, tmp_path / "index", column=[name] * 12), "red dog", "--windows")
+    assert all(hit["name"] == (hit["file"] or hit["video_id"]) for hit in result["hits"])
+
+
+def png_of(width, height):
+    """The head of a picture of any size."""
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + struct.pack(">I", zlib.crc32(chunk))
+
+
+@pytest.mark.parametrize("thumbnail", [b"junk", png_of(60_000, 60_000)])
+def test_a_thumbnail_that_is_no_picture_or_a_huge_one_is_named(index, capsys, tmp_path, thumbnail):
+    changed = with_change(index, tmp_path / "index", thumbnails=[thumbnail] * 12)
+    code, _, err = call(capsys, "search", changed, "red dog", "--contact_sheet", tmp_path / "found.png")
+    assert code == 2 and "thumbnail of " in err and err.count("\n") == 1
+
+
+def test_moments_are_not_saved_onto_a_link_to_nothing(index, capsys, tmp_path):
+    (tmp_path / "moments").symlink_to("nowhere")
+    code, _, err = call(capsys, "search", index, "red dog", "--save_moments", tmp_path / "moments")
+    assert code == 2 and "already exists; name a new folder" in err

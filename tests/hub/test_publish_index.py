@@ -68,6 +68,18 @@ def test_a_published_index_is_searched_by_its_name_with_the_checkpoint_that_it_n
     assert out == here[1] and {hit["file"] for hit in json.loads(out)[0]["hits"]} == {"a.mp4", "b.png"}
 
 
+def test_an_index_from_the_hub_names_no_folder_of_this_machine(indexed, hub, capsys, tmp_path):
+    api = HfApi(hub.endpoint, hub.token)
+    api.create_repo("org/model", exist_ok=True)
+    api.upload_folder(repo_id="org/model", folder_path=indexed / "model")
+    assert call(capsys, "publish", indexed / "index", "org/strange", "--model", "org/model")[0] == 0
+    source = json.dumps({"media_folder": str(indexed / "media")}).encode()
+    api.upload_file(path_or_fileobj=source, path_in_repo="source.json", repo_id="org/strange", repo_type="dataset")
+    assert SearchIndex.from_hub("org/strange").media_folder is None
+    code, _, err = call(capsys, "search", "org/strange", "red dog", "--save_moments", tmp_path / "moments")
+    assert code == 2 and "has no file" in err and not (tmp_path / "moments").exists()
+
+
 def test_what_is_no_index_on_the_hub_is_none(hub):
     assert downloaded_index("org/nothing", "v1") is None
     api = HfApi(hub.endpoint, hub.token)

@@ -2,6 +2,7 @@
 
 import subprocess
 from shutil import which
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -9,8 +10,9 @@ import pytest
 from PIL import Image
 from video_files import numbers_of, write_video
 
+from modeling_mmt.data.errors import InputError
 from modeling_mmt.frames_mmt import FrameSampling
-from modeling_mmt.search.excerpts import save_excerpt
+from modeling_mmt.search.excerpts import media_file, save_excerpt
 from modeling_mmt.video_decoding_mmt import read_clip
 
 RATE, KEYFRAMES = 25, 12  # frames a second, and from one keyframe to the next
@@ -84,3 +86,24 @@ def test_what_ffmpeg_cannot_copy_is_one_line_that_names_the_file(tmp_path):
     with pytest.raises(ValueError, match="film.mp4") as caught:
         save_excerpt(source, 0.0, 1.0, tmp_path / "01")
     assert "\n" not in str(caught.value)
+
+
+def test_a_matroska_slide_show_keeps_the_slides_of_the_moment(tmp_path):
+    """The first packets after a keyframe have no time of decoding, and one of them is shown last of all."""
+    source = write_video(tmp_path / "slides.mkv", 5, codec="libx264", rate=1, options={"bf": "3", "b_strategy": "0"})
+    numbers = numbers_of(read_clip(save_excerpt(source, 1.0, 3.0, tmp_path / "1"), ALL).frames)
+    assert {0, 1, 2} <= set(numbers)
+
+
+@pytest.mark.parametrize("name", ["~film.mp4", "a::b.mp4", "c:film.mp4"])
+def test_a_file_of_an_odd_name_is_found_in_the_indexed_folder(tmp_path, name):
+    (tmp_path / name).write_bytes(b"film")
+    assert media_file(SimpleNamespace(media_folder=str(tmp_path)), name) == tmp_path / name
+
+
+@pytest.mark.parametrize("name", ["../film.mp4", "a/../../film.mp4", "/etc/passwd"])
+def test_a_file_outside_the_indexed_folder_is_refused(tmp_path, name):
+    (tmp_path / "indexed").mkdir()
+    (tmp_path / "film.mp4").write_bytes(b"film")
+    with pytest.raises(InputError, match="outside the folder that was indexed"):
+        media_file(SimpleNamespace(media_folder=str(tmp_path / "indexed")), name)

@@ -35,7 +35,7 @@ from modeling_mmt.image_processing_mmt import PixelSettings
 from modeling_mmt.search import index_folder, media_update
 from modeling_mmt.search.index import SearchIndex, SearchIndexError
 from modeling_mmt.search.index_folder import IndexFolder
-from modeling_mmt.search.manifest import INDEX, SEGMENTS, Manifest
+from modeling_mmt.search.manifest import INDEX, SEGMENTS, SOURCE, Manifest
 from modeling_mmt.search.media_index import LOCK, IndexOptions, index_status, update_index
 from modeling_mmt.search.media_windows import steps_of
 from modeling_mmt.video_decoding_mmt import read_clip
@@ -359,3 +359,41 @@ def test_killed_by_signal_at_30_random_moments_the_next_run_ends_as_an_undisturb
         assert index(folder) == 0 and content_of(folder) == expected
     assert set(codes) <= {0, -signal.SIGKILL} and codes.count(-signal.SIGKILL) >= 15
     assert any(written)  # some were killed on the way
+
+
+def test_a_folder_of_other_people_s_segments_is_refused_and_kept(checkpoint, tmp_path):
+    write_picture(tmp_path / "media" / "a.png")
+    others = tmp_path / "index" / SEGMENTS / "000001" / "film.ts"
+    others.parent.mkdir(parents=True)
+    others.write_bytes(b"film")
+    with pytest.raises(SearchIndexError, match="holds other files, such as segments; name a new folder"):
+        update(tmp_path / "media", tmp_path / "index", model=str(checkpoint))
+    assert others.read_bytes() == b"film"
+
+
+@pytest.mark.parametrize("device", ["nowhere", "cuda:99"])
+def test_a_device_that_is_not_there_is_named(checkpoint, tmp_path, device):
+    write_picture(tmp_path / "media" / "a.png")
+    with pytest.raises(InputError, match=f"--device {device} cannot be used"):
+        update(tmp_path / "media", tmp_path / "index", model=str(checkpoint), device=device)
+
+
+@pytest.mark.parametrize("timeout", [float("inf"), 1e300])
+def test_a_timeout_longer_than_a_timer_takes_is_refused(timeout):
+    with pytest.raises(InputError, match="timeout is .*; give at most"):
+        IndexOptions(timeout=timeout)
+
+
+@pytest.mark.parametrize("dim", [-5, 0, 10**30])
+def test_a_manifest_of_an_impossible_width_is_refused(tmp_path, dim):
+    Manifest("f" * 64, "org/name", None, dim).write(tmp_path)
+    with pytest.raises(SearchIndexError, match="no width of embeddings"):
+        SearchIndex.load(tmp_path)
+
+
+@pytest.mark.parametrize("place", [5, ["media"], {}])
+def test_a_media_folder_that_is_no_text_is_refused(moved_index, place):
+    _, index = moved_index
+    (index / SOURCE).write_text(json.dumps({"media_folder": place}))
+    with pytest.raises(SearchIndexError, match="media_folder is no text"):
+        SearchIndex.load(index)
