@@ -105,6 +105,7 @@ class Manifest:
         content = _checked(content, _MANIFEST_KINDS, str(path))
         if not 0 < content["dim"] <= MAX_DIM:
             raise SearchIndexError(f"{path}: dim is {content['dim']}, no width of embeddings; {REMEDY}")
+        _check_settings(content["settings"], str(path))
         segments = []
         for number, segment in enumerate(content["segments"]):
             segment = _checked(segment, _SEGMENT_KINDS, f"{path}, segments[{number}]")
@@ -126,6 +127,18 @@ def _checked(content: Any, kinds: Mapping[str, Any], where: str) -> dict[str, An
         if not isinstance(content[name], kind) or isinstance(content[name], bool):
             raise SearchIndexError(f"{where}: {name} is {str(content[name])[:80]!r}, of another kind; {REMEDY}")
     return {name: content[name] for name in kinds}
+
+
+def _check_settings(settings: Mapping[str, Any], where: str) -> None:
+    """Refuse settings of another kind than `mmt index` writes; a stranger may have written these."""
+    for name in ("window", "stride", "frames_per_second"):
+        if name in settings:
+            _checked(settings, {name: int | float}, f"{where}, settings")
+    encoders = settings.get("encoders") or []
+    if not isinstance(encoders, list) or not all(isinstance(encoder, dict) for encoder in encoders):
+        raise SearchIndexError(f"{where}, settings: encoders is {str(encoders)[:80]!r}, of another kind; {REMEDY}")
+    for encoder in encoders:
+        _checked(encoder, {"name": str}, f"{where}, settings, encoders")
 
 
 def _check_segment(segment: Segment, where: str) -> None:

@@ -25,6 +25,7 @@ from modeling_mmt.video_decoding_mmt import clip_frames
 CHUNK_FRAMES = 256
 THUMBNAIL_SIDE, THUMBNAIL_QUALITY = 160, 80
 SHOT_RATE, SHOT_SIDE, SHORTEST_SHOT = 12.0, 256, 0.6  # frames a second, pixels, seconds
+SHORTEST_STRIDE = 0.1  # seconds
 MAX_FRAMES = 2**31  # of a video: at 2 a second, 34 years
 
 Span = tuple[float, float]
@@ -40,7 +41,7 @@ class WindowRule:
         shots: whether windows end at shot changes, which PySceneDetect finds.
 
     Raises:
-        InputError: not 0.001 <= stride <= window: windows' times are whole milliseconds.
+        InputError: not 0.1 <= stride <= window.
     """
 
     window: float = 8.0
@@ -48,9 +49,10 @@ class WindowRule:
     shots: bool = False
 
     def __post_init__(self) -> None:
-        if not 1e-3 <= self.stride <= self.window < math.inf:
+        if not SHORTEST_STRIDE <= self.stride <= self.window < math.inf:
             raise InputError(
-                f"window is {self.window:g} and stride {self.stride:g}; give 0.001 <= stride <= window, in seconds"
+                f"window is {self.window:g} and stride {self.stride:g}; give "
+                f"{SHORTEST_STRIDE:g} <= stride <= window, in seconds"
             )
 
     def spans(self, duration: float, cuts: Sequence[float] = ()) -> list[Span]:

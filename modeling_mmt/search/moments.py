@@ -31,6 +31,7 @@ import pyarrow.compute as pc
 import torch
 from datasets import Dataset
 
+LONGEST = 1e9  # seconds; an index that says more of a window is wrong
 TOUCHING = 1e-3  # seconds; windows no further apart touch
 HITS_A_MOMENT = 8  # windows that are asked for first, for each moment that is wanted
 ROWS_AT_ONCE = 1 << 16
@@ -97,7 +98,9 @@ class Timeline:
         times = [_column(clips, name, pa.float64()) for name in ("start", "end")]
         self.spans = np.stack([pc.fill_null(time, np.nan).to_numpy() for time in times], axis=1)
         self._numbers = pc.fill_null(self.files.dictionary_encode().indices, -1).to_numpy()
-        self.spans[(self._numbers < 0) | ~np.isfinite(self.spans).all(axis=1)] = np.nan
+        starts, ends = self.spans.T
+        is_window = (self._numbers >= 0) & (starts >= 0) & (ends >= starts) & (ends <= LONGEST)  # False for NaN
+        self.spans[~is_window] = np.nan
         rows = np.flatnonzero(~np.isnan(self.spans[:, 0]))
         self._rows = rows[np.lexsort((self.spans[rows, 1], self.spans[rows, 0], self._numbers[rows]))]
         self._numbers_in_order = self._numbers[self._rows]

@@ -58,7 +58,7 @@ def test_a_folder_is_indexed_told_about_and_followed(checkpoint, media, tmp_path
         ((), "name the checkpoint that is to make it with --model"),
         (("--status",), "is not a search index"),
         (("--model", "nothing/here/at/all"), "no checkpoint in nothing/here/at/all"),
-        (("--model", "MODEL", "--stride", "9"), "window is 8 and stride 9; give 0.001 <= stride <= window"),
+        (("--model", "MODEL", "--stride", "9"), "window is 8 and stride 9; give 0.1 <= stride <= window"),
         (("--model", "MODEL", "--frames_per_second", "0"), "frames_per_second is 0.0; give more than 0"),
         (("--model", "MODEL", "--image_size", "64"), "has its vision encoders inside"),
     ],
