@@ -218,8 +218,7 @@ class _Update:
 
     def _put(self, rows: Rows) -> None:
         """Keep a finished file's rows, and write what has come together."""
-        before = self.index.files.get(rows.files["file"][0].as_py())
-        is_new = before is None or before.reason is not None  # what could not be read had no rows
+        is_new = rows.files["file"][0].as_py() not in self.index.files
         is_read = rows.files["reason"][0].as_py() is None
         self.report.failed += not is_read
         self.report.added += is_new and is_read
