@@ -74,6 +74,6 @@ def print_status(folder: str, now: IndexStatus):
     if now.failed:
         print(f"{len(now.failed)} files cannot be read, and are tried again once they change:")
     for file, reason in list(now.failed.items())[:MOST_LISTED]:
-        print(f"  {printable(file)}: {printable(reason)}")
+        print("  " + printable(reason if reason.startswith(file) else f"{file}: {reason}"))
     if len(now.failed) > MOST_LISTED:
         print(f"  and {len(now.failed) - MOST_LISTED} more (--json lists all)")

@@ -145,6 +145,11 @@ def open_index(place: str, index: str | None, evaluation: EvaluationOptions) -> 
     elif index and Path(index).exists():
         stored = SearchIndex.load(index)
     folder = Path(index) if index else None
+    if stored is None and Path(place).is_dir() and not (Path(place) / "config.json").is_file():
+        raise InputError(
+            f"{place} is neither a checkpoint nor an index; of a folder of videos and pictures make an index first: "
+            f"mmt index {place} --model CHECKPOINT --output_dir INDEX"
+        )
     model, processor = open_checkpoint(place, evaluation.revision)
     if stored is not None and folder is not None:
         stored.check_model(model)

@@ -106,6 +106,7 @@ class IndexReport:
     replaced: int = 0
     dropped: int = 0
     recognised: int = 0
+    failed: int = 0  # new or changed, and cannot be read: neither added nor replaced
     seconds_of_video: float = 0.0
 
 
@@ -148,5 +149,5 @@ def check_is_of(folder: Path, media: Path, manifest: Manifest) -> None:
     if not manifest.settings or any(segment.num_clips and not segment.num_files for segment in manifest.segments):
         raise SearchIndexError(f"{folder} was built from a dataset's clips, or is a published copy; name a new folder")
     last = read_source(folder).get("media_folder")
-    if last is not None and Path(last) != media and Path(last).is_dir():
+    if last is not None and Path(last).is_dir() and os.path.realpath(last) != os.path.realpath(media):
         raise SearchIndexError(f"{folder} is of the media in {last}; give that folder, or name a new index")

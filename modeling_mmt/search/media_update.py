@@ -225,7 +225,10 @@ class _Update:
     def _put(self, rows: Rows) -> None:
         """Keep a finished file's rows, and write what has come together."""
         is_new = rows.files["file"][0].as_py() not in self.index.files
-        self.report.added, self.report.replaced = self.report.added + is_new, self.report.replaced + (not is_new)
+        is_read = rows.files["reason"][0].as_py() is None
+        self.report.failed += not is_read
+        self.report.added += is_new and is_read
+        self.report.replaced += not is_new and is_read
         self.pending.append(rows)
         self.bar.update()
         many = sum(len(one.clips) for one in self.pending) >= ROWS_A_SEGMENT

@@ -34,6 +34,7 @@ from modeling_mmt.training.recipe import (
     statistics_columns,
 )
 from modeling_mmt.training.recipe_sources import Source, columns_of
+from modeling_mmt.training.towers import input_problem
 
 # Families whose first position is the one after the padding token's id.
 COUNT_FROM_PADDING = "camembert data2vec-text ibert longformer luke mpnet roberta roberta-prelayernorm".split()
@@ -99,10 +100,21 @@ def encoder_problems(corpora: Corpora) -> Iterator[str]:
 
 
 def start_problems(corpora: Corpora) -> Iterator[str]:
-    """Says that a checkpoint which training goes on from was trained on features made in another way."""
+    """Says that a checkpoint which training goes on from takes other clips, or features made in another way."""
     model, data = corpora.recipe.model, corpora.recipe.data
-    features = corpora.features(data) if model.checkpoint is not None else None
-    if model.checkpoint is None or features is None:
+    if model.checkpoint is None:
+        return
+    try:
+        check_checkpoint(model.checkpoint)
+    except (FileNotFoundError, InputError):
+        return  # `encoder_problems` says it
+    with naming_input(f"model.checkpoint {model.checkpoint}", RecipeError):
+        config = MMTConfig.from_pretrained(model.checkpoint, revision=model.checkpoint_revision or "main")
+    if problem := input_problem(model.checkpoint, config, data.video_column):
+        yield problem
+        return
+    features = corpora.features(data)
+    if features is None:
         return
     with naming_input(f"model.checkpoint {model.checkpoint}", RecipeError):
         processor = MMTProcessor.from_pretrained(model.checkpoint, revision=model.checkpoint_revision or "main")

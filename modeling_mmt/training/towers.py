@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
-from modeling_mmt import MMTModel, MMTProcessor, MMTVideoFeatureExtractor
+from modeling_mmt import MMTConfig, MMTModel, MMTProcessor, MMTVideoFeatureExtractor
 from modeling_mmt.data.extractors import Extractor, check_extractors, encoder_name, record_extractors
 from modeling_mmt.data.feature_store import FeatureStores
 from modeling_mmt.data.files import check_finite, naming_torn_weights
@@ -89,9 +89,8 @@ def open_start(
         RecipeError: they take others: pixels for features, or features of another width.
     """
     model, processor = open_checkpoint(name, names.checkpoint_revision)
-    if (model.config.vision_config is None) != (video_column is None):
-        needs = "features" if model.config.vision_config is None else "pixels (data.video_column)"
-        raise RecipeError(f"model.checkpoint {name} was trained from {needs}, and the recipe's clips come otherwise")
+    if problem := input_problem(name, model.config, video_column):
+        raise RecipeError(problem)
     if features and features.dims != list(model.config.video_feature_dims):
         raise RecipeError(
             f"model.checkpoint {name} takes features {list(model.config.video_feature_dims)} wide, and data.features "
@@ -100,6 +99,21 @@ def open_start(
     if names.num_frames and processor.feature_extractor.pixels is not None:
         processor.feature_extractor.sampling = asdict(FrameSampling(names.num_frames))
     return model, processor
+
+
+def input_problem(name: str, config: MMTConfig, video_column: str | None) -> str | None:
+    """Says that a checkpoint takes pixels and the recipe has features, or the other way round."""
+    if (config.vision_config is None) == (video_column is None):
+        return None
+    if video_column is None:
+        return (
+            f"model.checkpoint {name} takes pixels, and the recipe's clips are features: set data.video_column to the "
+            "column of videos (`file` of `mmt build own_clips`) and data.features to []"
+        )
+    return (
+        f"model.checkpoint {name} takes features, and the recipe's clips are pixels: set data.features, and "
+        "data.video_column to null"
+    )
 
 
 def build_on_dual_encoder(names: ModelArguments, name: str, cache_dir: str | None) -> tuple[MMTModel, MMTProcessor]:
