@@ -123,7 +123,7 @@ def add_extract(parser: argparse.ArgumentParser):
     parser.add_argument("--encoder", default="efficientnet-lite0", help=encoder)
     parser.add_argument("--image_size", type=int, help="side of a frame; the encoder's own, 128 for film strips")
     parser.add_argument("--num_frames", type=int, help="frames of a video, spread evenly (8)")
-    parser.add_argument("--frames_per_second", type=float, help="or: frames per second of video")
+    parser.add_argument("--frames_per_second", type=float, help="instead of --num_frames: frames per second")
     parser.add_argument("--max_frames", type=int, default=4096, help="with --frames_per_second: longer videos fail")
     parser.add_argument(
         "--batch_size", type=int, default=16, help="steps that the encoder takes together (%(default)s)"
@@ -149,11 +149,13 @@ def add_index(parser: argparse.ArgumentParser):
     parser.add_argument("--embeddings", metavar="FILE", help=vectors)
     parser.add_argument("--model", metavar="CHECKPOINT", help="folder of a checkpoint, or its name on the Hub")
     parser.add_argument("--revision", help="tag or commit of a checkpoint on the Hub")
-    parser.add_argument("--window", type=float, metavar="SECONDS", help="of video a row (8)")
-    parser.add_argument("--stride", type=float, metavar="SECONDS", help="from one window to the next (half of one)")
+    parser.add_argument("--window", type=float, metavar="SECONDS", help="length of a window (8)")
+    parser.add_argument(
+        "--stride", type=float, metavar="SECONDS", help="from the start of one window to the next (half a window)"
+    )
     shots = "cut at shot changes, and long shots into windows; needs the extra `shots`"
     parser.add_argument("--shots", action="store_true", default=None, help=shots)
-    parser.add_argument("--frames_per_second", type=float, help="that are looked at (2)")
+    parser.add_argument("--frames_per_second", type=float, help="frames sampled per second of video (2)")
     encoder = "of a checkpoint from features that does not name it: what made them; as `mmt extract`'s"
     parser.add_argument("--encoder", dest="encoders", nargs="+", default=[], metavar="NAME", help=encoder)
     parser.add_argument("--image_size", type=int, help="side of its frames in pixels")
@@ -188,9 +190,9 @@ def add_search(parser: argparse.ArgumentParser):
     parser.add_argument("place", metavar="CHECKPOINT-OR-INDEX", help=place)
     parser.add_argument("queries", nargs="*", metavar="QUERY", help="text in any language")
     add_evaluation_options(parser)
-    parser.add_argument("--index", metavar="FOLDER", help="searched if it is there, else built and kept there")
+    parser.add_argument("--index", metavar="FOLDER", help="index to search; built there if it does not exist")
     parser.add_argument("--top", type=int, default=5, metavar="K", help="moments or clips a query (%(default)s)")
-    where = "only clips of which this holds; of several on one column, one must hold"
+    where = "only clips that match; values for one column are alternatives, different columns must all match"
     parser.add_argument("--where", nargs="+", action="extend", default=[], metavar="COLUMN=VALUE", help=where)
     parser.add_argument("--windows", action="store_true", help="windows of videos as they are, not joined to moments")
     parser.add_argument("--by_picture", action="append", default=[], metavar="FILE", help="a picture as a query")
