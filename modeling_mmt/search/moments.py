@@ -49,7 +49,7 @@ class JoinRule:
         ValueError: another threshold.
     """
 
-    threshold: float = 0.65
+    threshold: float = 0.7
 
     def __post_init__(self) -> None:
         if not 0 <= self.threshold < 1:
