@@ -47,15 +47,7 @@ EXTRAS_REQUIRE = {
     "search": ["faiss-cpu>=1.9", "qdrant-client>=1.16"],
     "shots": ["scenedetect-headless>=0.7.2"],  # PySceneDetect, with OpenCV and without a display
     "fonts": ["pylopdf-fonts-zh-cn>=0.1.1"],  # Noto Sans SC (OFL), for Chinese in the pictures of examples/
-    # ipykernel and nbclient run the notebooks of examples/.
-    "test": [
-        "av>=17.1",
-        "hypothesis>=6.100",
-        "ipykernel>=7.0",
-        "nbclient>=0.11",
-        "pytest>=8.3",
-        "pytest-xdist>=3.8",
-    ],
+    "test": ["av>=17.1", "hypothesis>=6.100", "pytest>=8.3", "pytest-xdist>=3.8"],
     "docs": ["mkdocs-material>=9.8", "mkdocstrings[python]>=1.0"],
     "dev": [
         "codespell>=2.4",
