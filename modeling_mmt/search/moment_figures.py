@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from modeling_mmt.evaluation.evaluate import Corpus, Evaluation
-from modeling_mmt.evaluation.metrics import average_over_languages
+from modeling_mmt.evaluation.metrics import AVERAGES, average_over_languages
 from modeling_mmt.evaluation.moments import DEPTHS, Span, judge, moment_metrics, spans_by_text, spans_of_rows
 from modeling_mmt.search.index import SearchIndex
 from modeling_mmt.search.moments import JoinRule
@@ -66,6 +66,6 @@ def average_moments(figures: Figures) -> Figures:
         values = {language: of[name] for language, of in figures.items()}
         whole = all(value is not None for value in values.values())
         means = average_over_languages({language: value if whole else 0.0 for language, value in values.items()})
-        for key in means.keys() - values.keys():
+        for key in (key for key in AVERAGES if key in means):
             averages.setdefault(key, {})[name] = float(means[key]) if whole else None
     return averages
