@@ -104,6 +104,7 @@ test-system: $(SPACE)/.installed demo  ## the Space in Chromium, torchcodec besi
 	  { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
 	    chromium fontconfig fonts-noto-cjk fonts-noto-color-emoji; }
 	$(SPACE)/bin/python -m pytest -q -m system $(ARGS) tests/examples/test_space_system.py tests/examples/test_media_page_system.py
+	$(SPACE)/bin/python -m pytest -q tests/examples/test_media_page.py
 	@command -v ffmpeg >/dev/null || { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends ffmpeg; }
 	$(PY) -m venv --system-site-packages $(VENV)-torchcodec
 	$(VENV)-torchcodec/bin/python -m pip install --no-deps torchcodec==0.12.0

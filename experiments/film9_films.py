@@ -24,6 +24,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -135,8 +136,10 @@ def plan(split: str, ids: Sequence[str], copies: int, seed: int = 0) -> list[Fil
             frames += round(rate * generator.uniform(*SHOWN))
             borders.append(frames)
         fades = generator.permutation(np.arange(len(rows)) % 2 == 0)
-        spans = zip(rows, borders, borders[1:], fades, strict=False)
-        showings = [Showing(ids[row], row, first / rate, last / rate, bool(fade)) for row, first, last, fade in spans]
+        spans = zip(rows, pairwise(borders), fades, strict=True)
+        showings = [
+            Showing(ids[row], row, first / rate, last / rate, bool(fade)) for row, (first, last), fade in spans
+        ]
         films.append(Film(split, len(films), size, rate, seed, showings))
     return films
 

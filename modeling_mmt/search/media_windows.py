@@ -10,6 +10,7 @@ import math
 import multiprocessing
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -66,7 +67,7 @@ class WindowRule:
         """
         bounds = [0.0, *(cut for cut in cuts if 0 < cut < duration), duration]
         spans = []
-        for start, end in zip(bounds, bounds[1:], strict=False):
+        for start, end in pairwise(bounds):
             count = 1 + max(0, math.ceil((end - start - self.window) / self.stride - 1e-9))
             starts = [start + number * self.stride for number in range(count)]
             spans += [(round(begin, 3), round(min(begin + self.window, end), 3)) for begin in starts]

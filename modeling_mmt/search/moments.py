@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -171,7 +172,7 @@ def search_moments(
 
 
 def _first(moments: Iterator[Moment], count: int) -> list[Moment]:
-    return [moment for moment, _ in zip(moments, range(count), strict=False)]
+    return list(islice(moments, count))
 
 
 def _moments(

@@ -1,5 +1,7 @@
 """Which texts are drawn from: kinds, languages, keywords left out, and the clips whose names are seen."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from datasets import Dataset, List, Value
@@ -18,7 +20,7 @@ def test_a_share_of_the_clips_is_exact_to_one_clip():
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_a_smaller_share_lies_inside_a_larger_one(seed):
     shares = [seeded_share(IDS, share, seed) for share in (0.1, 0.25, 0.5, 1.0)]
-    for smaller, larger in zip(shares, shares[1:], strict=False):
+    for smaller, larger in pairwise(shares):
         assert not (smaller & ~larger).any()
 
 
