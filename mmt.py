@@ -25,6 +25,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from importlib.util import find_spec, module_from_spec
 from io import TextIOWrapper
 from typing import Any
 
@@ -50,6 +51,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     verb = next((word for word in words if not word.startswith("-")), "")
     options: dict[str, Any] = {}
+    strange = next((word for word in words if not is_utf8(word)), None)
+    if strange is not None and verb != "search":  # which reads pictures of any name, and says so of a query
+        print(f"mmt: {strange!r} has bytes that are not UTF-8; rename that file or folder", file=sys.stderr)
+        return 2
     if verb in PASSED_ON:
         words.remove(verb)
         traceback = "--traceback" in words
@@ -57,7 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         options = vars(parse(words))
         verb, traceback = options.pop("verb"), options.pop("traceback", False)
-    # What follows imports torch and transformers; help and a wrong option come without.
+    # What follows imports torch and transformers; help, a wrong option and an index that is as it was come without.
+    if "modeling_mmt" not in sys.modules and verb == "index":
+        postpone("modeling_mmt")
     from modeling_mmt.commands import errors, terminal
 
     terminal.be_quiet_unless_watched()
@@ -65,6 +72,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         return import_module("modeling_mmt.commands.train").command(words, "mmt")
     module = f"modeling_mmt.commands.{MODULES.get(verb, verb)}"
     return errors.exit_code_of("mmt", lambda: import_module(module).main(**options), traceback)
+
+
+def is_utf8(word: str) -> bool:
+    """Whether a word of the command line is text; in one that is not, Python keeps bytes as halves of surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in word)
+
+
+def postpone(name: str):
+    """Let a package's modules be imported before what its `__init__` imports is; that is, once a name of it is asked.
+
+    Args:
+        name: of the package, which is not imported yet.
+    """
+    spec = find_spec(name)
+    package = module_from_spec(spec)  # type: ignore[arg-type]
+
+    def load(attribute: str) -> Any:
+        del package.__getattr__
+        spec.loader.exec_module(package)  # type: ignore[union-attr]
+        return getattr(package, attribute)
+
+    package.__getattr__ = load  # type: ignore[method-assign]
+    sys.modules[name] = package
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
@@ -123,7 +153,9 @@ def add_extract(parser: argparse.ArgumentParser):
     parser.add_argument("--encoder", default="efficientnet-lite0", help=encoder)
     parser.add_argument("--image_size", type=int, help="side of a frame; the encoder's own, 128 for film strips")
     parser.add_argument("--num_frames", type=int, help="frames of a video, spread evenly (8)")
-    parser.add_argument("--frames_per_second", type=float, help="instead of --num_frames: frames per second")
+    parser.add_argument(
+        "--frames_per_second", type=float, help="instead of --num_frames: frames a second (at most 240)"
+    )
     parser.add_argument("--max_frames", type=int, default=4096, help="with --frames_per_second: longer videos fail")
     parser.add_argument(
         "--batch_size", type=int, default=16, help="steps that the encoder takes together (%(default)s)"
@@ -149,13 +181,12 @@ def add_index(parser: argparse.ArgumentParser):
     parser.add_argument("--embeddings", metavar="FILE", help=vectors)
     parser.add_argument("--model", metavar="CHECKPOINT", help="folder of a checkpoint, or its name on the Hub")
     parser.add_argument("--revision", help="tag or commit of a checkpoint on the Hub")
-    parser.add_argument("--window", type=float, metavar="SECONDS", help="length of a window (8)")
-    parser.add_argument(
-        "--stride", type=float, metavar="SECONDS", help="from the start of one window to the next (half a window)"
-    )
+    parser.add_argument("--window", type=float, metavar="SECONDS", help="length of a window (4; with --shots 8)")
+    stride = "from the start of one window to the next (4, or the window where that is shorter)"
+    parser.add_argument("--stride", type=float, metavar="SECONDS", help=stride)
     shots = "cut at shot changes, and long shots into windows; needs the extra `shots`"
     parser.add_argument("--shots", action="store_true", default=None, help=shots)
-    parser.add_argument("--frames_per_second", type=float, help="frames sampled per second of video (2)")
+    parser.add_argument("--frames_per_second", type=float, help="frames sampled per second of video (2; at most 240)")
     encoder = "of a checkpoint from features that does not name it: what made them; as `mmt extract`'s"
     parser.add_argument("--encoder", dest="encoders", nargs="+", default=[], metavar="NAME", help=encoder)
     parser.add_argument("--image_size", type=int, help="side of its frames in pixels")
@@ -191,6 +222,8 @@ def add_search(parser: argparse.ArgumentParser):
     parser.add_argument("queries", nargs="*", metavar="QUERY", help="text in any language")
     add_evaluation_options(parser)
     parser.add_argument("--index", metavar="FOLDER", help="index to search; built there if it does not exist")
+    engine = "exact (the default), faiss:FACTORY such as faiss:IVF256,SQ8, qdrant or qdrant:URL; kept beside the index"
+    parser.add_argument("--engine", default="exact", metavar="NAME", help=engine)
     parser.add_argument("--top", type=int, default=5, metavar="K", help="moments or clips a query (%(default)s)")
     where = "only clips that match; values for one column are alternatives, different columns must all match"
     parser.add_argument("--where", nargs="+", action="extend", default=[], metavar="COLUMN=VALUE", help=where)

@@ -38,6 +38,7 @@ DAMAGE = (
     MemoryError,
     zipfile.BadZipFile,
 )
+MAX_CLIP_BYTES = 2**30  # of one clip's array, once it is unpacked
 PICKLES = (".pth", ".pt", ".pkl", ".pickle", ".ckpt", ".bin")
 OUTSIDE = "a store may be published, so nothing from outside is read: copy the array itself into this file"
 REMEDY = """a pickle, which can run any code when it is read. Where you trust it, turn it into .npy files yourself:
@@ -88,6 +89,9 @@ def _read_folder(folder: Path) -> Iterator[tuple[str, np.ndarray | UnreadableCli
         raise FileNotFoundError(f"{folder} has no .npy file; one clip a file, named <video_id>.npy")
     for path in arrays:
         video_id = checked_id(path.relative_to(folder).with_suffix("").as_posix(), str(path), in_folders=True)
+        if too_large := _too_large(path.stat().st_size, str(path)):
+            yield video_id, too_large
+            continue
         try:
             yield video_id, np.load(path, allow_pickle=False)
         except DAMAGE as error:
@@ -107,6 +111,10 @@ def _read_npz(path: Path) -> Iterator[tuple[str, np.ndarray | UnreadableClipErro
     with archive:
         for key in archive.files:
             video_id = checked_id(key, f"{path}, key")
+            member = f"{key}.npy" if f"{key}.npy" in archive.zip.namelist() else key
+            if too_large := _too_large(archive.zip.getinfo(member).file_size, f"{path}, {key!r}"):
+                yield video_id, too_large
+                continue
             try:
                 yield video_id, archive[key]
             except DAMAGE as error:
@@ -134,10 +142,20 @@ def _read_hdf5(path: Path) -> Iterator[tuple[str, np.ndarray | UnreadableClipErr
                 raise SourceError(f"{path}, {key!r} is not a dataset; one dataset a clip is read, at the top")
             if item.file != file or item.external or item.is_virtual:  # a soft link may lead over an external one
                 raise SourceError(f"{path}, {key!r} has its numbers elsewhere, perhaps in another file; {OUTSIDE}")
+            if too_large := _too_large(item.nbytes, f"{path}, {key!r}"):
+                yield video_id, too_large
+                continue
             try:
                 yield video_id, item[()]
             except OSError as error:
                 yield video_id, UnreadableClipError(f"{path}, {key!r}: {error}; extract this clip again")
+
+
+def _too_large(num_bytes: int, where: str) -> UnreadableClipError | None:
+    """What is wrong with an array of so many bytes."""
+    if num_bytes <= MAX_CLIP_BYTES:
+        return None
+    return UnreadableClipError(f"{where}: an array of {num_bytes:,} bytes; a clip has at most {MAX_CLIP_BYTES:,}")
 
 
 @contextmanager

@@ -39,7 +39,7 @@ from modeling_mmt.data.subtitles import (
     text_streams,
 )
 from modeling_mmt.data.video_lists import Video, find_videos
-from modeling_mmt.pictures_mmt import PICTURE_SUFFIXES
+from modeling_mmt.picture_formats_mmt import PICTURE_SUFFIXES
 
 RULES = {
     "no_subtitles": "a video without subtitles in a language that is taken: not in the dataset",

@@ -171,7 +171,7 @@ def cuts_of(corpus: Corpus, split: str) -> dict[str, Windows]:
     rules = {f"windows {seconds:g}/{stride:g}": WindowRule(seconds, stride) for seconds, stride in WINDOWS}
     rules |= {"grid 10": WindowRule(*GRID), "frames": WindowRule(*FRAMES)}
     cuts = {name: windows_of(store, rule) for name, rule in rules.items()}
-    return cuts | {"shots": windows_of(store, WindowRule(shots=True), shots)}
+    return cuts | {"shots": windows_of(store, WindowRule(8.0, 4.0, shots=True), shots)}
 
 
 def shots_of(corpus: Corpus, split: str) -> dict[str, list[float]]:

@@ -1,9 +1,12 @@
 """What a caption or a clip's features must be to be read; one of several that cannot is named by its position."""
 
-import unicodedata
-from typing import Any
+from __future__ import annotations
 
-import torch
+import unicodedata
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 INVISIBLE = ("Cc", "Cf", "Cs", "Zl", "Zp", "Zs")  # white space, control characters, joiners, marks of direction
 
@@ -24,7 +27,7 @@ class ItemError(ValueError):
     def __str__(self) -> str:
         return f"{self.kind} {self.name} {self.problem}"
 
-    def named(self, name: Any) -> "ItemError":
+    def named(self, name: Any) -> ItemError:
         """The same of another name, as whoever gave the item knows it."""
         return ItemError(self.kind, name, self.problem)
 
@@ -58,6 +61,8 @@ def checked_clip(value: Any, width: int, index: int) -> torch.Tensor:
     Raises:
         ItemError: it is no such array, has no step, another width, or a value that is not finite.
     """
+    import torch  # captions are checked without
+
     try:
         if isinstance(value, list | tuple) and hasattr(next(iter(value), None), "__array__"):
             value = torch.stack([torch.as_tensor(step) for step in value])

@@ -15,7 +15,6 @@ import bisect
 import io
 import struct
 import zlib
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -32,6 +31,7 @@ from .frames_mmt import (
     on_background,
     span_of,
 )
+from .picture_formats_mmt import picture_formats
 
 try:
     from PIL import Image, ImageOps
@@ -48,20 +48,10 @@ it."""
 MAX_ANIMATION_PIXELS = 2**33
 """Of an animation: its frames times their pixels, each of which must be decoded to know how long it lasts."""
 
-PICTURE_SUFFIXES = {
-    **dict.fromkeys((".png", ".apng"), "PNG"),
-    **dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"), "JPEG"),
-    **{".gif": "GIF", ".webp": "WEBP", ".avif": "AVIF"},
-    **dict.fromkeys((".bmp", ".dib"), "BMP"),
-    **dict.fromkeys((".tif", ".tiff"), "TIFF"),
-    **dict.fromkeys((".ppm", ".pgm", ".pbm", ".pnm"), "PPM"),
-    **dict.fromkeys((".heic", ".heif", ".hif"), "HEIF"),
-}
-"""Endings of pictures and animations, and Pillow's names of their formats."""
 HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"mif1")
 """What HEIC files call themselves at bytes 8 to 12; AVIF may have the last one too."""
 DAMAGED: tuple[type[Exception], ...] = (
-    *(OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError, RuntimeError),
+    *(OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, ArithmeticError, RuntimeError),
     *(MemoryError, struct.error, zlib.error),
     *BOMBS,
 )
@@ -88,21 +78,6 @@ def picture_bytes(file: Any, name: str) -> bytes:
     return content
 
 
-@lru_cache(maxsize=1)
-def picture_formats() -> tuple[str, ...]:
-    """The formats of `PICTURE_SUFFIXES` that Pillow reads here: AVIF from Pillow 11.3, HEIF where pillow-heif is."""
-    if Image is None:
-        return ()
-    Image.init()
-    try:
-        from pillow_heif import register_heif_opener
-    except ImportError:
-        pass
-    else:
-        register_heif_opener()
-    return tuple(name for name in dict.fromkeys(PICTURE_SUFFIXES.values()) if name in Image.OPEN)
-
-
 def open_picture(file: io.BytesIO, name: str) -> Any:
     """The image of Pillow, not yet decoded.
 
@@ -113,11 +88,30 @@ def open_picture(file: io.BytesIO, name: str) -> Any:
         raise VideoDecodingError(f"{name} is a picture, and Pillow is not installed: pip install pillow")
     formats = picture_formats()
     try:
-        return Image.open(file, formats=formats)
+        image = Image.open(file, formats=formats)
     except DAMAGED as error:
         is_heic = file.getvalue()[8:12] in HEIC_BRANDS and "HEIF" not in formats
         remedy = ". It is HEIC: pip install pillow-heif" if is_heic else ""
         raise VideoDecodingError(f"{name} cannot be read as a picture: {first_line(error)}{remedy}") from error
+    if image.format == "PNG":
+        _check_png(file.getbuffer(), name)
+    return image
+
+
+def _check_png(content: memoryview, name: str) -> None:
+    """Compare the checksums of a PNG's pixels, which Pillow does not.
+
+    Raises:
+        VideoDecodingError: one is another.
+    """
+    place = 8
+    while place + 12 <= len(content):
+        length, kind = struct.unpack_from(">I4s", content, place)
+        end = place + 8 + length
+        if kind in (b"IDAT", b"fdAT") and end + 4 <= len(content):
+            if zlib.crc32(content[place + 4 : end]) != struct.unpack_from(">I", content, end)[0]:
+                raise VideoDecodingError(f"{name} is damaged: a checksum of its pixels is wrong. Fetch it again")
+        place = end + 4
 
 
 def picture_pixels(image: Any, name: str) -> torch.Tensor:

@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 import torch
 
 from .frames_mmt import Frames, FrameSampling, VideoDecodingError, at_each_time, resized
+from .picture_formats_mmt import PICTURE_SUFFIXES
 from .pictures_mmt import (
     HEIC_BRANDS,
-    PICTURE_SUFFIXES,
     is_picture,
     open_picture,
     picture_bytes,

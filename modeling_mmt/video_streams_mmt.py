@@ -193,6 +193,7 @@ def _pyav_frames(
 
     def sampled() -> Frames:
         ready = [container] if is_indexed(container) else []  # it can go back
+        given = None  # pts of the last frame, which the second way may come upon again
         try:
             for decode in (_by_shortcuts, _one_by_one):  # the second finds what the first left in `targets`
                 with ready.pop() if ready else opened() as video:
@@ -203,6 +204,9 @@ def _pyav_frames(
                                 raise VideoDecodingError(
                                     f"{name} is damaged at {(frame.pts - first) * base:g} seconds"
                                 )
+                            if given is not None and frame.pts <= given:
+                                continue
+                            given = frame.pts
                             yield max((frame.pts - first) * base - span.start, 0.0), _rgb(frame, stream, name)
                     except (LostError, av.FFmpegError):
                         if decode is _one_by_one:

@@ -29,6 +29,7 @@ from modeling_mmt.data.video_lists import MEDIA_SUFFIXES
 from modeling_mmt.evaluation.embedding import embed_texts
 from modeling_mmt.evaluation.evaluate import open_checkpoint
 from modeling_mmt.search.index import SearchIndex
+from modeling_mmt.search.media_files import path_below
 from modeling_mmt.search.media_queries import embed_media
 from modeling_mmt.search.moments import Moment
 
@@ -68,7 +69,7 @@ class MediaPage:
         if self.media is None or not 0 <= row < len(self.index):
             return None
         name = self.index.clips[row]["file"]
-        path = (self.media / name).resolve() if name else None
+        path = path_below(self.media, name).resolve() if name else None
         if path is None or path.suffix.lower() not in MEDIA_SUFFIXES or not path.is_relative_to(self.media):
             return None
         return path if path.is_file() else None

@@ -36,6 +36,7 @@ def main(
     place: str,
     queries: Sequence[str] = (),
     index: str | None = None,
+    engine: str = "exact",
     top: int = 5,
     where: Sequence[str] = (),
     windows: bool = False,
@@ -53,6 +54,7 @@ def main(
         place: folder of a checkpoint or its name on the Hub; or of an index, whose checkpoint is taken.
         queries: texts in any language.
         index: folder of an index of the checkpoint's; searched if it is there, else built and kept there.
+        engine: that searches the index, and is kept beside it, by its name in `modeling_mmt.search.engines`.
         top: moments a query, at most.
         where: conditions `COLUMN=VALUE`; of those on one column one must hold, and all columns must agree.
         windows: show the windows of videos as they are, not joined to moments.
@@ -69,7 +71,7 @@ def main(
     media += [(by_video, at)] if by_video is not None else []
     check_options(texts, media, top, at if by_video is None else None, contact_sheet, save_moments)
     conditions = conditions_of(where)
-    model, processor, searched = open_index(place, index, EvaluationOptions(**options))
+    model, processor, searched = open_index(place, index, EvaluationOptions(**options), engine)
     parts = [embed_texts(model, processor, texts)] if texts else []
     if media:
         from modeling_mmt.search.media_queries import embed_media
@@ -131,19 +133,23 @@ def check_options(
         check_ending(contact_sheet)
 
 
-def open_index(place: str, index: str | None, evaluation: EvaluationOptions) -> tuple[Any, Any, SearchIndex]:
+def open_index(
+    place: str, index: str | None, evaluation: EvaluationOptions, engine: str
+) -> tuple[Any, Any, SearchIndex]:
     """Model, processor and index: opened, or built and kept where `index` says so."""
     stored, pulled = None, None
     if not Path(place).exists() and place.count("/") == 1 and (pulled := downloaded_index(place, evaluation.revision)):
         place = str(pulled)
+    if engine != "exact" and (pulled or not ((Path(place) / INDEX).is_file() or index)):
+        raise InputError(f"--engine {engine} is kept beside an index; name the folder of one, or --index FOLDER")
     if (Path(place) / INDEX).is_file():
         if index:
             raise InputError(f"{place} is an index already; leave --index {index} out, or name a checkpoint first")
-        index, stored = place, SearchIndex.load(place)
+        index, stored = place, SearchIndex.load(place, engine=engine)
         stored.media_folder = None if pulled else stored.media_folder  # as `SearchIndex.from_hub` has it
         place, evaluation = stored.model, replace(evaluation, revision=stored.revision)
     elif index and Path(index).exists():
-        stored = SearchIndex.load(index)
+        stored = SearchIndex.load(index, engine=engine)
     folder = Path(index) if index else None
     if stored is None and Path(place).is_dir() and not (Path(place) / "config.json").is_file():
         raise InputError(
@@ -168,7 +174,7 @@ def open_index(place: str, index: str | None, evaluation: EvaluationOptions) -> 
     )
     if folder:
         built.save(folder, source_of(corpus.spec))
-    return model, processor, built
+    return model, processor, built if engine == "exact" or not folder else SearchIndex.load(folder, engine=engine)
 
 
 def print_table(searched: SearchIndex, titles: Sequence[str], found: Sequence[Sequence[Moment]]):

@@ -6,9 +6,6 @@ import sys
 from collections.abc import Mapping
 from typing import IO, Any
 
-import huggingface_hub.utils
-import transformers
-
 
 def print_json(value: Any):
     """JSON on the standard output; a number that JSON has not is an error."""
@@ -21,13 +18,15 @@ def is_watched(stream: IO[str]) -> bool:
 
 
 def be_quiet_unless_watched():
-    """Progress bars of the libraries go to terminals alone."""
-    if not is_watched(sys.stderr):
-        if "datasets" in sys.modules:
-            sys.modules["datasets"].disable_progress_bars()
-        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # it takes a second to import: not all need it
-        huggingface_hub.utils.disable_progress_bars()
-        transformers.utils.logging.disable_progress_bar()
+    """Progress bars of the libraries go to terminals alone; what is not imported yet reads its variable then."""
+    if is_watched(sys.stderr):
+        return
+    for name in ("HF_DATASETS_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_PROGRESS_BARS"):
+        os.environ.setdefault(name, "1")
+    if "datasets" in sys.modules:
+        sys.modules["datasets"].disable_progress_bars()
+    if "transformers" in sys.modules:  # and with its bars those of huggingface_hub
+        sys.modules["transformers"].utils.logging.disable_progress_bar()
 
 
 class Paint:

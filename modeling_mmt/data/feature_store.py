@@ -26,10 +26,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from modeling_mmt.data.errors import InputError, naming_input
 from modeling_mmt.data.extractors import Extractor
+from modeling_mmt.data.parquet import read_parquet
 from modeling_mmt.data.reading import check_hub_name, pinned_snapshot
 
 DTYPES = {"float16": pa.float16(), "float32": pa.float32()}
@@ -239,7 +239,7 @@ def _read_table(path: Path, source: Any, columns: list[str]) -> pa.Table:
             source.seek(0)
             table = pa.ipc.open_stream(source, options=options).read_all()
         else:
-            table = pq.read_table(source, columns=columns)
+            table = read_parquet(source, columns)
         table.validate(full=True)
     except Exception as error:  # a damaged file leads the readers anywhere
         raise FeatureStoreError(f"{path}: no readable shard ({error}); copy or write the store again") from error

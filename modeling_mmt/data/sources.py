@@ -25,6 +25,7 @@ from modeling_mmt.inputs_mmt import is_blank
 Row = dict[str, Any]
 
 MAX_CAPTION = 10_000  # characters; the longest subtitle of an hour is far below
+MAX_FILE_BYTES = 2**30  # of a file that is read whole, once it is unpacked; larger official ones are read in pieces
 RULES = {
     "not_text": "a caption that is no text (a number, null, half of a surrogate pair): dropped",
     "empty": "an empty caption, or one of invisible characters alone: dropped",
@@ -113,16 +114,26 @@ class Sources:
                 raise SourceError(f"{path}: not a complete gzip file ({error}); download it again") from error
         self.sha256[name] = hashing.digest.hexdigest()
 
+    def content(self, name: str) -> bytes:
+        """All of a file.
+
+        Raises:
+            SourceError: it is larger than `MAX_FILE_BYTES` once it is unpacked.
+        """
+        with self.open(name) as stream:
+            data = stream.read(MAX_FILE_BYTES + 1)
+            if len(data) > MAX_FILE_BYTES:
+                raise SourceError(f"{self.folder / name}: more than {MAX_FILE_BYTES:,} bytes; split it")
+        return data
+
     def text(self, name: str) -> str:
         """The whole file.
 
         Raises:
             SourceError: it is not UTF-8.
         """
-        with self.open(name) as stream:
-            data = stream.read()
         try:
-            return data.decode("utf-8-sig")
+            return self.content(name).decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise SourceError(
                 f"{self.folder / name}: byte {error.start} is not UTF-8 ({error.reason}); save the file as UTF-8"
@@ -134,8 +145,7 @@ class Sources:
         Raises:
             SourceError: it cannot be decoded.
         """
-        with self.open(name) as stream:
-            data = stream.read()
+        data = self.content(name)
         try:
             with Image.open(io.BytesIO(data)) as image:
                 image.load()

@@ -23,8 +23,7 @@ def read_text(sources: Sources, name: str) -> str:
         FileNotFoundError: it does not exist.
         SourceError: no encoding fits.
     """
-    with sources.open(name) as stream:
-        return decode(stream.read(), str(sources.folder / name))[0]
+    return decode(sources.content(name), str(sources.folder / name))[0]
 
 
 def read_lines(sources: Sources, name: str) -> Iterator[tuple[str, str]]:

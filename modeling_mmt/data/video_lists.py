@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 from modeling_mmt.data.folders import counted, files_below, kind_of
 from modeling_mmt.data.sources import SourceError, Sources
 from modeling_mmt.data.tables import read_json_lines, read_lines, read_table
-from modeling_mmt.pictures_mmt import PICTURE_SUFFIXES, picture_formats
+from modeling_mmt.picture_formats_mmt import PICTURE_SUFFIXES, picture_formats
 
 LISTS = (".txt", ".csv", ".tsv", ".jsonl")
 METADATA = ("metadata.jsonl", "metadata.csv")

@@ -18,6 +18,7 @@ from datasets import Dataset
 from huggingface_hub.errors import StrictDataclassError
 from tqdm.auto import tqdm
 
+from modeling_mmt import MMTModel, MMTProcessor
 from modeling_mmt.data.checks import (
     CorpusError,
     feature_problems,
@@ -29,15 +30,13 @@ from modeling_mmt.data.clip_cache import ClipSequence
 from modeling_mmt.data.clips import ClipColumn
 from modeling_mmt.data.extractors import Extractor, check_extractors
 from modeling_mmt.data.feature_store import FeatureStores
-from modeling_mmt.data.files import CheckpointError, check_finite, naming_torn_weights
 from modeling_mmt.data.reading import check_hub_name, dataset_folder, read_split
+from modeling_mmt.data.weights import CheckpointError, check_finite, naming_torn_weights
 from modeling_mmt.evaluation.checkpoint_recipe import RECIPE, recipe_file, searched_data
 from modeling_mmt.evaluation.embedding import embed_texts, embed_videos
 from modeling_mmt.evaluation.metrics import retrieval_metrics
 from modeling_mmt.evaluation.ranks import ranks_by_language
 from modeling_mmt.evaluation.relevance import relevance_by_language
-from modeling_mmt.modeling_mmt import MMTModel
-from modeling_mmt.processing_mmt import MMTProcessor
 
 Ranks = dict[str, dict[str, np.ndarray]]  # direction -> language -> (queries,)
 CONCEPT = "concept"  # column of what a clip shows; where it is there, every clip of a caption's concept answers it

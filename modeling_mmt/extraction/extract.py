@@ -23,6 +23,7 @@ from typing import Any
 from modeling_mmt.data.errors import InputError
 from modeling_mmt.data.extractors import encoder_name
 from modeling_mmt.data.feature_store import MANIFEST, FeatureStore
+from modeling_mmt.data.limits import check_numbers
 from modeling_mmt.data.reading import dataset_folder
 from modeling_mmt.data.video_lists import LISTS, MEDIA_SUFFIXES
 from modeling_mmt.extraction.clips import Clips, clips_of_dataset, clips_of_folder_or_list, filmstrip_frames
@@ -85,13 +86,9 @@ def extract(
     """
     whole = {"image_size": image_size, "num_frames": num_frames, "frames_per_second": frames_per_second}
     whole |= {"max_frames": max_frames, "batch_size": batch_size, "limit": limit, "timeout": timeout}
-    for name, value in (whole | {"shard_size": shard_size}).items():
-        if value is not None and not value > 0:
-            raise InputError(f"{name} is {value}; give 1 or more")
+    check_numbers(whole | {"shard_size": shard_size, "num_workers": num_workers or None})
     if num_frames and frames_per_second:
         raise InputError(f"num_frames is {num_frames} and frames_per_second {frames_per_second}; give one of them")
-    if num_workers is not None and num_workers < 0:
-        raise InputError(f"num_workers is {num_workers}; give 0 or more")
     if not 0 <= max_failures or (isinstance(max_failures, float) and max_failures > 1):
         raise InputError(f"max_failures is {max_failures}; give a number such as 10, or a share such as 0.05")
 

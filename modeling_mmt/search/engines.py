@@ -11,15 +11,18 @@ or dropped are found, or not, as by the exact search.
     exact                    the default
     faiss:IVF256,SQ8         a factory string of FAISS
     qdrant                   embedded, beside the index
-    qdrant:http://host:6333  a server or cluster; the collection is called as the index's folder
+    qdrant:http://host:6333  a server or cluster, whose key is in QDRANT_API_KEY where it wants one; the collection is
+                             called as the index's folder
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol
@@ -271,7 +274,9 @@ class QdrantSearch:
         ]
         scores = torch.full((len(queries), top), -torch.inf, dtype=torch.float64)
         rows = torch.full((len(queries), top), -1)
-        for number, answer in enumerate(self.client.query_batch_points(self.collection, requests)):
+        with _naming_server(self.collection):
+            answers = self.client.query_batch_points(self.collection, requests)
+        for number, answer in enumerate(answers):
             found = [point for point in answer.points if (point.payload or {}).get("video_id") in self.rows]
             scores[number, : len(found)] = torch.tensor([point.score for point in found], dtype=torch.float64)
             rows[number, : len(found)] = torch.tensor([self.rows[point.payload["video_id"]] for point in found])
@@ -305,7 +310,7 @@ def open_engine(
         fingerprint: of the model that made them.
 
     Raises:
-        EngineError: no such engine, its library is not installed, or it cannot be built.
+        EngineError: no such engine, its library is not installed, its server is not there, or it cannot be built.
     """
     kind, _, detail = name.partition(":")
     if name == "exact":
@@ -317,13 +322,32 @@ def open_engine(
         if kind == "qdrant":
             from qdrant_client import QdrantClient
 
-            client = QdrantClient(url=detail) if detail else QdrantClient(path=str(folder / ENGINES / "qdrant"))
-            return QdrantSearch.sync(client, folder.resolve().name, ids, embeddings, fingerprint)
+            if detail:
+                client = QdrantClient(detail, api_key=os.environ.get("QDRANT_API_KEY"), check_compatibility=False)
+            else:
+                client = QdrantClient(path=str(folder / ENGINES / "qdrant"))
+            with _naming_server(detail or str(folder)):
+                return QdrantSearch.sync(client, folder.resolve().name, ids, embeddings, fingerprint)
     except ImportError as error:
         raise EngineError(f"engine {name!r} needs {error.name}: pip install modeling_mmt[search]") from error
     except ValueError as error:
         raise EngineError(f"engine {name!r}: {error}") from error
     raise EngineError(f"engine is {name!r}; give exact, faiss:FACTORY such as faiss:IVF256,SQ8, qdrant or qdrant:URL")
+
+
+@contextmanager
+def _naming_server(place: str) -> Iterator[None]:
+    """Let what Qdrant's client raises name a server or collection, in one line.
+
+    Raises:
+        EngineError: the server is not there, or does not do what it was asked.
+    """
+    from qdrant_client.http.exceptions import ApiException
+
+    try:
+        yield
+    except ApiException as error:
+        raise EngineError(f"Qdrant, {place}: {' '.join(str(error).split())}; is its server there?") from error
 
 
 def rows_digest(ids: Sequence[str], embeddings: torch.Tensor) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 from modeling_mmt.data.errors import InputError, naming_input
 from modeling_mmt.data.video_lists import VIDEO_SUFFIXES
+from modeling_mmt.search.media_files import path_below
 from modeling_mmt.video_decoding_mmt import kind_of_file
 from modeling_mmt.video_packets_mmt import extent_of, is_indexed, packets_from_keyframe, stamp_of
 
@@ -30,7 +31,7 @@ def media_file(index: Any, file: str | None) -> Path:
         raise InputError("a clip of a dataset has no file; index the folder of its videos with `mmt index`")
     if Path(file).is_absolute() or Path(file).drive or ".." in Path(file).parts:
         raise InputError(f"the index names {file!r}, outside the folder that was indexed; build it again")
-    path = Path(folder, file)
+    path = path_below(folder, file)
     if not path.is_file():
         raise InputError(f"{path} does not exist; put the folder back to {folder}, or index it anew")
     return path

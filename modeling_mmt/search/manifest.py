@@ -22,6 +22,7 @@ from typing import Any
 
 from modeling_mmt.data.errors import InputError
 from modeling_mmt.data.files import write_json
+from modeling_mmt.data.limits import check_numbers
 
 FORMAT = 2
 MAX_DIM = 2**20  # far above any model's
@@ -134,6 +135,7 @@ def _check_settings(settings: Mapping[str, Any], where: str) -> None:
     for name in ("window", "stride", "frames_per_second"):
         if name in settings:
             _checked(settings, {name: int | float}, f"{where}, settings")
+            check_numbers({name: settings[name]}, f"{where}, settings: ")
     encoders = settings.get("encoders") or []
     if not isinstance(encoders, list) or not all(isinstance(encoder, dict) for encoder in encoders):
         raise SearchIndexError(f"{where}, settings: encoders is {str(encoders)[:80]!r}, of another kind; {REMEDY}")

@@ -1,6 +1,7 @@
 """The media files of a folder, and what tells one that changed from one that did not: size and time, then content."""
 
 import os
+import re
 import stat
 from pathlib import Path
 from typing import NamedTuple
@@ -47,3 +48,11 @@ def find_media(folder: Path) -> dict[str, MediaFile]:
             raise SearchIndexError(f"{folder}: two files are called {name}; rename the one that is not UTF-8")
         found[name] = MediaFile(name, str(path), status.st_size, status.st_mtime_ns)
     return found
+
+
+def path_below(folder: str | Path, file: str) -> Path:
+    """Where a file that `find_media` named lies; its escapes are bytes again where no file is called as it stands."""
+    path = Path(folder, file)
+    if path.exists():
+        return path
+    return Path(folder, re.sub(r"\\udc([89a-f][0-9a-f])", lambda byte: chr(0xDC00 + int(byte[1], 16)), file))

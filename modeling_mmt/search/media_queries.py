@@ -12,8 +12,16 @@ import torch
 
 from modeling_mmt.data.errors import InputError
 from modeling_mmt.search.media_encoder import MediaEncoder, load_encoders, own_encoders, recorded_encoders
-from modeling_mmt.search.media_update import DEFAULTS
-from modeling_mmt.search.media_windows import Chunk, MediaReader, Plan, Planned, Read, WindowRule, chunks_of
+from modeling_mmt.search.media_windows import (
+    Chunk,
+    MediaReader,
+    Plan,
+    Planned,
+    Read,
+    WindowRule,
+    chunks_of,
+    with_defaults,
+)
 
 
 def embed_media(
@@ -45,7 +53,7 @@ def embed_media(
     path = Path(file)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; give a picture or a video")
-    chosen = DEFAULTS | dict(settings or {})
+    chosen = with_defaults(settings or {})
     encoders = own_encoders(model, processor) or load_encoders(
         chosen.get("encoders") or recorded_encoders(processor, index.model, index.revision), model.device
     )

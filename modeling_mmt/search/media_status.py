@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from modeling_mmt.data.errors import InputError
 from modeling_mmt.data.files import state_of
+from modeling_mmt.data.limits import check_numbers
 from modeling_mmt.search.index_folder import IndexFolder
 from modeling_mmt.search.manifest import Manifest, SearchIndexError, read_source
 from modeling_mmt.search.media_files import MediaFile, find_media
-
-MAX_TIMEOUT = 1e6  # seconds; the system's timers take no more than some of these
 
 
 @dataclass(frozen=True)
@@ -24,8 +22,8 @@ class IndexOptions:
     Args:
         model: checkpoint, a folder or a name on the Hub.
         revision: tag or commit of a name on the Hub.
-        window: seconds of a window (8).
-        stride: seconds from one window's start to the next one's (half a window).
+        window: seconds of a window (4; of a shot that stays whole 8).
+        stride: seconds from one window's start to the next one's (4, or the window where that is shorter).
         shots: whether windows end at shot changes (no).
         frames_per_second: that are looked at (2).
         encoders: of a checkpoint from features: what makes them, where it does not say so.
@@ -37,7 +35,7 @@ class IndexOptions:
         progress: whether to show a bar.
 
     Raises:
-        InputError: a number is not positive, or the timeout longer than `MAX_TIMEOUT`.
+        InputError: a number is not positive, or too large.
     """
 
     model: str | None = None
@@ -55,12 +53,8 @@ class IndexOptions:
     progress: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("window", "stride", "frames_per_second", "image_size", "batch_size", "num_workers", "timeout"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise InputError(f"{name} is {value}; give more than 0")
-        if self.timeout > MAX_TIMEOUT:
-            raise InputError(f"timeout is {self.timeout:g}; give at most {MAX_TIMEOUT:g} seconds")
+        numbers = ("window", "stride", "frames_per_second", "image_size", "batch_size", "num_workers", "timeout")
+        check_numbers({name: getattr(self, name) for name in numbers})
 
     @property
     def rule(self) -> dict[str, Any]:

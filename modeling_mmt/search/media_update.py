@@ -35,11 +35,11 @@ from modeling_mmt.search.media_windows import (
     chunks_of,
     clip_id,
     middle_frame,
+    with_defaults,
 )
 from modeling_mmt.search.segments import FILE_SCHEMA, NO_CLIPS, Rows
 
 ROWS_A_SEGMENT, SECONDS_A_SEGMENT = 4096, 60.0  # what a killed run loses at most
-DEFAULTS = {"window": 8.0, "shots": False, "frames_per_second": 2.0}  # and stride half a window
 
 
 def bring_in_step(
@@ -63,9 +63,8 @@ def bring_in_step(
     encoders, recorded = _encoders(model, processor, name, revision, options, stored)
     if index is None:
         chosen = {key: value for key, value in options.rule.items() if value is not None}
-        settings = {**DEFAULTS, **chosen, "encoders": recorded}
-        settings.setdefault("stride", settings["window"] / 2)
-        _rule(settings)
+        settings = {**with_defaults(chosen), "encoders": recorded}
+        _reader(settings, encoders)  # which refuses what it cannot do
         dim = model.config.projection_dim
         Manifest(model_fingerprint(model), name, revision, dim, settings).write(folder)
         index = IndexFolder(folder)
@@ -106,8 +105,9 @@ def _encoders(
     return encoders, recorded
 
 
-def _rule(settings: Mapping[str, Any]) -> WindowRule:
-    return WindowRule(settings["window"], settings["stride"], settings["shots"])
+def _reader(settings: Mapping[str, Any], encoders: Sequence[StepEncoder]) -> MediaReader:
+    rule = WindowRule(settings["window"], settings["stride"], settings["shots"])
+    return MediaReader([one.prepare for one in encoders], settings["frames_per_second"], rule)
 
 
 @dataclass
@@ -138,7 +138,7 @@ class _Update:
         """Do all that `status_of` names."""
         status = status_of(self.index, found)
         todo = [found[name] for name in sorted([*status.new, *status.changed])]
-        reader = MediaReader([one.prepare for one in self.encoder.encoders], self.rate, _rule(self.settings))
+        reader = _reader(self.settings, self.encoder.encoders)
         workers = self.options.num_workers or os.cpu_count() or 1
         with WorkerPool(reader, workers, self.options.timeout) as pool, self._bar(len(todo)) as self.bar:
             try:

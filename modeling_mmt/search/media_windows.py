@@ -8,7 +8,7 @@ not depend on how the film is cut into chunks.
 import io
 import math
 import multiprocessing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -27,6 +27,8 @@ CHUNK_FRAMES = 256
 THUMBNAIL_SIDE, THUMBNAIL_QUALITY = 160, 80
 SHOT_RATE, SHOT_SIDE, SHORTEST_SHOT = 12.0, 256, 0.6  # frames a second, pixels, seconds
 SHORTEST_STRIDE = 0.1  # seconds
+DEFAULTS = {"shots": False, "frames_per_second": 2.0}
+WINDOW, SHOT, STRIDE = 4.0, 8.0, 4.0  # seconds: of a window, of a shot that stays whole, between two at most
 MAX_FRAMES = 2**31  # of a video: at 2 a second, 34 years
 
 Span = tuple[float, float]
@@ -45,8 +47,8 @@ class WindowRule:
         InputError: not 0.1 <= stride <= window.
     """
 
-    window: float = 8.0
-    stride: float = 4.0
+    window: float
+    stride: float
     shots: bool = False
 
     def __post_init__(self) -> None:
@@ -72,6 +74,14 @@ class WindowRule:
             starts = [start + number * self.stride for number in range(count)]
             spans += [(round(begin, 3), round(min(begin + self.window, end), 3)) for begin in starts]
         return spans
+
+
+def with_defaults(chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """An index's settings, completed: the best fixed windows of film9's validation films, and the best of shots."""
+    settings = {**DEFAULTS, **chosen}
+    settings.setdefault("window", SHOT if settings["shots"] else WINDOW)
+    settings.setdefault("stride", min(STRIDE, settings["window"]))
+    return settings
 
 
 class Plan(NamedTuple):

@@ -52,6 +52,12 @@ class JoinRule:
 
     threshold: float = 0.7
 
+    @classmethod
+    def of_index(cls, settings: Mapping[str, Any]) -> JoinRule:
+        """The best rule of film9's validation films: 0.8 for windows that the clock cuts and that touch, else 0.7."""
+        window, is_by_clock = settings.get("window"), not settings.get("shots")
+        return cls(0.8 if window is not None and window == settings.get("stride") and is_by_clock else 0.7)
+
     def __post_init__(self) -> None:
         if not 0 <= self.threshold < 1:
             raise ValueError(f"threshold is {self.threshold}: give a share of at least 0 and below 1")
@@ -151,14 +157,14 @@ def search_moments(
         queries: `(q, P)` float32 unit vectors.
         top: moments a query, at most; there may be fewer.
         where: as `SearchIndex.search`: which windows may be found and joined.
-        rule: None is `JoinRule()`.
+        rule: None is `JoinRule.of_index`.
 
     Raises:
         ValueError: `top` is below 1, or as `SearchIndex.search`.
     """
     if top < 1:
         raise ValueError(f"top is {top}; give a number of moments from 1")
-    rule, allowed = rule or JoinRule(), index.allowed(where)
+    rule, allowed = rule or JoinRule.of_index(index.settings), index.allowed(where)
     free = np.ones(len(index), dtype=bool) if allowed is None else allowed.numpy()
     found: dict[int, list[Moment]] = {}
     depth, pending = HITS_A_MOMENT * top, list(range(len(queries)))

@@ -1,4 +1,7 @@
-"""Segments: rows of an index with all that belongs to them, written once and never changed."""
+"""Segments: rows of an index with all that belongs to them, written once and never changed.
+
+torch is imported where embeddings are touched: to see that no file has changed, `mmt index` reads files' names alone.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from modeling_mmt.data.files import file_sha256, writing_folder
+from modeling_mmt.data.parquet import read_parquet
 from modeling_mmt.search.manifest import (
     CLIPS,
     EMBEDDINGS,
@@ -31,6 +33,9 @@ from modeling_mmt.search.manifest import (
     Segment,
 )
 
+if TYPE_CHECKING:
+    import torch
+
 PLACES = {"file": pa.string(), "start": pa.float64(), "end": pa.float64()}  # of every index; null where unknown
 FILE_SCHEMA = pa.schema(
     [
@@ -44,7 +49,7 @@ FILE_SCHEMA = pa.schema(
 )
 NO_FILES = FILE_SCHEMA.empty_table()
 NO_CLIPS = pa.schema({"video_id": pa.string(), **PLACES}).empty_table()
-THUMBNAILS_AT_ONCE = 64  # read together
+THUMBNAILS_AT_ONCE, MAX_THUMBNAILS_BYTES = 64, 2**24  # read together
 
 
 @dataclass
@@ -66,6 +71,8 @@ class Rows:
     @classmethod
     def join(cls, parts: Sequence[Rows]) -> Rows:
         """All rows in their canonical order: by file, then start; those of a dataset in its order."""
+        import torch
+
         clips = pa.concat_tables([part.clips for part in parts], promote_options="default").combine_chunks()
         thumbnails = [thumbnail for part in parts for thumbnail in part.thumbnails]
         embeddings = parts[0].embeddings if len(parts) == 1 else torch.cat([part.embeddings for part in parts])
@@ -74,7 +81,7 @@ class Rows:
         order = _order(clips, "file", "start")
         if (np.diff(order) == 1).all():
             return cls(embeddings, clips, thumbnails, files)
-        return cls(embeddings[torch.from_numpy(order)], clips.take(order), [thumbnails[row] for row in order], files)
+        return cls(embeddings[order], clips.take(order), [thumbnails[row] for row in order], files)
 
 
 def _order(table: pa.Table, *columns: str) -> np.ndarray:
@@ -96,6 +103,8 @@ def with_places(clips: pa.Table) -> pa.Table:
 
 def write_segment(folder: Path, number: int, rows: Rows) -> Segment:
     """Write rows as a segment's folder; the manifest does not name it yet."""
+    from safetensors.torch import save_file
+
     name = f"{number:06d}"
     with writing_folder(folder / SEGMENTS / name, replace=True) as partial:
         save_file({"embeddings": rows.embeddings.contiguous()}, partial / EMBEDDINGS)
@@ -131,6 +140,9 @@ class StoredSegment:
     @cached_property
     def embeddings(self) -> torch.Tensor:
         """`(n, P)` float32, memory-mapped."""
+        import torch
+        from safetensors.torch import load_file
+
         path = self._checked_part(EMBEDDINGS)
         try:
             embeddings = load_file(path)["embeddings"]
@@ -157,9 +169,16 @@ class StoredSegment:
     def _thumbnails(self) -> pq.ParquetFile:
         path = self._checked_part(THUMBNAILS)
         try:
-            return pq.ParquetFile(path)
+            file = pq.ParquetFile(path)
         except (pa.ArrowException, OSError) as error:
             raise SearchIndexError(f"{path}: unreadable ({error}); {REMEDY}") from error
+        groups = map(file.metadata.row_group, range(file.metadata.num_row_groups))
+        if any(one.num_rows > THUMBNAILS_AT_ONCE or one.total_byte_size > MAX_THUMBNAILS_BYTES for one in groups):
+            raise SearchIndexError(
+                f"{path}: more than {THUMBNAILS_AT_ONCE} thumbnails or {MAX_THUMBNAILS_BYTES} bytes in one piece; "
+                f"{REMEDY}"
+            )
+        return file
 
     def thumbnails_of(self, places: Sequence[int]) -> list[bytes | None]:
         """JPEGs of rows."""
@@ -192,7 +211,7 @@ class StoredSegment:
 
     def take(self, places: np.ndarray, files: pa.Table) -> Rows:
         """Some rows, thumbnails and all, as rows of these files."""
-        clips, embeddings = self.clips.take(pa.array(places)), self.embeddings[torch.from_numpy(places)]
+        clips, embeddings = self.clips.take(pa.array(places)), self.embeddings[places]
         return Rows(embeddings, clips, self.thumbnails_of(places.tolist()), files)
 
     def live_files(self) -> pa.Table:
@@ -203,7 +222,7 @@ class StoredSegment:
     def _table(self, part: str, num_rows: int, columns: Mapping[str, pa.DataType]) -> pa.Table:
         path = self._checked_part(part)
         try:
-            table = pq.read_table(path)
+            table = read_parquet(path)
             table.validate(full=True)
         except (pa.ArrowException, OSError) as error:
             raise SearchIndexError(f"{path}: unreadable ({error}); {REMEDY}") from error
@@ -269,6 +288,8 @@ def open_rows(folder: Path, manifest: Manifest, verify: bool = True) -> tuple[to
         FileNotFoundError: a file is missing.
         SearchIndexError: a file was cut short or changed.
     """
+    import torch
+
     segments = [StoredSegment(folder, segment, manifest.dim, verify) for segment in manifest.segments]
     alive = [segment.alive() for segment in segments]
     places = np.concatenate(

@@ -19,7 +19,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from modeling_mmt.data.files import CheckpointError, file_sha256, load_tensors, put_in_place
+from modeling_mmt.data.files import file_sha256, put_in_place
+from modeling_mmt.data.weights import CheckpointError, load_tensors
 
 STATE_FILE = "state.json"
 

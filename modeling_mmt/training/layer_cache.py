@@ -19,8 +19,9 @@ from safetensors import SafetensorError, safe_open
 from tqdm.auto import tqdm
 
 from modeling_mmt.data.collator import TEXT_VIEWS, caption_keys, mask_name
-from modeling_mmt.data.files import remove_leftovers, save_tensors
+from modeling_mmt.data.files import remove_leftovers
 from modeling_mmt.data.fingerprints import architecture, update_with_weights
+from modeling_mmt.data.weights import save_tensors
 
 logger = logging.getLogger(__name__)
 

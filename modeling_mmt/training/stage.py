@@ -16,14 +16,8 @@ from tqdm.auto import tqdm
 
 from modeling_mmt import MMTModel
 from modeling_mmt.data.collator import ClipDataset, EpochBatchSampler
-from modeling_mmt.data.files import (
-    CheckpointError,
-    file_sha256,
-    load_tensors,
-    remove_leftovers,
-    save_tensors,
-    write_json,
-)
+from modeling_mmt.data.files import file_sha256, remove_leftovers, write_json
+from modeling_mmt.data.weights import CheckpointError, load_tensors, save_tensors
 from modeling_mmt.data.windows import SampledClips
 from modeling_mmt.training.batches import RunData
 from modeling_mmt.training.checkpointing import (

@@ -6,8 +6,8 @@ import torch
 from transformers import AutoConfig
 
 from modeling_mmt import MMTModel, MMTProcessor
-from modeling_mmt.data.files import check_finite, naming_torn_weights
 from modeling_mmt.data.fingerprints import encoder_fingerprint, weights_fingerprint
+from modeling_mmt.data.weights import check_finite, naming_torn_weights
 from modeling_mmt.evaluation.embedding import in_eval_mode
 from modeling_mmt.training.layer_cache import CachedProcessor, FrozenTextCache
 from modeling_mmt.training.recipe import Recipe, RecipeError

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer
 from modeling_mmt import MMTConfig, MMTModel, MMTProcessor, MMTVideoFeatureExtractor
 from modeling_mmt.data.extractors import Extractor, check_extractors, encoder_name, record_extractors
 from modeling_mmt.data.feature_store import FeatureStores
-from modeling_mmt.data.files import check_finite, naming_torn_weights
+from modeling_mmt.data.weights import check_finite, naming_torn_weights
 from modeling_mmt.dual_encoder_mmt import Tower, load_dual_encoder, text_width
 from modeling_mmt.evaluation.evaluate import open_checkpoint
 from modeling_mmt.extraction.packaged_encoders import resolve_encoder

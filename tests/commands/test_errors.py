@@ -5,7 +5,7 @@ import pytest
 from modeling_mmt.commands.errors import exit_code_of
 from modeling_mmt.data.errors import InputError, naming_input
 from modeling_mmt.data.feature_store import MissingClipError
-from modeling_mmt.data.files import CheckpointError
+from modeling_mmt.data.weights import CheckpointError
 from modeling_mmt.data.wheels import WheelError
 from modeling_mmt.evaluation.evaluate import CorpusError
 from modeling_mmt.frames_mmt import FrameSampling

@@ -1,6 +1,7 @@
 """`mmt extract`: its options are those of `extract`, and its exit codes say how it ended."""
 
 import inspect
+import os
 
 import pytest
 from command_line import call
@@ -55,7 +56,13 @@ def test_videos_become_a_store_and_one_that_cannot_be_decoded_ends_in_exit_code_
     ("words", "message"),
     [
         (["no_folder"], "no_folder does not exist; give a folder of videos or a list"),
-        (["videos", "--batch_size", "0"], "batch_size is 0; give 1 or more"),
+        (["videos", "--batch_size", "0"], "batch_size is 0; give more than 0"),
+        (["videos", "--frames_per_second", "1e6"], "frames_per_second is 1e+06; give at most 240"),
+        (["videos", "--frames_per_second", "nan"], "frames_per_second is nan; give more than 0"),
+        (["videos", "--frames_per_second", "inf"], "frames_per_second is inf; give at most 240"),
+        (["videos", "--timeout", "inf"], "timeout is inf; give at most 1e+06"),
+        (["videos", "--num_workers", "1000000"], "num_workers is 1e+06; give at most 1024"),
+        (["videos", "--image_size", "1000000"], "image_size is 1e+06; give at most 4096"),
         (["videos", "--max_failures", "1.5"], "max_failures is 1.5"),
         (["emoji9", "--encoder", "no/where/at/all"], "no/where/at/all"),
     ],
@@ -65,6 +72,13 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, capsys, monkeypatch, wo
     code, out, err = call(capsys, "extract", *words, "--output_dir", "store")
     assert (code, out) == (2, "") and message in err.splitlines()[-1] and "Traceback" not in err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_name_that_is_not_utf8_is_one_line_that_shows_it(tmp_path, capsys):
+    (tmp_path / "videos").mkdir()
+    write_video(tmp_path / "videos" / os.fsdecode(b"caf\xe9.mp4"), 4, rate=10)
+    code, out, err = call(capsys, "extract", tmp_path / "videos", "--output_dir", tmp_path / "store")
+    assert code == 2 and err.count("\n") == 1 and r"caf\udce9" in err
 
 
 def test_a_number_of_failures_that_is_none_is_refused(capsys):

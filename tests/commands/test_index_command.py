@@ -1,7 +1,10 @@
 """`mmt index` as a shell calls it."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 from command_line import call
@@ -9,6 +12,12 @@ from tiny_media import InThisProcess, save_pixel_checkpoint, write_film, write_p
 
 from modeling_mmt.search import media_update
 from modeling_mmt.search.index import SearchIndex
+
+RUN = """
+import sys, mmt
+assert mmt.main(sys.argv[1:]) == 0
+print(sorted({"torch", "transformers", "datasets"} & {*sys.modules}))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +37,7 @@ def media(tmp_path, monkeypatch):
 def test_a_folder_is_indexed_told_about_and_followed(checkpoint, media, tmp_path, capsys):
     index = tmp_path / "index"
     command = ["index", media, "--output_dir", index]
-    code, out, _ = call(capsys, *command, "--model", checkpoint, "--window", "4", "--json")
+    code, out, _ = call(capsys, *command, "--model", checkpoint, "--window", "4", "--stride", "2", "--json")
     told = json.loads(out)
     assert code == 0 and (told["files"], told["rows"]) == (2, 5)
     assert (told["done"]["added"], told["done"]["failed"]) == (2, 1)
@@ -53,14 +62,63 @@ def test_a_folder_is_indexed_told_about_and_followed(checkpoint, media, tmp_path
     assert json.loads(out)["new"] == [] and json.loads(out)["model"] == str(checkpoint)
 
 
+def test_what_did_not_change_is_seen_without_torch_and_what_did_is_not_missed(checkpoint, media, tmp_path):
+    """Importing torch and transformers takes longer than all else."""
+    index, model = tmp_path / "index", shutil.copytree(checkpoint, tmp_path / "model")
+
+    def imported(*words):
+        command = [sys.executable, "-c", RUN, "index", str(media), "--output_dir", str(index), *words]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+
+    first = imported("--model", str(model), "--num_workers", "1")
+    assert first[0].startswith("2 files added") and first[-1] == "['datasets', 'torch', 'transformers']"
+    assert imported()[-1] == imported("--model", str(model))[-1] == imported("--status")[-1] == "[]"
+    os.utime(model / "model.safetensors", ns=(5, 5))  # of the same content: read once more
+    touched, again = imported(), imported()
+    assert touched[0] == again[0] == "0 files added, 0 replaced, 0 dropped; 0 known by their content"
+    assert "torch" in touched[-1] and again[-1] == "[]"
+    write_picture(media / "b.png", 8)
+    assert imported("--status")[-1] == "[]" and imported()[0].startswith("0 files added, 1 replaced")
+    save_pixel_checkpoint(model, seed=1)
+    with pytest.raises(subprocess.CalledProcessError):
+        imported()
+
+
+def test_a_package_that_is_postponed_is_whole_once_a_name_of_it_is_asked_for():
+    code = """
+import sys, mmt
+mmt.postpone("modeling_mmt")
+from modeling_mmt.data import folders
+assert "torch" not in sys.modules
+from modeling_mmt import MMTModel
+import modeling_mmt
+from transformers import AutoConfig, AutoModel
+assert modeling_mmt.data.folders is folders and modeling_mmt.__version__
+assert AutoModel._model_mapping[type(AutoConfig.for_model("mmt"))] is MMTModel
+try:
+    modeling_mmt.nothing
+except AttributeError:
+    print("whole")
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "whole\n"
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         ((), "name the checkpoint that is to make it with --model"),
         (("--status",), "is not a search index"),
         (("--model", "nothing/here/at/all"), "no checkpoint in nothing/here/at/all"),
-        (("--model", "MODEL", "--stride", "9"), "window is 8 and stride 9; give 0.1 <= stride <= window"),
+        (("--model", "MODEL", "--stride", "9"), "window is 4 and stride 9; give 0.1 <= stride <= window"),
+        (("--model", "MODEL", "--stride", "nan"), "stride is nan; give more than 0"),
+        (("--model", "MODEL", "--stride", "1e-9"), "window is 4 and stride 1e-09; give 0.1 <= stride <= window"),
+        (("--model", "MODEL", "--window", "0"), "window is 0.0; give more than 0"),
+        (("--model", "MODEL", "--window", "-8"), "window is -8.0; give more than 0"),
+        (("--model", "MODEL", "--window", "inf"), "window is inf and stride 4; give 0.1 <= stride <= window"),
         (("--model", "MODEL", "--frames_per_second", "0"), "frames_per_second is 0.0; give more than 0"),
+        (("--model", "MODEL", "--frames_per_second", "1e6"), "frames_per_second is 1e+06; give at most 240"),
+        (("--model", "MODEL", "--num_workers", "100000"), "num_workers is 100000; give at most 1024"),
+        (("--model", "caf\udce9"), "'caf\\udce9' has bytes that are not UTF-8; rename that file or folder"),
         (("--model", "MODEL", "--image_size", "64"), "has its vision encoders inside"),
     ],
 )

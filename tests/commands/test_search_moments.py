@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shutil
 import struct
 import zlib
 
@@ -145,9 +146,17 @@ def test_moments_are_saved_under_their_query_and_rank(index, media, tmp_path, ca
     assert before == {path: path.read_bytes() for path in folder.iterdir()}
 
 
+def test_another_engine_is_built_beside_the_index_and_finds_the_same(index, tmp_path, capsys):
+    pytest.importorskip("faiss", reason="an optional engine: extra `search`")
+    copy = shutil.copytree(index, tmp_path / "index")
+    assert told(capsys, copy, *QUERIES, "--engine", "faiss:Flat") == told(capsys, copy, *QUERIES)
+    assert [path.name for path in (copy / "engines").iterdir() if path.suffix == ".index"] == ["faiss-Flat.index"]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["dog", "--engine", "nothing"], "engine is 'nothing'; give exact, faiss:FACTORY such as"),
         ([], "no query: give a text, --by_picture or --by_video"),
         (["dog", "--at", "3"], "--at 3 is a time of no video"),
         (["dog", "--top", "0"], "--top is 0"),

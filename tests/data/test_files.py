@@ -16,14 +16,13 @@ from modeling_mmt.data.files import (
     apply_umask,
     file_hash,
     file_sha256,
-    load_tensors,
     locked,
     put_in_place,
-    save_tensors,
     write_json,
     writing_file,
     writing_folder,
 )
+from modeling_mmt.data.weights import load_tensors, save_tensors
 from modeling_mmt.search.index import SearchIndex, SearchIndexError
 
 ABC = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # FIPS 180-2, appendix B.1

@@ -10,7 +10,7 @@ from modeling_mmt.data.video_lists import find_videos
 from modeling_mmt.extraction.encoders import StepPreparation, VideoReader
 from modeling_mmt.frames_mmt import FrameSampling, VideoDecodingError
 from modeling_mmt.image_processing_mmt import PixelSettings
-from modeling_mmt.pictures_mmt import picture_formats
+from modeling_mmt.picture_formats_mmt import picture_formats
 from modeling_mmt.video_decoding_mmt import read_clip
 
 ORIENTATION = 0x0112

@@ -16,7 +16,7 @@ from make_checkpoint import CHECKPOINTS, SUMS, current_version, inputs, sums
 from safetensors.torch import load_file, save_file
 
 from modeling_mmt import MMTConfig, MMTModel, MMTProcessor
-from modeling_mmt.data.files import CheckpointError
+from modeling_mmt.data.weights import CheckpointError
 from modeling_mmt.evaluation.evaluate import open_checkpoint
 
 RELEASES = sorted(path.name for path in CHECKPOINTS.iterdir() if path.is_dir())

@@ -18,7 +18,10 @@ from modeling_mmt.configuration_mmt import SENTENCE_TRANSFORMERS_FILES
 MODEL_CODE = {
     *(f"{name}_mmt.py" for name in ("configuration", "loss", "modeling", "pipeline", "pooling", "processing")),
     *(f"{name}_mmt.py" for name in ("dual_encoder", "efficientnet_lite", "freezing", "frames", "image_processing")),
-    *(f"{name}_mmt.py" for name in ("inputs", "pictures", "sentence_encoder", "video_decoding", "video_packets")),
+    *(
+        f"{name}_mmt.py"
+        for name in ("inputs", "picture_formats", "pictures", "sentence_encoder", "video_decoding", "video_packets")
+    ),
     *(f"{name}_mmt.py" for name in ("video_streams", "vision_configuration", "vision_encoders")),
 }
 STRANGER = """

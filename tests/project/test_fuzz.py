@@ -21,10 +21,10 @@ from datasets_scripts.corpus import Clock
 from modeling_mmt.data.errors import InputError
 from modeling_mmt.data.feature_store import FeatureStore
 from modeling_mmt.data.feature_store_writer import write_feature_store
-from modeling_mmt.data.files import load_tensors
 from modeling_mmt.data.sources import Sources, Tally
 from modeling_mmt.data.subtitles import read_subtitles
 from modeling_mmt.data.video_lists import find_videos
+from modeling_mmt.data.weights import load_tensors
 from modeling_mmt.evaluation.checkpoint_recipe import searched_data
 from modeling_mmt.evaluation.evaluate import open_checkpoint
 from modeling_mmt.search.index import SearchIndex
@@ -153,7 +153,7 @@ def test_checkpoints(corpus, tmp_path):
 
 
 def test_weights(tmp_path):
-    from modeling_mmt.data.files import save_tensors
+    from modeling_mmt.data.weights import save_tensors
 
     sound = tmp_path / "weights"
     tensors = {f"layer.{n}": torch.randn(4, 4) for n in range(4)}

@@ -1,5 +1,8 @@
 """Engines behind an index: each finds what the exact search finds, whatever was added, replaced or dropped since."""
 
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
 import numpy as np
 import pytest
 import torch
@@ -176,6 +179,29 @@ def test_an_engine_that_is_none_is_named(tmp_path, name, words):
         pytest.importorskip("faiss", reason=SEARCH)
     with pytest.raises(EngineError, match=words):
         open_engine(name, tmp_path, ids_of(range(50)), unit(50, WIDTH), "f")
+
+
+class Broken(BaseHTTPRequestHandler):
+    """A server that is not Qdrant."""
+
+    def do_GET(self):
+        self.send_error(500)
+
+    log_message = print
+
+
+def test_a_server_that_is_not_there_or_not_qdrant_is_named_in_one_line(tmp_path):
+    pytest.importorskip("qdrant_client", reason=SEARCH)
+    server = HTTPServer(("127.0.0.1", 0), Broken)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    for url, words in (
+        (f"http://127.0.0.1:{server.server_port}", "500 .Internal Server Error."),
+        ("http://127.0.0.1:1", "Connection refused"),
+    ):
+        with pytest.raises(EngineError, match=f"Qdrant, {url}: .*{words}.*; is its server there") as raised:
+            open_engine(f"qdrant:{url}", tmp_path, ids_of(range(50)), unit(50, WIDTH), "f")
+        assert "\n" not in str(raised.value)
+    server.shutdown()
 
 
 def test_a_saved_index_is_opened_with_an_engine_beside_it(tmp_path):

@@ -58,6 +58,26 @@ def test_the_cutoff_is_a_share_of_the_way_from_the_background_to_the_best():
         JoinRule(1)
 
 
+def test_where_nothing_is_said_the_threshold_is_the_best_for_how_videos_were_cut():
+    """Of film9's validation films: results/film9."""
+    for settings, threshold in (
+        ({}, 0.7),
+        ({"window": 4.0, "stride": 4.0, "shots": False}, 0.8),
+        ({"window": 4.0, "stride": 4.0, "shots": True}, 0.7),
+        ({"window": 8.0, "stride": 4.0, "shots": False}, 0.7),
+    ):
+        assert JoinRule.of_index(settings) == JoinRule(threshold)
+    spans = [(4.0 * place, 4.0 * place + 4) for place in range(6)]
+    embeddings = torch.tensor([[score, (1 - score**2) ** 0.5] for score in (0, 0, 0.75, 1.0, 0.0, 0.0)])
+    rows = {"video_id": [str(place) for place in range(6)], "file": ["a.mp4"] * 6}
+    rows |= {"start": [start for start, _ in spans], "end": [end for _, end in spans]}
+    for stride, start in ((4.0, 12.0), (2.0, 8.0)):
+        settings = {"window": 4.0, "stride": stride, "shots": False}
+        index = SearchIndex(embeddings.float(), Dataset.from_dict(rows), "f", settings=settings)
+        (moments,) = index.search_moments(torch.tensor([[1.0, 0.0]]), top=1)
+        assert (moments[0].start, moments[0].end) == (start, 16.0)
+
+
 def test_windows_above_the_cutoff_that_touch_are_one_moment_and_those_apart_are_two():
     rows = [("a.mp4", 0, 4, 0.9), ("a.mp4", 4, 8, 0.8), ("a.mp4", 8, 12, 0.0), ("a.mp4", 12, 16, 0.7)]
     rows += [("b.mp4", 0, 4, -0.9), ("b.mp4", 4, 8, -0.9), ("b.mp4", 8, 12, -0.6)]  # the background is 0

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import get_scheduler
 
-from modeling_mmt.data.files import CheckpointError
+from modeling_mmt.data.weights import CheckpointError
 from modeling_mmt.training.checkpointing import (
     last_checkpoint,
     load_checkpoint,

@@ -20,7 +20,7 @@ from tiny_corpus import write_recipe
 from train_process import FSDP2, ROOT, Group
 
 from modeling_mmt.commands import train
-from modeling_mmt.data.files import CheckpointError
+from modeling_mmt.data.weights import CheckpointError
 from modeling_mmt.training.checkpointing import last_checkpoint
 from modeling_mmt.training.recipe_reading import load_recipe
 from modeling_mmt.training.run import open_run

@@ -27,8 +27,9 @@ from modeling_mmt.commands import train
 from modeling_mmt.data.checks import search_problems
 from modeling_mmt.data.feature_store import FeatureStore
 from modeling_mmt.data.feature_store_writer import write_feature_store
-from modeling_mmt.data.files import CheckpointError, file_sha256
+from modeling_mmt.data.files import file_sha256
 from modeling_mmt.data.reading import load_split
+from modeling_mmt.data.weights import CheckpointError
 from modeling_mmt.evaluation.embedding import embed_texts, embed_videos
 from modeling_mmt.evaluation.ranks import ranks_by_language
 from modeling_mmt.hub.publish import PublishError, publish
