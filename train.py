@@ -4,7 +4,7 @@ On a laptop:             python train.py modeling_mmt/recipes/emoji9/mmp_en.yaml
 On four processes:       torchrun --nproc_per_node 4 train.py modeling_mmt/recipes/emoji9/mmp_en.yaml
 What is missing for it:  python train.py modeling_mmt/recipes/paper/xlmr_mmp_en.yaml --dry_run
 
-A stage that is finished is not run again, and one that was interrupted goes on where it was. Exit codes: 0 done,
+A stage that is finished is not run again, and one that was interrupted continues. Exit codes: 0 done,
 1 a dry run found problems, 2 bad input (one line says which; --traceback shows where), 75 stopped by a signal after a
 checkpoint, 130 interrupted. The procedure is the paper's (https://arxiv.org/abs/2103.08849).
 """

@@ -2,7 +2,7 @@
 
 One schema: a row is a clip, with `video_id` and, for each kind of text and language, a column `<kind>_<language>`: a
 text or a list of texts, None or empty where the clip has none. Where a clip is a span of a longer video, `start` and
-`end` are its seconds. Frozen features lie beside the rows in feature stores (`feature_store.py`), found by `video_id`;
+`end` are its seconds. Frozen features are stored in feature stores (`feature_store.py`), found by `video_id`;
 pictures are a column `frames` with `num_frames` of them side by side.
 
 A builder gives `build` an `About`, which the card prints, and a function that reads its official files:
@@ -44,7 +44,7 @@ class About:
         name: of the builder's module.
         title: of the card.
         summary: a paragraph: what the clips and texts are.
-        source: where the official files are had.
+        source: where to get the official files.
         layout: the files that `--data_dir` holds.
         license: a Hub licence id.
         license_text: what it covers, in words.
@@ -124,21 +124,21 @@ class Clock:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options that all builders share; a builder may add its own."""
     parser.add_argument("--data_dir", required=True, type=Path, help="folder of the official files")
-    parser.add_argument(
-        "--output_dir", required=True, type=Path, help="of the dataset; its data and card are replaced"
-    )
-    parser.add_argument("--features", nargs="*", default=[], type=Path, help="feature stores that hold every clip")
-    parser.add_argument(
-        "--missing_features", choices=("error", "skip"), default="error", help="a clip that a store does not hold"
-    )
-    parser.add_argument("--max_missing", type=float, default=0.05, help="largest share of clips to skip")
+    output = "folder to write the dataset to; a dataset in it is replaced"
+    parser.add_argument("--output_dir", required=True, type=Path, help=output)
+    stores = "feature stores, each with every clip"
+    parser.add_argument("--features", nargs="*", default=[], type=Path, metavar="FOLDER", help=stores)
+    missing = "what to do with a clip that a store lacks (%(default)s)"
+    parser.add_argument("--missing_features", choices=("error", "skip"), default="error", help=missing)
+    most = "largest fraction of clips that may be skipped (%(default)s)"
+    parser.add_argument("--max_missing", type=float, default=0.05, metavar="FRACTION", help=most)
     add_publishing_options(parser)
 
 
 def add_publishing_options(parser: argparse.ArgumentParser) -> None:
     """Options for the verb, `mmt build`, which publishes what was built."""
     parser.add_argument("--push_to_hub", metavar="ORG/NAME", help="publish to this dataset repository")
-    parser.add_argument("--tag", help="of the published version, such as v1.0; a tag never moves")
+    parser.add_argument("--tag", help="name of the published version, such as v1.0; a tag never moves")
     parser.add_argument("--private", action="store_true", help="make the repository private")
 
 

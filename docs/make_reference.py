@@ -12,6 +12,7 @@ from pathlib import Path
 os.environ["COLUMNS"] = "100"  # argparse wraps its help to this width
 
 import mmt
+from modeling_mmt.commands import build, convert
 from modeling_mmt.training.recipe_reading import help_lines
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -23,11 +24,19 @@ def commands_page() -> str:
     verbs = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     lines = ["# Commands", "", "Every verb of `mmt`, as its `--help` prints it.", ""]
     for name, verb in verbs.choices.items():
-        help_text = verb.format_help().rstrip().replace("mmt.py", "mmt")
-        lines += [f"## mmt {name}", "", "```text", help_text, "```", ""]
+        if name == "build":
+            lines += ["## mmt build", "", "Builders of corpora, by the name that comes first:", ""]
+            for builder, about in build.builders():
+                lines += [f"### mmt build {builder}", "", about, "", *_help_of(build.grammar(builder)[1])]
+            continue
+        lines += [f"## mmt {name}", "", *_help_of(convert.grammar() if name == "convert" else verb)]
         if name == "train":
             lines += ["Its options are the fields of a [recipe](recipe.md).", ""]
     return "\n".join(lines)
+
+
+def _help_of(parser: argparse.ArgumentParser) -> list[str]:
+    return ["```text", parser.format_help().rstrip().replace("mmt.py", "mmt"), "```", ""]
 
 
 def recipe_page() -> str:

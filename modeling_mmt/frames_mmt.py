@@ -33,10 +33,10 @@ class FrameSampling:
     """At which times frames are taken; plain values, which a processor saves in its config.
 
     Attributes:
-        num_frames: a fixed number, at the centres of so many equal parts of the clip.
+        num_frames: a fixed number, at the centres of that many equal parts of the clip.
         frames_per_second: or one frame at (k + 0.5) / frames_per_second for each whole k while that is inside the
             clip. Exactly one of the two is set.
-        max_frames: with `frames_per_second`, the most frames; a longer clip gets so many as `num_frames`.
+        max_frames: with `frames_per_second`, the most frames; a longer clip gets that many, spread evenly.
 
     A frame that is shown at several of the times is taken once. A clip shorter than half a period gives the frame at
     its middle. Lists and arrays of frames have no times: `num_frames` spreads over their numbers in the same way, and

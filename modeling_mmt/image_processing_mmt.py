@@ -44,7 +44,7 @@ class PixelSettings:
         resize_by: `"torch"`, or `"pillow"` for the very pixels of transformers' processors (where Pillow is missing,
             torch's).
         max_patches: of an encoder that takes pictures of any shape (SigLIP 2's NaFlex): a picture keeps its own, and
-            is resized to at most so many patches; `height` and `width` are then a square one's. `None` for others.
+            is resized to at most this many patches; `height` and `width` are then a square one's. `None` for others.
         patch_size: side of such a patch in pixels.
 
     Raises:

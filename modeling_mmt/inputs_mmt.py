@@ -13,7 +13,7 @@ class ItemError(ValueError):
 
     Args:
         kind: `"caption"` or `"clip"`.
-        name: its position in what was given, or its id.
+        name: its position among the arguments, or its id.
         problem: what is wrong and what helps, as the rest of a sentence that the name begins.
     """
 

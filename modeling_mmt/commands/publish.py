@@ -38,7 +38,7 @@ def main(
         raise InputError(f"--model {model} says whose an index is, and {folder} is none; leave it out")
     if is_index or is_store:
         if repo_type == "model":
-            raise InputError(f"{folder} is no model; leave --repo_type out")
+            raise InputError(f"{folder} is not a model; leave --repo_type out")
         repo_type = "dataset"
     with TemporaryDirectory() as scratch:
         if is_index:

@@ -57,7 +57,7 @@ def main(
         where: conditions `COLUMN=VALUE`; of those on one column one must hold, and all columns must agree.
         windows: show the windows of videos as they are, not joined to moments.
         by_picture: pictures that are queries.
-        by_video: a video that is a query, all of it or what is shown `at` so many seconds.
+        by_video: a video that is a query, all of it or what is shown `at` this second.
         at: see `by_video`.
         contact_sheet: picture to write, with a row a query.
         save_moments: folder to make, with a file for each moment.

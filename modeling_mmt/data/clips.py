@@ -23,7 +23,7 @@ class ClipColumn(Mapping[str, Any]):
 
     A column may be of `datasets.Video`, of `datasets.Image` (with `num_frames` beside it: film strips, as emoji9's),
     or of texts: paths of videos, pictures and folders of frames, relative to the dataset's folder or absolute. Those
-    of a dataset that is no folder here are a stranger's, and must be inside it. With columns `start` and `end` of
+    of a dataset that is not a local folder are a stranger's, and must be inside it. With columns `start` and `end` of
     numbers, a clip is that span of its video in seconds; null is where it begins, or ends.
 
     Args:
@@ -55,7 +55,7 @@ class ClipColumn(Mapping[str, Any]):
         Raises:
             KeyError: no such clip.
             ValueError: the column has nothing there.
-            ConfinementError: the column of a dataset that is no folder here names a path that leads out of it.
+            ConfinementError: the column of a dataset that is not a local folder names a path that leads out of it.
         """
         row = self.rows[self._row_of[video_id]]
         source = row[self.column]

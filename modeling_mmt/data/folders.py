@@ -2,7 +2,7 @@
 
 A link to a folder is the user's own: it is followed, wherever it leads. Each folder is read once, under its own name
 before a link's, so that links in a circle end, and nothing comes twice; a link to a folder around the one that is read
-would bring in all that lies beside it, and is left out.
+would bring in everything beside it, and is left out.
 """
 
 import os

@@ -81,7 +81,7 @@ def gap_closed_interval(
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's adjusted p-values: what each would be had it been the only one of the family that was looked at."""
+    """Holm's adjusted p-values: what each would be as the only test of the family."""
     order = np.argsort(p_values, kind="stable")
     scaled = np.array(p_values, dtype=np.float64)[order] * np.arange(len(order), 0, -1)
     adjusted = np.empty(len(order))

@@ -298,7 +298,7 @@ def check_checkpoint(source: str):
     """Refuse what `open_checkpoint` cannot open, before anything long is begun.
 
     Raises:
-        FileNotFoundError: `source` is no checkpoint's folder, and not formed like a Hub name.
+        FileNotFoundError: `source` is neither the folder of a checkpoint nor formed like a Hub name.
         InputError: as `check_hub_name`.
     """
     folder = Path(source)

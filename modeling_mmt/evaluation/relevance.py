@@ -77,9 +77,9 @@ def relevance_by_language(
     is_kept, new_index = ~exclude, np.cumsum(~exclude) - 1
     result = {}
     for language, texts in text_embeds.items():
-        kept = [new_index[np.asarray(rows)[is_kept[rows]]] for rows in answers[language]]
-        asked = [number for number, rows in enumerate(kept) if len(rows)]
-        result[language] = relevance(texts[asked], video_embeds[is_kept], [kept[number] for number in asked])
+        remaining = [new_index[np.asarray(rows)[is_kept[rows]]] for rows in answers[language]]
+        asked = [number for number, rows in enumerate(remaining) if len(rows)]
+        result[language] = relevance(texts[asked], video_embeds[is_kept], [remaining[number] for number in asked])
     return result
 
 

@@ -9,7 +9,7 @@ published file of S3D or R(2+1)D (`video_backbones.py`). Two extractions with tw
 
 Frames are decoded ahead of the encoder, in processes that may crash or hang: such a file, and one that cannot be
 decoded, is listed in `failures.jsonl` with the reason, and the rest goes on, up to `max_failures`. Killed at any
-point, the same call goes on where it stopped, with more processes or fewer. The processes, whose number and count
+point, the same call continues where it stopped, with more processes or fewer. The processes, whose number and count
 torchrun's variables say, share the output's folder and nothing else; each does the shards of its number (`shards.py`).
 """
 
@@ -79,7 +79,7 @@ def extract(
         The store; None where other processes are still at it.
 
     Raises:
-        InputError: an option is out of range, the clips are not as they must be, or the folder holds other features.
+        InputError: an option is out of range, the clips are not usable, or the folder holds other features.
         FileNotFoundError: no such folder or list.
         TooManyFailuresError: more clips failed than may.
     """

@@ -327,7 +327,7 @@ def _check(extraction: Extraction, new: Sequence[Mapping[str, str]], max_failure
         raise TooManyFailuresError(
             f"{len(failures)} of {len(extraction.videos)} clips failed, more than --max_failures {max_failures:g}: "
             f"{_listing(failures)}\n"
-            f"{listed} has them all. Finished shards are kept. Raise --max_failures, or mend the cause and delete "
+            f"{listed} has them all. Finished shards are kept. Raise --max_failures, or remove the cause and delete "
             f"{extraction.progress}/*.failures.json to have those shards done again"
         )
 

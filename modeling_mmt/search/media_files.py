@@ -33,7 +33,7 @@ def find_media(folder: Path) -> dict[str, MediaFile]:
         SearchIndexError: two names look alike once they are written in UTF-8.
     """
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} does not exist or is no folder; give the folder of videos and pictures")
+        raise FileNotFoundError(f"{folder} is not a folder; give the folder of videos and pictures")
     found: dict[str, MediaFile] = {}
     for path in (Path(video.source) for video in videos_below(folder)):
         try:

@@ -40,7 +40,7 @@ def embed_media(
     Raises:
         FileNotFoundError: no such file.
         InputError: `at` lies outside the file, or nothing says whose features the model takes.
-        VideoDecodingError: the file is no picture and no video.
+        VideoDecodingError: the file is neither a picture nor a video.
     """
     path = Path(file)
     if not path.is_file():

@@ -39,7 +39,7 @@ def index_of_vectors(table: str | Path, embeddings: str | Path, model: str) -> S
 
     Raises:
         FileNotFoundError: a file is missing.
-        InputError: a file is not as it must be; names it, the row and the remedy.
+        InputError: a file is invalid; names it, the row and the remedy.
     """
     vectors = _unit_vectors(Path(embeddings))
     rows = _rows(Path(table))

@@ -157,7 +157,7 @@ def split_problems(corpora: Corpora, split: str) -> Iterator[str]:
 
 
 def clip_problems(corpora: Corpora, data: DataArguments | Source, split: str) -> Iterator[str]:
-    """Whether every clip of a split can be had: as pixels, from feature stores, or from the rows themselves."""
+    """Whether every clip of a split is available: as pixels, from feature stores, or from the rows themselves."""
     where = f"{data.dataset} ({split})"
     rows = corpora.rows(data, split)
     if (clips := corpora.clip_column(data, split)) is not None:

@@ -42,7 +42,7 @@ def apply_learning(model: MMTModel, learning: Any):
     except NotImplementedError as error:
         kind = config.text_config.model_type
         raise RecipeError(
-            f"model.learning is {learning}, and {kind} does not tell its word embeddings from its layers; "
+            f"model.learning is {learning}, and {kind} does not separate its word embeddings from its layers; "
             "choose heads, lora or all"
         ) from error
     if learning == "lora":

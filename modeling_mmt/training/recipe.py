@@ -126,8 +126,8 @@ class ModelArguments:
             raise RecipeError(f"student is {self.student!r}, of no dual_encoder; name one, or take text_model")
         own = ["text_model", "vision_model", "vision_revision", "image_size", "standardize_inputs"]
         own += ["text_prefix", "max_text_length"] if self.student is None else []
-        kept = {"checkpoint", "checkpoint_revision", "num_frames", "learning"}
-        others = sorted({each.name for each in fields(ModelArguments)} - kept)
+        compatible = {"checkpoint", "checkpoint_revision", "num_frames", "learning"}
+        others = sorted({each.name for each in fields(ModelArguments)} - compatible)
         for start, names in {"dual_encoder": own, "checkpoint": others}.items():
             for name in names if getattr(self, start) is not None else ():
                 if getattr(self, name) != getattr(ModelArguments(), name):
@@ -221,12 +221,14 @@ class AlignmentArguments(StageArguments):
         """Check that the sources are of sentences, and read them without clips and noise."""
         for number, source in enumerate(self.sources):
             used = ("text_column", "languages", "weight", "dataset", "revision")
-            kept = {name: getattr(source, name) for name in used}
-            plain = Source(**kept, with_video=False, noise_probability=0.0)
+            values = {name: getattr(source, name) for name in used}
+            plain = Source(**values, with_video=False, noise_probability=0.0)
             for each in fields(Source):
                 value = getattr(source, each.name)
                 if value not in (getattr(plain, each.name), getattr(Source(), each.name)):
-                    raise RecipeError(f"sources[{number}].{each.name} is {value!r}, which alignment has no use for")
+                    raise RecipeError(
+                        f"sources[{number}].{each.name} is {value!r}, which alignment does not use; leave it out"
+                    )
             if not set(source.languages) - {"en"}:
                 raise RecipeError(f"sources[{number}].languages is {source.languages}; name another than English")
             self.sources[number] = plain

@@ -182,7 +182,7 @@ def field_type(path: Sequence[str | int]) -> Any:
 def required(kind: Any) -> Any:
     """The type of what may be null, when it is not."""
     others = tuple(part for part in get_args(kind) if part is not type(None))
-    return Union[others] if len(others) < len(get_args(kind)) else kind  # noqa: UP007  of so many as there are
+    return Union[others] if len(others) < len(get_args(kind)) else kind  # noqa: UP007  of however many there are
 
 
 def in_words(error: Mapping[str, Any]) -> str:

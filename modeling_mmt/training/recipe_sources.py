@@ -35,7 +35,7 @@ class Source:
             `seed`, and a smaller share within a larger; clips that it leaves without any text are not drawn.
         languages: to sample from.
         languages_per_clip: captions of a clip in a step, each in another language: 1, 2 for pairs, up to 9.
-        max_keywords: join up to so many keywords; `null`: lists are whole captions.
+        max_keywords: join up to this number of keywords; `null`: lists are whole captions.
         exclude_text_column: keywords equal to the clip's text of this kind are not drawn.
         exclude_languages: nor are keywords that contain its text of that kind in one of these languages; clips that
             are left without any keyword are not drawn.
@@ -47,7 +47,7 @@ class Source:
         dataset: folder or Hub name, where it is not the recipe's `data.dataset`; its `train` split is read.
         revision: tag, branch or commit of it.
         features: its feature stores; with `dataset` only. `absent:512` stands for a stream that its clips lack.
-        clip_seconds: `[shortest, longest]`: the rows are long videos with cues, of which a random window of so many
+        clip_seconds: `[shortest, longest]`: the rows are long videos with cues, of which a random window of that many
             seconds is drawn, and the cues nearest to it (`modeling_mmt/data/windows.py`); `null`: whole clips.
         augmentation: random changes of the clips' frames (`augmentation.py`), where they come as pixels; `null`: none.
     """
@@ -83,7 +83,7 @@ class Source:
         for name, without in (("other_text_columns", []), ("exclude_text_column", None), ("named_share", 1.0)):
             if self.clip_seconds is not None and getattr(self, name) != without:
                 raise RecipeError(
-                    f"{name} is {getattr(self, name)!r}, which clip_seconds has no use for; leave it out"
+                    f"{name} is {getattr(self, name)!r}, which does not go with clip_seconds; leave it out"
                 )
         for name in ("revision", "features"):
             if self.dataset is None and getattr(self, name):

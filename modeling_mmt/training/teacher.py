@@ -62,7 +62,7 @@ def load_teacher(recipe: Recipe, width: int, device: torch.device) -> Teacher | 
     load = "from_pretrained" if is_ours else "from_dual_encoder"
     with naming_torn_weights(name, "download or save the teacher again"):
         model: MMTModel = getattr(MMTModel, load)(name, revision=revision)
-    check_finite(model.state_dict(), name, "choose another teacher, or mend this one")
+    check_finite(model.state_dict(), name, "choose another teacher, or repair this one")
     if model.config.projection_dim != width:
         raise RecipeError(
             f"alignment.teacher is {name}, whose embeddings are {model.config.projection_dim} wide, and the model's "

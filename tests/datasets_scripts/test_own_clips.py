@@ -179,7 +179,7 @@ HEADER = "video_id;language;caption\r\n"
         ("a;b\r\n1;2\r\n", "captions.csv, line 1: no column 'video_id' or 'file_name'; the header is a, b"),
         ("video_id;title\r\n1;2\r\n", "captions.csv, line 1: no column 'caption', nor one of a language such as 'en'"),
         ("video_id;caption\r\n1;2\r\n", "captions.csv, line 1: no column 'language'; the header is video_id, caption"),
-        ("video_id;en;EN\r\n1;2;3\r\n", "captions.csv, line 1: column 'en' is there twice"),
+        ("video_id;en;EN\r\n1;2;3\r\n", "captions.csv, line 1: column 'en' appears twice"),
         (HEADER + 'a;en;"two\r\nlines"\r\nb;en\r\n', "captions.csv, line 4: column 'caption' is missing"),
         (HEADER + "a;en;x;y\r\n", "captions.csv, line 2: column 4 is 'y', which has no head"),
         (HEADER + 'a;en;x\r\nb;en;"open\r\n', "captions.csv, line 3: unexpected end of data; close every quote"),

@@ -395,5 +395,5 @@ def test_a_manifest_of_an_impossible_width_is_refused(tmp_path, dim):
 def test_a_media_folder_that_is_no_text_is_refused(moved_index, place):
     _, index = moved_index
     (index / SOURCE).write_text(json.dumps({"media_folder": place}))
-    with pytest.raises(SearchIndexError, match="media_folder is no text"):
+    with pytest.raises(SearchIndexError, match="media_folder is not a string"):
         SearchIndex.load(index)

@@ -168,7 +168,7 @@ def test_a_share_of_names_is_of_a_source_that_draws_them():
     source = {"text_column": "keywords", "named_share": 0.5}
     with pytest.raises(RecipeError, match=r"finetuning.sources\[0\].named_share is 0.5, but it does not draw name"):
         load_recipe(["emoji9/none_en", "--finetuning.sources", json.dumps([source])])
-    with pytest.raises(RecipeError, match="named_share is 0.5, which clip_seconds has no use for"):
+    with pytest.raises(RecipeError, match="named_share is 0.5, which does not go with clip_seconds"):
         load_recipe(["emoji9/none_en", "--finetuning.sources", json.dumps([source | {"clip_seconds": [1.0, 2.0]}])])
 
 

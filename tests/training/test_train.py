@@ -590,7 +590,7 @@ def damaged(folder, name, content):
             "[]",
             "encoder: AttributeError: .*; check that the file is complete",
         ),
-        ("model.text_model", "encoder", "tokenizer*", None, "encoder: its tokenizer knows no word"),
+        ("model.text_model", "encoder", "tokenizer*", None, "encoder: its tokenizer has an empty vocabulary"),
         (
             "model.text_model",
             "encoder",
