@@ -30,7 +30,6 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         return check_recipe(recipe)  # all problems; a run raises the first
     with open_run(recipe) as run:
         run.align()  # before the paper's stages: the text tower learns from translations
-        run.align()  # before the paper's stages: the text tower learns from translations
         run.pretrain()  # section 4.2: subtitles in nine languages; within, between and across languages and video
         run.finetune()  # section 4.3: English captions
         results = run.search_in_every_language()
