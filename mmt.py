@@ -288,7 +288,7 @@ def add_evaluation_options(parser: argparse.ArgumentParser):
     """The options that say what is searched; by default what the checkpoint's recipe.json says."""
     group = parser.add_argument_group("what is searched (default: as in the checkpoint's recipe.json)")
     group.add_argument("--revision", metavar="REVISION", help="tag or commit of the checkpoint or index on the Hub")
-    group.add_argument("--dataset", help="folder, Hub name, or emoji9, which comes with the package")
+    group.add_argument("--dataset", metavar="NAME", help="folder, Hub name, or emoji9, which comes with the package")
     group.add_argument("--dataset_revision", metavar="REVISION", help="tag or commit of the dataset on the Hub")
     group.add_argument(
         "--features", nargs="+", metavar="FOLDER", help="feature stores, concatenated; a folder, or org/name@revision"
@@ -296,7 +296,7 @@ def add_evaluation_options(parser: argparse.ArgumentParser):
     group.add_argument(
         "--video_column", metavar="COLUMN", help="column of the videos, for a checkpoint with a vision encoder"
     )
-    group.add_argument("--split", help="split of the dataset, such as test")
+    group.add_argument("--split", metavar="NAME", help="split of the dataset, such as test")
     group.add_argument("--text_column", metavar="KIND", help="kind of text: the columns are <KIND>_<language>")
     group.add_argument("--languages", nargs="+", metavar="CODE", help="languages of the queries, such as en sw")
     group.add_argument(

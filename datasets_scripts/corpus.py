@@ -28,6 +28,7 @@ import yaml
 from modeling_mmt.data.feature_store import FeatureStore
 from modeling_mmt.data.files import locked, remove_partials, write_json, write_text, writing_folder
 from modeling_mmt.data.sources import Row, SourceError, Sources, Tally
+from modeling_mmt.data.wording import counted
 
 ROWS_PER_GROUP = 1000  # of a Parquet row group, unless its values are large
 BYTES_PER_GROUP = 64 << 20
@@ -191,7 +192,7 @@ def build(about: About, reader: Reader, options: Options, rules: Mapping[str, st
         write_text(folder / CARD, card(about, features, record))
     for split, count in counts.items():
         published = about.published.get(split)
-        print(f"{split}: {count:,} rows" + (f" (published: {published:,})" if published else ""))
+        print(f"{split}: {counted(count, 'row')}" + (f" (published: {published:,})" if published else ""))
     for line in tally.lines():
         print(line)
     return counts

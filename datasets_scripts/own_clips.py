@@ -163,8 +163,8 @@ def row_of(clip: dict[str, Any], features: datasets.Features, sources: Sources, 
     if "video" in features:
         if name is None or not sources.has(name) or (sources.folder / name).stat().st_size > MAX_EMBEDDED:
             raise SourceError(
-                f"clip {clip['video_id']!r}: --embed_videos, and file_name is {name!r}; name a file that is there, of "
-                f"at most {MAX_EMBEDDED:,} bytes"
+                f"clip {clip['video_id']!r}: --embed_videos stores its file, but file_name is {name!r}; name a file "
+                f"that exists and has at most {MAX_EMBEDDED:,} bytes"
             )
         with sources.open(name) as stream:
             row["video"] = {"bytes": stream.read(), "path": PurePosixPath(name).name}

@@ -237,8 +237,8 @@ def make_read(default: str | None = None, wanted: Sequence[str] = ()):
         languages = sorted({language for found in tracks.values() for language in found})
         if not languages:
             raise SourceError(
-                f"{sources.folder}: {len(videos):,} videos, and no subtitles in a language that is taken; name files "
-                "as in talk.en.srt, or say --language"
+                f"{sources.folder}: none of its videos ({len(videos):,}) has subtitles in the languages asked for; "
+                "name subtitle files like talk.en.srt, or give their --language"
             )
         return cue_schema(languages), {"train": rows(videos, tracks, languages, sources, tally, clock)}
 

@@ -222,7 +222,7 @@ def load_dual_encoder(
     width = _out_width(pair.text)
     if width != pair.width:
         raise ValueError(
-            f"{name} makes vectors of {width} and {vision_model} of {pair.width} numbers: they share no space"
+            f"{name} makes vectors of {width} numbers, {vision_model} of {pair.width}: they do not share a space"
         )
     return pair
 

@@ -99,7 +99,7 @@ def span_of(start: float, end: float | None, duration: float, name: str) -> Span
         VideoDecodingError: the video ends before `start`.
     """
     if start > 0 and start >= duration:
-        raise VideoDecodingError(f"{name} lasts {duration:g} seconds: nothing at {start:g}")
+        raise VideoDecodingError(f"{name} lasts {duration:g} seconds, so there is nothing at {start:g}")
     return Span(start, duration if end is None else min(end, duration))
 
 

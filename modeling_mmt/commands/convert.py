@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from modeling_mmt.data.feature_store import DTYPES, FILE_FORMATS
+from modeling_mmt.data.wording import counted
 
 
 def main(argv: Sequence[str]) -> int:
@@ -25,7 +26,7 @@ def main(argv: Sequence[str]) -> int:
     store, skipped = convert_features.convert(source, output_dir, skip=skip, **arguments)
     for reason in skipped:
         print(f"left out: {reason}")
-    print(f"{output_dir}: {len(store):,} clips of width {store.dim}; {len(skipped):,} left out")
+    print(f"{output_dir}: {counted(len(store), 'clip')} of width {store.dim}; {len(skipped):,} left out")
     return 0
 
 

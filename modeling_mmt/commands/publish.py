@@ -35,7 +35,9 @@ def main(
     place = Path(folder)
     is_index, is_store = (place / INDEX).is_file(), (place / MANIFEST).is_file()
     if model and not is_index:
-        raise InputError(f"--model {model} says whose an index is, and {folder} is none; leave it out")
+        raise InputError(
+            f"--model {model} names the checkpoint of an index, and {folder} is not an index; leave --model out"
+        )
     if is_index or is_store:
         if repo_type == "model":
             raise InputError(f"{folder} is not a model; leave --repo_type out")

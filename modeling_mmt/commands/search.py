@@ -120,7 +120,7 @@ def check_options(
     if top < 1:
         raise InputError(f"--top is {top}; give a number from 1")
     if stray_at is not None:
-        raise InputError(f"--at {stray_at:g} is a time of no video; name it with --by_video")
+        raise InputError(f"--at {stray_at:g} needs a video; name it with --by_video")
     if save_moments and os.path.lexists(save_moments):
         raise InputError(f"--save_moments {save_moments} already exists; name a new folder: nothing is overwritten")
     if contact_sheet:

@@ -60,7 +60,7 @@ class ClipColumn(Mapping[str, Any]):
         row = self.rows[self._row_of[video_id]]
         source = row[self.column]
         if source is None:
-            raise ValueError(f"clip {video_id!r} has nothing in column {self.column}; drop it")
+            raise ValueError(f"clip {video_id!r} has no value in column {self.column}; drop the clip")
         if self.are_filmstrips:
             strip = source if source["bytes"] else Image.open(source["path"])
             return frames_of({**row, "frames": strip})
@@ -119,7 +119,7 @@ def span_columns(rows: datasets.Dataset) -> list[str]:
     """
     kinds = {name: getattr(rows.features.get(name), "dtype", "") for name in ("start", "end")}
     if any(kind.endswith("string") for kind in kinds.values()):
-        raise ValueError(f"columns start and end are {kinds}; a clip's seconds are numbers: write them so")
+        raise ValueError(f"columns start and end are {kinds}; they must be numbers of seconds")
     return ["start", "end"] if all(kind.startswith(("float", "int")) for kind in kinds.values()) else []
 
 

@@ -145,7 +145,7 @@ def check_extractors(processor: Any, extractors: Sequence[Extractor], names: Seq
     if len(recorded) != len(extractors):
         made = ", ".join(str(stream.extractor) for stream in recorded)
         raise ExtractorError(
-            f"features: {len(extractors)} streams are given, and the checkpoint was trained on {len(recorded)}: {made}"
+            f"features: {len(extractors)} streams, but the checkpoint was trained on {len(recorded)}: give {made}"
         )
     for number, (mine, theirs) in enumerate(zip(recorded, extractors, strict=True)):
         name = names[number] if names else f"stream {number} of the features"

@@ -98,9 +98,7 @@ class EvalSpec:
             spec = replace(spec, features=())
         spec = replace(spec, **{key: value for key, value in changes.items() if value is not None})
         if not spec.dataset:
-            raise CorpusError(
-                f"dataset is not given, and {checkpoint} has no {RECIPE} to say which; name one with --dataset"
-            )
+            raise CorpusError(f"no dataset: {checkpoint} has no {RECIPE} that names one; give --dataset")
         return spec
 
 

@@ -44,6 +44,8 @@ def find_media(folder: Path) -> dict[str, MediaFile]:
             continue
         name = path.relative_to(folder).as_posix().encode("utf-8", "backslashreplace").decode("utf-8")
         if name in found:
-            raise SearchIndexError(f"{folder}: two files are called {name}; rename the one that is not UTF-8")
+            raise SearchIndexError(
+                f"{folder}: two files have the name {name} once it is decoded; rename the one that is not UTF-8"
+            )
         found[name] = MediaFile(name, str(path), status.st_size, status.st_mtime_ns)
     return found

@@ -123,7 +123,7 @@ class ModelArguments:
             if name not in allowed:
                 raise RecipeError(f"config.{name} is not a field of MMTConfig; {near(name, allowed)}")
         if self.student is not None and self.dual_encoder is None:
-            raise RecipeError(f"student is {self.student!r}, of no dual_encoder; name one, or take text_model")
+            raise RecipeError(f"student is {self.student!r}, but dual_encoder is null; name one, or use text_model")
         own = ["text_model", "vision_model", "vision_revision", "image_size", "standardize_inputs"]
         own += ["text_prefix", "max_text_length"] if self.student is None else []
         compatible = {"checkpoint", "checkpoint_revision", "num_frames", "learning"}
@@ -232,7 +232,7 @@ class AlignmentArguments(StageArguments):
                         f"sources[{number}].{each.name} is {value!r}, which alignment does not use; leave it out"
                     )
             if not set(source.languages) - {"en"}:
-                raise RecipeError(f"sources[{number}].languages is {source.languages}; name another than English")
+                raise RecipeError(f"sources[{number}].languages is {source.languages}; name another language, too")
             self.sources[number] = plain
 
 
@@ -318,7 +318,7 @@ def misfits(recipe: Recipe) -> Iterator[str]:
     if recipe.alignment and recipe.alignment.teacher is None and model.dual_encoder is None:
         yield "alignment.teacher is null, and there is no model.dual_encoder to take its place; name a teacher"
     if model.student is not None and recipe.alignment is None:
-        yield f"model.student is {model.student!r}, whom no stage alignment teaches; add one, or leave it out"
+        yield f"model.student is {model.student!r}, but no stage alignment trains it; add one, or leave it out"
     set_by = {"text_config": "model.text_model", "vision_config": "model.vision_model"}
     set_by |= {"learn_vision_layers": "a stage's learn_vision_layers"}
     set_by |= {"video_feature_dims": "data.features"} if data.features else {}
@@ -338,8 +338,8 @@ def misfits(recipe: Recipe) -> Iterator[str]:
     directions = model.config.get("language_directions", 0)
     if isinstance(directions, int) and directions >= max(1, len(data.languages)):
         yield (
-            f"model.config.language_directions is {directions}, and data.languages are {len(data.languages)}: they "
-            "differ in one direction fewer than they are"
+            f"model.config.language_directions is {directions}, and data.languages has {len(data.languages)}; give at "
+            f"most {max(1, len(data.languages)) - 1}"
         )
     for name in STAGES:
         stage = getattr(recipe, name)

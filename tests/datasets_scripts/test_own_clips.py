@@ -159,7 +159,7 @@ def test_embedded_videos_are_what_datasets_decodes_and_their_files_are_hashed(tm
     assert sources.keys() == {"captions.csv", "films/tea.mp4", "cat.jpg"}
     (source / "cat.jpg").unlink()
     code, _, errors = call(capsys, "build", "own_clips", *arguments)
-    assert code == 2 and "clip 'cat': --embed_videos, and file_name is 'cat.jpg'" in errors
+    assert code == 2 and "clip 'cat': --embed_videos stores its file, but file_name is 'cat.jpg'" in errors
 
 
 def test_blank_lines_of_jsonl_are_left_out(tmp_path, capsys):
