@@ -1,4 +1,4 @@
-"""What a frame of a clip is, and at which times frames are taken: what every reader of videos and pictures shares.
+"""When frames are taken from a clip: the rules that all readers of videos and pictures share.
 
 A frame is 8-bit RGB, upright, on `BACKGROUND` where it is transparent, and no larger than `MAX_SIDE` and `MAX_PIXELS`.
 """

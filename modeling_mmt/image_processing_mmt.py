@@ -1,4 +1,4 @@
-"""Frames to the pixels that a vision encoder wants, with torch alone: no torchvision, no PIL, no numpy.
+"""Turns frames into a vision encoder's pixels with torch alone: no torchvision, PIL or numpy.
 
 What an encoder wants stands in its own `preprocessor_config.json` (or a timm `pretrained_cfg`), and `PixelSettings` is
 the part of it that matters. Resizing works on uint8 with antialiasing, first across and then down, as Pillow's did

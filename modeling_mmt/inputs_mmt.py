@@ -1,4 +1,4 @@
-"""What a caption or a clip's features must be to be read; one of several that cannot is named by its position."""
+"""Checks of captions and clip features; errors name the position of the invalid one."""
 
 import unicodedata
 from typing import Any

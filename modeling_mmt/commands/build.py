@@ -1,4 +1,4 @@
-"""`mmt build`: a corpus from its official files, by the builder of `datasets_scripts` that is named."""
+"""`mmt build`: a corpus from its official files, by the named builder in `datasets_scripts`."""
 
 import argparse
 import ast

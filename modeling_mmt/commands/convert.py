@@ -1,4 +1,4 @@
-"""`mmt convert`: features that you have, as .npy, .npz or HDF5, to a feature store."""
+"""`mmt convert`: .npy, .npz or HDF5 features to a feature store."""
 
 import argparse
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""`mmt index`: an index of a folder of videos and pictures, brought in step with it."""
+"""`mmt index`: build or update an index of a folder of videos and pictures."""
 
 import sys
 from typing import Any

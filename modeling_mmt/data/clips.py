@@ -1,4 +1,4 @@
-"""The clips of a dataset as its column holds them, for those who read pixels and not features."""
+"""The clips of a dataset column, for training from pixels."""
 
 import io
 from collections.abc import Callable, Iterator, Mapping

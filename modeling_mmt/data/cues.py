@@ -1,4 +1,4 @@
-"""What subtitles are to pre-training: what is said and when, without what makes it readable on a screen.
+"""Cleaning of subtitle cues: keeps what is said and when, and removes what only serves the screen.
 
 A cue is (start, end, text), in seconds of its video. What is changed or dropped is a rule of `RULES`, and counted.
 """

@@ -1,4 +1,4 @@
-"""What made the features of clips, stream by stream: recorded with a checkpoint, and compared with what it is given.
+"""The extractor of each feature stream, recorded in a checkpoint and compared with the features it is given.
 
 A feature store's manifest says it (`FeatureStore.extractors`). Training writes it into the checkpoint's
 `processor_config.json`, as `feature_extractor.extractors`; a version of this package that does not know the field

@@ -1,4 +1,4 @@
-"""The feature store: ragged frozen features of clips, in Parquet, with a manifest that says whose they are.
+"""The feature store: frozen features of clips of different lengths, in Parquet or Arrow, with a manifest.
 
 A store is a folder with `features-*.parquet` or `features-*.arrow` (`video_id` string, `video_features` list of steps
 of lists of numbers, that is `(F, D_v)` a clip, F differing between clips) and `manifest.json`:

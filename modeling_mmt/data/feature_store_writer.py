@@ -1,4 +1,4 @@
-"""A feature store written clip by clip, shard by shard; see feature_store.py for what it holds."""
+"""Writes a feature store clip by clip and shard by shard; feature_store.py describes the format."""
 
 import json
 import shutil

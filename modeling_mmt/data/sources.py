@@ -1,4 +1,4 @@
-"""Official files, read with care: every byte hashed, every id checked, every rule counted.
+"""Official files of a corpus: every byte hashed, every id checked, every rule counted.
 
 A file that is missing, cut short, not UTF-8 or not what its name says is an error that names file, place and remedy.
 A text that a rule covers (empty, not a text, far too long) is changed or dropped as the rule says, and counted.

@@ -1,4 +1,4 @@
-"""Tables as people's programs save them: CSV with commas, semicolons or tabs, or JSON Lines, in any encoding.
+"""Tables that spreadsheets save: CSV with commas, semicolons or tabs, or JSON Lines, in any encoding.
 
 What Excel adds (a mark, `sep=;`, empty rows) and what pandas adds (a first column of row numbers, without a head) is
 left out.

@@ -1,4 +1,4 @@
-"""Which videos and pictures there are: a folder of them, with `metadata.jsonl` or without, or a list in a file.
+"""Lists of videos and pictures: a folder, with or without `metadata.jsonl`, or a list in a file.
 
     media/kitchen/kettle.mp4            a folder: its id is kitchen/kettle
     media/kitchen/cups.jpg              a picture is a clip of one step

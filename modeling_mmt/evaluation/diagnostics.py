@@ -1,4 +1,4 @@
-"""What R@k does not say: does transfer hold query by query, where does it break, and how much of the gap is closed.
+"""Diagnostics beyond R@k: whether transfer holds query by query, where it fails, and how much of the gap is closed.
 
 Letters: `L` languages, `N` clips (one query a clip and language, in the same order), `Nq` queries, `Ng` gallery items,
 `P` projection width, `k` results looked at. Everything is a pure function of embeddings, results or ranks.

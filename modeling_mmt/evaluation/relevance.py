@@ -1,4 +1,4 @@
-"""Metrics of queries with many right answers: mean average precision and nDCG@10, both 0 to 100.
+"""Metrics of queries with several correct answers: mean average precision and nDCG@10, both 0 to 100.
 
 A query for "crab" has every photo of a crab for an answer. R@k of such a query is that of its best-ranked answer
 (`ranks.py`); what is here looks at all of them. Relevance is binary.

@@ -1,4 +1,4 @@
-"""Clips to a feature store: every frame, or every run of frames, through a frozen encoder.
+"""Extraction: clips to a feature store, through a frozen encoder.
 
 At `frames_per_second` a clip has a row for every sampling time (for every T of them, where an encoder's step is T
 frames); a frame that is shown for longer is repeated, so that row n is second n / rate. The processor, which gives a

@@ -1,4 +1,4 @@
-"""The card of a published feature store: whose features they are, of what, and how they are read."""
+"""The card of a published feature store: its extractor, its clips, and how to read it."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Search beyond one exact pass, behind the interface of `ExactSearch`: FAISS through `datasets`, and Qdrant.
+"""Other search engines with the interface of `ExactSearch`: FAISS through `datasets`, and Qdrant.
 
 An engine has `len`, and `search(queries, top, allowed)`: `(q, P)` float32 unit vectors in, scores `(q, k')` float64
 and rows `(q, k')` int64 out, best first; row -1 with score -inf where it found fewer. What it finds is approximate,

@@ -1,4 +1,4 @@
-"""An index's folder, as its one writer sees it: files in, files out, segments merged.
+"""An index's folder for its single writer: adds and removes files, and merges segments.
 
 Whoever is killed before a manifest's rename has changed nothing, and leaves a segment that the next writer removes. A
 file that was replaced or is gone is named in `dropped` of the segment that has it. Segments are merged, the larger

@@ -1,4 +1,4 @@
-"""An index's manifest: which segments an index's folder has, which of their rows are alive, and whose they are.
+"""An index's manifest: its segments, which of their rows are current, and the model that made them.
 
     index.json                  the model (name, revision, fingerprint), the width, how rows were made of files, and of
                                 each segment its rows, which of its files were dropped, each part's size and SHA-256

@@ -1,4 +1,4 @@
-"""The media files of a folder, and what tells one that changed from one that did not: size and time, then content."""
+"""The media files of a folder, and how changes are detected: by size and time, then by content."""
 
 import os
 import stat

@@ -1,4 +1,4 @@
-"""An index that lives: a folder of videos and pictures, and an index that is brought in step with it.
+"""Builds an index of a folder of videos and pictures, and updates it.
 
     update_index("my_folder", "index", model="runs/demo/mmp_en")      adds, replaces, drops; touches nothing else
     index_status("my_folder", "index")                                what that would do, and what could not be read

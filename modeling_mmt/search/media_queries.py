@@ -1,4 +1,4 @@
-"""A picture, a video or a moment of one as a query, read and encoded as `mmt index` does."""
+"""Queries by picture, by video or by a moment of a video, read and encoded as `mmt index` does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How an index stands to its folder of media: what it was made with, what it holds, and what has changed since."""
+"""Compares an index with its media folder: settings, contents, and changes since the last run."""
 
 from __future__ import annotations
 

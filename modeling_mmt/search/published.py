@@ -1,4 +1,4 @@
-"""An index on the Hub: a copy that holds what is alive and nothing of this machine, with a card, and the way back."""
+"""An index on the Hub: a copy of the current rows, without anything from this machine, and how to open it."""
 
 from __future__ import annotations
 

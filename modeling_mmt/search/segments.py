@@ -1,4 +1,4 @@
-"""Segments: rows of an index with all that belongs to them, written once and never changed."""
+"""Segments: rows of an index with their files and thumbnails, written once and never changed."""
 
 from __future__ import annotations
 

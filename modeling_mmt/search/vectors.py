@@ -1,4 +1,4 @@
-"""An index of vectors that were made elsewhere: a matrix in a NumPy file, and a table that says what its rows are.
+"""An index of vectors made by another model: a matrix in a NumPy file, and a table that describes its rows.
 
 Any model may have made them; only that model's vectors can ask. `SearchIndex.search` takes them as they come from it:
 

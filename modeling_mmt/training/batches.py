@@ -1,4 +1,4 @@
-"""What a run reads: its splits, its clips as features or as frames, and the batches that a stage draws of them."""
+"""The data of a run: its splits, its clips as features or frames, and the batches of each stage."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""What a recipe needs and does not have: a run raises the first of these problems, a dry run prints them all.
+"""Problems of a recipe's data: a run raises the first, a dry run prints all.
 
 Here is what can be said before any weights are read; every problem is one line that names dataset and column, or the
 recipe's field, and the remedy.

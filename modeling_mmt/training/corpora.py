@@ -1,4 +1,4 @@
-"""The rows, feature stores and clips that a recipe names, each opened once, when it is first asked for."""
+"""The rows, feature stores and clips that a recipe names, each opened once, on first use."""
 
 import json
 from collections.abc import Iterator

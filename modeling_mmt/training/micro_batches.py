@@ -1,4 +1,4 @@
-"""A collated batch cut into micro-batches: each distinct caption and clip once, those of like length together.
+"""Divides a batch into micro-batches: each distinct caption and clip once, grouped by length.
 
 The tokens of a micro-batch, padding included, are bounded; rows are sorted by length and a micro-batch is cut to its
 longest, so that little of what is encoded is padding. They are the chunks of `large_batch.two_pass_backward`.

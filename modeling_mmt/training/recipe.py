@@ -1,4 +1,4 @@
-"""What a recipe may say: the data, the model, one or two stages.
+"""The fields of a recipe: the data, the model, and up to three stages.
 
 A field's type says what it may be, and pydantic checks it; what fields say together is checked in `__post_init__`.
 """

@@ -1,4 +1,4 @@
-"""A command line and YAML file to a recipe.
+"""Reads a recipe from a YAML file and the command line.
 
 The file and the options after or before it become one mapping, which pydantic reads; what does not fit is said in one
 line that names the file, the field, its value and what is allowed.

@@ -1,4 +1,4 @@
-"""What a stage learns from: a recipe's sources, and the columns that they read."""
+"""The sources of a stage, and the columns that they read."""
 
 from dataclasses import field
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""One step of training: a batch encoded in micro-batches, the loss over the batch of all processes, and back."""
+"""One training step: encode the batch in micro-batches, compute the loss over all processes, propagate back."""
 
 import math
 from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""The teacher of the stage `alignment`: a frozen text tower that says where a sentence belongs."""
+"""The teacher of the stage `alignment`: a frozen text tower that sets the targets."""
 
 from collections.abc import Sequence
 

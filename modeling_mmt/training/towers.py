@@ -1,4 +1,4 @@
-"""The model that a recipe starts from, with the towers that it names, and its processor."""
+"""The model that a recipe starts from, with its towers, and its processor."""
 
 from dataclasses import asdict
 from typing import Any
