@@ -33,7 +33,7 @@ def executed(tmp_path, monkeypatch):
         notebook = nbformat.read(NOTEBOOKS / name, as_version=4)
         (cell,) = (cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
         changes = "\n".join(f"{key} = {value!r}" for key, value in parameters.items())
-        assert set(parameters) <= {line.partition(" =")[0] for line in cell.source.splitlines()} | {"IMAGE_SIZE"}
+        assert set(parameters) <= {line.partition(" =")[0] for line in cell.source.splitlines()}
         cell.source += "\n" + changes
         client = nbclient.NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}})
         with LocalHub(tmp_path / "hub") as hub:
