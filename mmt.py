@@ -226,7 +226,7 @@ def add_report(parser: argparse.ArgumentParser):
     other = "[NAME=]CHECKPOINT"
     add_checkpoint(parser)
     add_evaluation_options(parser)
-    parser.add_argument("--name", help="name of the checkpoint in the report (from its path)")
+    parser.add_argument("--name", metavar="NAME", help="name of the checkpoint in the report (from its path)")
     parser.add_argument("--compare", nargs="+", default=[], metavar=other, help="other checkpoints to compare with")
     parser.add_argument(
         "--zero_shot", metavar=other, help="a checkpoint fine-tuned on English only, without pre-training, "
@@ -266,7 +266,7 @@ def add_publish(parser: argparse.ArgumentParser):
     parser.add_argument("--model", metavar="ORG/NAME", help="for an index: the published checkpoint that made it")
     parser.add_argument("--model_revision", metavar="REVISION", help="its tag or commit")
     parser.add_argument("--revision", default="main", help="branch to commit to (%(default)s)")
-    parser.add_argument("--tag", help="name of this version, such as v1.0; a tag never moves")
+    parser.add_argument("--tag", metavar="NAME", help="name of this version, such as v1.0; a tag never moves")
     script = "script that built the dataset; may be repeated"
     parser.add_argument("--script", action="append", dest="scripts", default=[], metavar="FILE", help=script)
     parser.add_argument("--private", action="store_true", default=None, help="make a private repository")

@@ -18,7 +18,10 @@ from modeling_mmt.data.errors import InputError
 from modeling_mmt.training.recipe_reading import help_lines
 
 SHELL = re.compile(r"^( *)```(?:sh|bash)?\n(.*?)^\1```", re.DOTALL | re.MULTILINE)
-FIGURE = re.compile(r"(?<![\w.+-])-?\d+\.\d+(?![\w.]|-\d)")  # 10.7, -0.4; not a version, 0.5.1, and not 8.0-16.0
+FIGURE = re.compile(  # 10.7, -0.4 or 1.2 million; not a version, 0.5.1, and not 8.0-16.0
+    r"(?<![\w.+-])(-?\d+\.\d+)(?![\w.]|-\d)( million| GB|)"
+)
+UNITS = {"": 1.0, " million": 1e6, " GB": 1e9}
 RESULT_FILE = re.compile(r"results/[\w/.-]+\.(?:json|md)")
 EMOJI9 = json.loads((ROOT / "results/emoji9/results.json").read_text(encoding="utf-8"))["rows"]
 
@@ -108,10 +111,11 @@ def numbers_of(path: str) -> list[float]:
     return [float(number) for number in re.findall(r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?", text)]
 
 
-def is_measured(figure: str, numbers: list[float]) -> bool:
-    """Whether a number rounds to the figure, as it stands or as a share of a hundred."""
+def is_measured(figure: str, unit: str, numbers: list[float]) -> bool:
+    """Whether a number rounds to the figure; a fraction may be shown in percent."""
     half = 0.5 * 10.0 ** -len(figure.partition(".")[2]) + 1e-9
-    return any(abs(number * scale - float(figure)) <= half for number in numbers for scale in (1, 100))
+    scales = (1 / UNITS[unit], 100) if not unit else (1 / UNITS[unit],)
+    return any(abs(number * scale - float(figure)) <= half for number in numbers for scale in scales)
 
 
 def parts_with_results(page: str) -> Iterator[tuple[str, list[str]]]:
@@ -126,7 +130,7 @@ def parts_with_results(page: str) -> Iterator[tuple[str, list[str]]]:
 def test_the_figures_of_a_paragraph_are_in_the_results_that_it_names(page):
     for part, files in parts_with_results(page):
         numbers = [number for file in files for number in numbers_of(file)]
-        missing = [figure for figure in FIGURE.findall(part) if not is_measured(figure, numbers)]
+        missing = [figure for figure in FIGURE.findall(part) if not is_measured(*figure, numbers)]
         assert missing == [], f"{files} do not have what {page} says: {part[:200]}"
 
 
@@ -134,7 +138,8 @@ def test_figures_are_found_and_wrong_ones_too():
     shown = [FIGURE.findall(part) for page in PAGES for part, _ in parts_with_results(page)]
     assert sum(map(len, shown)) >= 10
     numbers = numbers_of("results/emoji9/int8.json")
-    assert is_measured("15.4", numbers) and not is_measured("15.9", numbers)
+    assert is_measured("15.4", "", numbers) and not is_measured("15.9", "", numbers)
+    assert is_measured("1.2", " million", [1_200_000.0]) and not is_measured("1.3", " million", [1_200_000.0])
 
 
 def test_the_table_on_the_page_of_results_is_the_measured_one():

@@ -225,7 +225,7 @@ def test_the_block_of_the_page_makes_a_source_of_two_text_files(recipe, tmp_path
         (
             {},
             {"sources": [SENTENCES | {"max_keywords": 2}]},
-            "max_keywords is 2, which alignment has no",
+            "max_keywords is 2, which alignment does not use",
         ),
         ({}, {"loss": "l1"}, "alignment.loss is \"l1\"; input should be 'mse', 'cosine' or 'nce'"),
         ({"model.dual_encoder": None}, {}, "alignment.teacher is null.*name a teacher"),
