@@ -58,7 +58,7 @@ test-slow: $(STAMP)  ## the slow tests only
 
 DATA ?= ../shared/data
 
-test-wheel: $(STAMP)  ## the wheel, in an environment of its own and an empty folder: every verb
+test-wheel: $(STAMP)  ## wheel and source distribution from a local package index; the wheel runs every verb
 	$(PY) -m pytest -q -m slow $(ARGS) tests/commands/test_wheel.py
 
 test-real: $(STAMP)  ## the builders on the real files: make test-real DATA=<folder with annotations/, storybook8/, ...>
