@@ -96,7 +96,7 @@ def test_every_command_of_a_page_and_its_options_exist(page):
 
 def test_commands_are_found_and_wrong_ones_too():
     assert sum(len(commands(page)) for page in PAGES) > 60
-    wrong = ["mmt serch index", "mmt index media --modle a", "mmt train a --finetuning.learning_rat 1", "python no.py"]
+    wrong = ["mmt serhc index", "mmt index media --modle a", "mmt train a --finetuning.learning_rat 1", "python no.py"]
     wrong += ["mmt build own_clips --embed_video", "torchrun -m mmt train a --sede 1", "python train.py --no_such"]
     for line in wrong:
         assert len(list(problems_of(line.split()))) == 1, line
