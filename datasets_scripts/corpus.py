@@ -102,7 +102,7 @@ class Clock:
         rates = {store.manifest["rate"] for store in self.stores}
         if len(rates) > 1:
             raise SourceError(
-                f"--features: rates {sorted(rates, key=str)} steps a second; the streams of a clip go side by side, "
+                f"--features: rates {sorted(rates, key=str)} steps per second; the streams of a clip are concatenated "
                 "step by step: extract them at one rate"
             )
         self.rate: float | None = rates.pop() if rates else None
@@ -406,7 +406,7 @@ def card(about: About, features: Mapping[str, Any], record: Mapping[str, Any]) -
     rules += [f"| {rule['meaning']} | {rule['count']:,} |" for rule in record["rules"].values()]
     hashes = ["| file | SHA-256 |", "| --- | --- |"]
     hashes += [f"| `{name}` | `{digest}` |" for name, digest in record["sources"].items()]
-    stores = [f"- {s['extractor']} ({s['revision']}), {s['rate']} steps a second" for s in record["features"]]
+    stores = [f"- {s['extractor']} ({s['revision']}), {s['rate']} steps per second" for s in record["features"]]
     parts = [
         f"---\n{front}---\n\n# {about.title}\n\n{about.summary}",
         "## Rows\n\n" + "\n".join(rows) + (f"\n\nPublished: {about.published_source}." if about.published else ""),

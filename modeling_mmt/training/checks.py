@@ -241,6 +241,6 @@ def check_recipe(recipe: Recipe) -> dict[str, list[str]]:
     corpora = Corpora(recipe)
     problems = list(dict.fromkeys(recipe_problems(corpora)))
     summary = list(corpora.summary())
-    for title, lines in (("there", summary), ("missing or wrong", problems or ["nothing"])):
+    for title, lines in (("found", summary), ("missing or wrong", problems or ["nothing"])):
         print(f"{title}:", *lines, sep="\n  ")
     return {"found": summary, "problems": problems}

@@ -85,7 +85,15 @@ def test_the_card_has_the_repository_s_name_the_pin_the_numbers_the_licences_and
     publish(folder, REPO, tag="v1.0")
     card = ModelCard.load(pinned_snapshot(REPO, revision="v1.0") / "README.md")
     assert f'"{REPO}"' in card.text and '"revision": "v1.0"' in card.text
-    for words in ("12.3", "made up", "## Limits and biases", "2.0 steps a second", "Apache-2.0", "CC0", "recipe.json"):
+    for words in (
+        "12.3",
+        "made up",
+        "## Limits and biases",
+        "2.0 steps per second",
+        "Apache-2.0",
+        "CC0",
+        "recipe.json",
+    ):
         assert words in card.text, words
     assert card.data.license == "mit" and card.data.language == ["en", "sw"]
     assert card.data.pipeline_tag == "sentence-similarity" and "sentence-transformers" in card.data.tags
