@@ -33,9 +33,9 @@ A search index of {rows:,} rows{of_files}, made by `{model}` (fingerprint `{fing
 mmt search {name} "con mèo"{revision}
 ```
 
-`segments/*/embeddings.safetensors` has a unit vector for each row, `clips.parquet` describes the rows (`video_id`; for a
-window of a video also `file`, and `start` and `end` in seconds), and `thumbnails.parquet` has a picture of each. The videos
-and pictures themselves are not included.
+`segments/*/embeddings.safetensors` has a unit vector for each row, `clips.parquet` describes the rows (`video_id`; for
+a window of a video also `file`, and `start` and `end` in seconds), and `thumbnails.parquet` has a picture of each. The
+videos and pictures themselves are not included.
 """
 
 
