@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, hashed, and read with the torn one named."""
+"""Files: written completely or not at all, hashed, and checked for damage when read."""
 
 import errno
 import glob

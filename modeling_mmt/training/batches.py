@@ -1,4 +1,4 @@
-"""What a run reads: its splits, its clips as features or as frames, and the batches that a stage draws of them."""
+"""The data of a run: its splits, its clips as features or frames, and the batches of each stage."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -179,7 +179,7 @@ class RunData:
         num_steps: int,
         collator: Callable[[Source], Callable[..., Any]],
     ) -> list[Iterator[Any]]:
-        """The batches of each source for so many optimizer steps, as its `collator` makes them."""
+        """The batches of each source for a number of optimizer steps, as its `collator` makes them."""
         count = num_steps * stage.gradient_accumulation_steps
         return [
             self.collated(rows, sampler, source, count, collator(source))
@@ -224,7 +224,7 @@ class RunData:
         return MMTDataCollator(self.processor, **fields, with_caption_keys=True, tokenize=tokenize)
 
     def learned(self, source: Source) -> Source:
-        """The source as it is learned from: without noise, where the model's loss has no use for noised copies."""
+        """The source as it is learned from: without noise, if the model's loss does not read noised copies."""
         return source if self.model.config.intra_weight else replace(source, noise_probability=0.0)
 
     def cache_of(self, source: Source) -> FrozenTextCache | None:

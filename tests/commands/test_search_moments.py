@@ -149,7 +149,7 @@ def test_moments_are_saved_under_their_query_and_rank(index, media, tmp_path, ca
     ("words", "message"),
     [
         ([], "no query: give a text, --by_picture or --by_video"),
-        (["dog", "--at", "3"], "--at 3 is a time of no video"),
+        (["dog", "--at", "3"], "--at 3 needs a video"),
         (["dog", "--top", "0"], "--top is 0"),
         (["dog", "--contact_sheet", "found.bmp"], "choose .png"),
         (["--by_picture", "nowhere.png"], "nowhere.png does not exist"),
