@@ -6,7 +6,7 @@ SHELL := /bin/bash
 
 VENV ?= .venv
 PY := $(VENV)/bin/python
-EXTRAS ?= test,dev,docs,report,train,data,search,shots,plugins
+EXTRAS ?= test,dev,docs,report,train,data,search,shots,heic,notebooks,plugins
 STAMP := $(VENV)/.installed
 # Extra words for the command of a target: make test ARGS="-k loss", make demo ARGS="--seed 1".
 ARGS ?=
@@ -39,12 +39,12 @@ fix: $(STAMP)  ## lint with fixes, then format
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-check: $(STAMP)  ## lint, format, spelling, types, layers; changes nothing
+check: $(STAMP)  ## lint, format, spelling and words, types, layers; changes nothing
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(VENV)/bin/codespell
 	$(PY) -m mypy
-	$(PY) -m pytest -q tests/project/test_layers.py
+	$(PY) -m pytest -q tests/project/test_layers.py tests/project/test_words.py
 
 # One thread a worker: a file's tests stay in one process, and the cores are the workers'.
 SUITE = -m pytest -q -n 2 --dist loadfile $(ARGS)
@@ -58,7 +58,7 @@ test-slow: $(STAMP)  ## the slow tests only
 
 DATA ?= ../shared/data
 
-test-wheel: $(STAMP)  ## the wheel, in an environment of its own and an empty folder: every verb
+test-wheel: $(STAMP)  ## wheel and source distribution from a local package index; the wheel runs every verb
 	$(PY) -m pytest -q -m slow $(ARGS) tests/commands/test_wheel.py
 
 test-real: $(STAMP)  ## the builders on the real files: make test-real DATA=<folder with annotations/, storybook8/, ...>

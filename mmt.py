@@ -1,24 +1,24 @@
 """`mmt`: train, search with, measure and publish models that find clips by text in many languages.
 
 Examples:
-  mmt extract my_media --output_dir features/mine --num_frames 8    videos and pictures, or a dataset's, to features
+  mmt extract my_media --output_dir features/mine --num_frames 8    features of videos and pictures, or of a dataset
   mmt build own_clips --data_dir my_clips --output_dir data/mine    a corpus from files, with a card
-  mmt convert old_features --output_dir features/old                other people's features
+  mmt convert old_features --output_dir features/old                features that other code made
   mmt recipes                                                       the recipes that come with the package
   mmt import openai/clip-vit-base-patch32 --output_dir runs/clip    a dual encoder as a checkpoint
-  mmt train emoji9/mmp_en --output_dir runs/mmp_en                  a recipe's stages, one after the other
-  mmt index my_media --model runs/mmp_en --output_dir index         an index of my files; again: what changed
-  mmt evaluate runs/mmp_en                                          figures in every language, as its recipe says
-  mmt evaluate runs/mmp_en --languages sw vi --json                 of two languages, as JSON
+  mmt train emoji9/mmp_en --output_dir runs/mmp_en                  train as a recipe says
+  mmt index my_media --model runs/mmp_en --output_dir index         an index of your files; run again: updates it
+  mmt evaluate runs/mmp_en                                          figures in every language
+  mmt evaluate runs/mmp_en --languages sw vi --json                 for two languages, as JSON
   mmt search runs/mmp_en "con mèo" "骑自行车的人" --top 5             clips for queries in any language
-  mmt search my_index "con mèo" --contact_sheet found.png           moments of an index, and a picture of them
-  mmt report runs/mmp_en --compare runs/none_en                     one HTML file: where it is good and where not
+  mmt search my_index "con mèo" --contact_sheet found.png           moments from an index, and a picture of them
+  mmt report runs/mmp_en --compare runs/none_en                     an HTML report: strengths and weaknesses
   mmt export runs/mmp_en --output_dir onnx/mmp_en                   ONNX files that need no torch
-  mmt publish runs/mmp_en org/name --tag v1.0                       a Hub repository with card and figures
+  mmt publish runs/mmp_en org/name --tag v1.0                       a Hub repository with a card and figures
 
-Each command has its own --help; on several processes: torchrun --nproc_per_node 4 -m mmt ... Exit codes: 0 done, 1 a
-dry run found problems, 2 bad input (one line says which), 3 too many clips failed, 75 stopped by a signal with a
-checkpoint, 130 interrupted.
+Every command has its own --help. To use several processes: torchrun --nproc_per_node 4 -m mmt ... Exit codes: 0 done,
+1 a dry run found problems, 2 bad input (explained in one line), 3 too many clips failed, 75 stopped by a signal after
+saving a checkpoint, 130 interrupted.
 """
 
 import argparse
@@ -32,8 +32,8 @@ from typing import Any
 # Verbs whose words another grammar reads: a recipe's fields, or those of the corpus or the format that is named.
 PASSED_ON = {
     "train": "train a model as a recipe says",
-    "build": "build a corpus of a kind that is named, from its official files",
-    "convert": "convert features from .npy, .npz or HDF5",
+    "build": "build a corpus from its official files, or from your own",
+    "convert": "convert features from .npy, .npz or HDF5 files to a feature store",
 }
 
 
@@ -147,69 +147,79 @@ def add_extract(parser: argparse.ArgumentParser):
     )
     source += "name, or a folder that holds .parquet files or a dataset card (a README.md that begins with ---)"
     parser.add_argument("source", metavar="SOURCE", help=source)
-    parser.add_argument("--output_dir", required=True, metavar="FOLDER", help="of the feature store")
-    parser.add_argument("--dataset_revision", help="tag or commit of a dataset on the Hub")
-    encoder = "packaged encoder, Hub name, folder, or .pth file of S3D or R(2+1)D (%(default)s)"
-    parser.add_argument("--encoder", default="efficientnet-lite0", help=encoder)
-    parser.add_argument("--image_size", type=int, help="side of a frame; the encoder's own, 128 for film strips")
-    parser.add_argument("--num_frames", type=int, help="frames of a video, spread evenly (8)")
+    parser.add_argument("--output_dir", required=True, metavar="FOLDER", help="new folder for the feature store")
+    parser.add_argument("--dataset_revision", metavar="REVISION", help="tag or commit of a dataset on the Hub")
+    encoder = "name of a packaged encoder, Hub name, folder, or .pth file of S3D or R(2+1)D (%(default)s)"
+    parser.add_argument("--encoder", default="efficientnet-lite0", metavar="NAME", help=encoder)
+    sides = "side of a frame (the encoder's own; 128 for film strips)"
+    parser.add_argument("--image_size", type=int, metavar="PIXELS", help=sides)
+    parser.add_argument("--num_frames", type=int, metavar="N", help="frames per video, spread evenly (8)")
     parser.add_argument(
-        "--frames_per_second", type=float, help="instead of --num_frames: frames a second (at most 240)"
+        "--frames_per_second", type=float, metavar="RATE", help="sample at this rate instead (at most 240)"
     )
-    parser.add_argument("--max_frames", type=int, default=4096, help="with --frames_per_second: longer videos fail")
-    parser.add_argument(
-        "--batch_size", type=int, default=16, help="steps that the encoder takes together (%(default)s)"
-    )
-    parser.add_argument("--limit", type=int, help="clips of each split, or videos (all)")
-    parser.add_argument("--device", default="cpu", help="where the encoder runs; cuda: each process has its own")
-    parser.add_argument("--num_workers", type=int, help="processes that decode (one a core)")
-    parser.add_argument("--timeout", type=float, default=300.0, help="seconds that a clip's decoding may take")
-    parser.add_argument("--decoder", choices=["torchcodec", "pyav"], help="of videos (PyAV where it is installed)")
-    parser.add_argument("--shard_size", type=int, default=256, help="clips a shard; a killed run loses at most one")
-    failures = "clips that may fail: a number, or with a point a share of all (%(default)s)"
-    parser.add_argument("--max_failures", type=number, default=0.05, help=failures)
+    longest = "with --frames_per_second: a video with more frames fails (%(default)s)"
+    parser.add_argument("--max_frames", type=int, default=4096, metavar="N", help=longest)
+    batch = "steps that the encoder processes at once (%(default)s)"
+    parser.add_argument("--batch_size", type=int, default=16, metavar="N", help=batch)
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N clips of each split, or N files")
+    device = "device of the encoder, such as cuda (%(default)s); each process of torchrun uses its own"
+    parser.add_argument("--device", default="cpu", help=device)
+    parser.add_argument("--num_workers", type=int, metavar="N", help="processes that decode (one per core)")
+    timeout = "longest time that decoding one clip may take (%(default)g)"
+    parser.add_argument("--timeout", type=float, default=300.0, metavar="SECONDS", help=timeout)
+    decoder = "decoder of videos (PyAV if it is installed)"
+    parser.add_argument("--decoder", choices=["torchcodec", "pyav"], help=decoder)
+    shards = "clips per shard (%(default)s); a run that is killed loses at most one shard"
+    parser.add_argument("--shard_size", type=int, default=256, metavar="N", help=shards)
+    failures = "how many clips may fail: a number such as 10, or a fraction such as 0.05 (%(default)s)"
+    parser.add_argument("--max_failures", type=number, default=0.05, metavar="N", help=failures)
 
 
 def add_index(parser: argparse.ArgumentParser):
-    """`mmt index`; what is not given is what the index was made with, and else the default in brackets."""
+    """`mmt index`; an option that is left out keeps the index's value, at first the default in brackets."""
     media = (
-        "folder of videos and pictures; with --embeddings: a table with a line a vector (video_id, file, start, ...)"
+        "folder of videos and pictures; with --embeddings: a table, one line per vector (video_id, file, start, ...)"
     )
     parser.add_argument("media", metavar="MEDIA", help=media)
     parser.add_argument("--output_dir", required=True, metavar="INDEX", help="folder of the index")
-    vectors = "vectors made elsewhere, as .npy, in the order of the table's lines; --model then names what made them"
+    vectors = ".npy file of vectors made by another model, in the order of the table; --model then names that model"
     parser.add_argument("--embeddings", metavar="FILE", help=vectors)
     parser.add_argument("--model", metavar="CHECKPOINT", help="folder of a checkpoint, or its name on the Hub")
-    parser.add_argument("--revision", help="tag or commit of a checkpoint on the Hub")
+    parser.add_argument("--revision", metavar="REVISION", help="tag or commit of a checkpoint on the Hub")
     parser.add_argument("--window", type=float, metavar="SECONDS", help="length of a window (4; with --shots 8)")
-    stride = "from the start of one window to the next (4, or the window where that is shorter)"
+    stride = "distance between the starts of two windows (4, or the window if that is shorter)"
     parser.add_argument("--stride", type=float, metavar="SECONDS", help=stride)
-    shots = "cut at shot changes, and long shots into windows; needs the extra `shots`"
+    shots = "end windows at shot changes, and divide long shots into windows; needs the extra `shots`"
     parser.add_argument("--shots", action="store_true", default=None, help=shots)
-    parser.add_argument("--frames_per_second", type=float, help="frames sampled per second of video (2; at most 240)")
-    encoder = "of a checkpoint from features that does not name it: what made them; as `mmt extract`'s"
-    parser.add_argument("--encoder", dest="encoders", nargs="+", default=[], metavar="NAME", help=encoder)
-    parser.add_argument("--image_size", type=int, help="side of its frames in pixels")
     parser.add_argument(
-        "--batch_size", type=int, default=16, help="steps that an encoder takes together (%(default)s)"
+        "--frames_per_second", type=float, metavar="RATE", help="frames sampled per second (2; at most 240)"
     )
-    parser.add_argument("--device", default="cpu", help="where encoder and model run (%(default)s)")
-    parser.add_argument("--num_workers", type=int, help="processes that decode (one a core)")
-    parser.add_argument("--timeout", type=float, default=600.0, help="seconds that a piece of a file may take")
-    parser.add_argument("--status", action="store_true", help="change nothing; say how folder and index stand")
+    encoder = "encoder of the features, if the checkpoint reads features and does not name it; as in `mmt extract`"
+    parser.add_argument("--encoder", dest="encoders", nargs="+", default=[], metavar="NAME", help=encoder)
+    parser.add_argument("--image_size", type=int, metavar="PIXELS", help="side of the frames that it reads")
+    batch = "steps that the encoder processes at once (%(default)s)"
+    parser.add_argument("--batch_size", type=int, default=16, metavar="N", help=batch)
+    parser.add_argument(
+        "--device", default="cpu", help="device of the encoder and the model, such as cuda (%(default)s)"
+    )
+    parser.add_argument("--num_workers", type=int, metavar="N", help="processes that decode (one per core)")
+    timeout = "longest time that decoding a piece of a file may take (%(default)g)"
+    parser.add_argument("--timeout", type=float, default=600.0, metavar="SECONDS", help=timeout)
+    status = "only print what an update would do; changes nothing"
+    parser.add_argument("--status", action="store_true", help=status)
     add_json(parser)
 
 
 def add_recipes(parser: argparse.ArgumentParser):
     """`mmt recipes`."""
-    parser.add_argument("name", nargs="?", metavar="NAME", help="such as emoji9/mmp_en: show it")
+    parser.add_argument("name", nargs="?", metavar="NAME", help="recipe to print, such as emoji9/mmp_en")
     add_json(parser)
 
 
 def add_evaluate(parser: argparse.ArgumentParser):
     """`mmt evaluate`."""
-    place = "folder of a checkpoint, its name on the Hub, or the folder of an index: how well it finds the moments "
-    place += "that the rows of a --dataset name by file, start and end"
+    place = "folder of a checkpoint, its name on the Hub, or the folder of an index; an index is measured on the "
+    place += "moments that the rows of --dataset give by file, start and end"
     parser.add_argument("checkpoint", metavar="CHECKPOINT-OR-INDEX", help=place)
     add_evaluation_options(parser)
     add_json(parser)
@@ -217,22 +227,32 @@ def add_evaluate(parser: argparse.ArgumentParser):
 
 def add_search(parser: argparse.ArgumentParser):
     """`mmt search`."""
-    place = "folder of a checkpoint, its name on the Hub, or the folder of an index, which tells its checkpoint"
+    place = "folder of an index; or folder of a checkpoint, or its name on the Hub"
     parser.add_argument("place", metavar="CHECKPOINT-OR-INDEX", help=place)
     parser.add_argument("queries", nargs="*", metavar="QUERY", help="text in any language")
     add_evaluation_options(parser)
-    parser.add_argument("--index", metavar="FOLDER", help="index to search; built there if it does not exist")
-    engine = "exact (the default), faiss:FACTORY such as faiss:IVF256,SQ8, qdrant or qdrant:URL; kept beside the index"
+    parser.add_argument(
+        "--index", metavar="FOLDER", help="for a checkpoint: index of its clips, built if it does not exist"
+    )
+    engine = "exact, faiss:FACTORY such as faiss:IVF256,SQ8, qdrant, or qdrant:URL (%(default)s)"
     parser.add_argument("--engine", default="exact", metavar="NAME", help=engine)
-    parser.add_argument("--top", type=int, default=5, metavar="K", help="moments or clips a query (%(default)s)")
-    where = "only clips that match; values for one column are alternatives, different columns must all match"
+    parser.add_argument(
+        "--top", type=int, default=5, metavar="K", help="largest number of results per query (%(default)s)"
+    )
+    where = "only search rows that match; values of one column are alternatives, different columns must all match"
     parser.add_argument("--where", nargs="+", action="extend", default=[], metavar="COLUMN=VALUE", help=where)
-    parser.add_argument("--windows", action="store_true", help="windows of videos as they are, not joined to moments")
-    parser.add_argument("--by_picture", action="append", default=[], metavar="FILE", help="a picture as a query")
-    parser.add_argument("--by_video", metavar="FILE", help="a video as a query, or what it shows --at a time")
-    parser.add_argument("--at", type=float, metavar="SECONDS", help="from the first frame of --by_video")
-    parser.add_argument("--contact_sheet", metavar="FILE", help="write a picture of what was found (.png)")
-    parser.add_argument("--save_moments", metavar="FOLDER", help="make a folder with a file of each moment")
+    parser.add_argument(
+        "--windows", action="store_true", help="show single windows instead of joining them to moments"
+    )
+    parser.add_argument(
+        "--by_picture", action="append", default=[], metavar="FILE", help="search with a picture; may be repeated"
+    )
+    parser.add_argument(
+        "--by_video", metavar="FILE", help="search with a video, or with what it shows at the time --at"
+    )
+    parser.add_argument("--at", type=float, metavar="SECONDS", help="time in --by_video, from its first frame")
+    parser.add_argument("--contact_sheet", metavar="FILE", help="write a picture of the results (.png)")
+    parser.add_argument("--save_moments", metavar="FOLDER", help="write each moment to a file in a new folder")
     add_json(parser)
 
 
@@ -241,47 +261,51 @@ def add_report(parser: argparse.ArgumentParser):
     other = "[NAME=]CHECKPOINT"
     add_checkpoint(parser)
     add_evaluation_options(parser)
-    parser.add_argument("--name", help="what the checkpoint is called in the report (from its path)")
-    parser.add_argument("--compare", nargs="+", default=[], metavar=other, help="other checkpoints, beside it")
-    parser.add_argument("--zero_shot", metavar=other, help="one fine-tuned on English alone without pre-training, ")
-    ceiling = "and one trained on every language: how much of the gap is closed"
+    parser.add_argument("--name", metavar="NAME", help="name of the checkpoint in the report (from its path)")
+    parser.add_argument("--compare", nargs="+", default=[], metavar=other, help="other checkpoints to compare with")
+    parser.add_argument(
+        "--zero_shot", metavar=other, help="a checkpoint fine-tuned on English only, without pre-training, "
+    )
+    ceiling = "and one trained on every language; the report shows how much of the gap between the two is closed"
     parser.add_argument("--translate_train", metavar=other, help=ceiling)
-    parser.add_argument("--output_dir", default="report", metavar="FOLDER", help="to write to (%(default)s)")
+    parser.add_argument("--output_dir", default="report", metavar="FOLDER", help="folder to write to (%(default)s)")
     add_json(parser)
 
 
 def add_import(parser: argparse.ArgumentParser):
     """`mmt import`."""
-    parser.add_argument("name", metavar="NAME", help="of a dual encoder: on the Hub, or a folder")
+    parser.add_argument("name", metavar="NAME", help="dual encoder: a Hub name or a folder")
     parser.add_argument("--output_dir", required=True, metavar="FOLDER", help="new folder to write to")
-    parser.add_argument("--revision", help="tag or commit of it on the Hub")
-    vision = "NAME is a sentence-transformers text model; the dual encoder whose space it shares"
+    parser.add_argument("--revision", metavar="REVISION", help="its tag or commit on the Hub")
+    vision = "if NAME is a sentence-transformers text model: the dual encoder whose space it shares"
     parser.add_argument("--vision_model", metavar="NAME", help=vision)
-    parser.add_argument("--vision_revision", help="tag or commit of that on the Hub")
+    parser.add_argument("--vision_revision", metavar="REVISION", help="tag or commit of the vision model on the Hub")
 
 
 def add_export(parser: argparse.ArgumentParser):
     """`mmt export`."""
     add_checkpoint(parser)
-    parser.add_argument("--revision", help="tag or commit of a checkpoint on the Hub")
-    parser.add_argument("--output_dir", required=True, metavar="FOLDER", help="to write to")
+    parser.add_argument("--revision", metavar="REVISION", help="tag or commit of a checkpoint on the Hub")
+    parser.add_argument("--output_dir", required=True, metavar="FOLDER", help="folder to write to")
     add_json(parser)
 
 
 def add_publish(parser: argparse.ArgumentParser):
     """`mmt publish`."""
-    parser.add_argument("folder", metavar="FOLDER", help="of a checkpoint, a dataset, an index or a feature store")
-    parser.add_argument("repository", metavar="ORG/NAME", help="on the Hub; made if it does not exist")
-    kind = "what FOLDER is (model; an index and a feature store are a dataset)"
+    parser.add_argument(
+        "folder", metavar="FOLDER", help="folder of a checkpoint, a dataset, an index or a feature store"
+    )
+    parser.add_argument("repository", metavar="ORG/NAME", help="repository on the Hub; created if it does not exist")
+    kind = "kind of repository (model; an index or a feature store becomes a dataset)"
     parser.add_argument("--repo_type", choices=("model", "dataset"), help=kind)
-    parser.add_argument("--model", metavar="ORG/NAME", help="of an index: the published checkpoint that made it")
-    parser.add_argument("--model_revision", help="tag or commit of that")
+    parser.add_argument("--model", metavar="ORG/NAME", help="for an index: the published checkpoint that made it")
+    parser.add_argument("--model_revision", metavar="REVISION", help="its tag or commit")
     parser.add_argument("--revision", default="main", help="branch to commit to (%(default)s)")
-    parser.add_argument("--tag", help="name of this version, such as v1.0; a tag never moves")
-    script = "that built the dataset; repeatable"
-    parser.add_argument("--script", action="append", dest="scripts", default=[], help=script)
+    parser.add_argument("--tag", metavar="NAME", help="name of this version, such as v1.0; a tag never moves")
+    script = "script that built the dataset; may be repeated"
+    parser.add_argument("--script", action="append", dest="scripts", default=[], metavar="FILE", help=script)
     parser.add_argument("--private", action="store_true", default=None, help="make a private repository")
-    parser.add_argument("--message", help="of the commit")
+    parser.add_argument("--message", metavar="TEXT", help="commit message")
     add_json(parser)
 
 
@@ -296,23 +320,27 @@ def add_json(parser: argparse.ArgumentParser):
 
 
 def add_evaluation_options(parser: argparse.ArgumentParser):
-    """The options that say what is searched; what is not given is what the checkpoint's recipe.json says."""
-    group = parser.add_argument_group("what is searched (default: what the checkpoint's recipe.json names)")
-    group.add_argument("--revision", help="tag or commit of a checkpoint, or of an index, on the Hub")
-    group.add_argument("--dataset", help="folder or Hub name, or emoji9, which comes with the package")
-    group.add_argument("--dataset_revision", help="tag or commit of a dataset on the Hub")
+    """The options that say what is searched; by default what the checkpoint's recipe.json says."""
+    group = parser.add_argument_group("what is searched (default: as in the checkpoint's recipe.json)")
+    group.add_argument("--revision", metavar="REVISION", help="tag or commit of the checkpoint or index on the Hub")
+    group.add_argument("--dataset", metavar="NAME", help="folder, Hub name, or emoji9, which comes with the package")
+    group.add_argument("--dataset_revision", metavar="REVISION", help="tag or commit of the dataset on the Hub")
     group.add_argument(
-        "--features", nargs="+", metavar="FOLDER", help="feature stores, side by side; or org/name@revision"
+        "--features", nargs="+", metavar="FOLDER", help="feature stores, concatenated; a folder, or org/name@revision"
     )
-    group.add_argument("--video_column", metavar="COLUMN", help="of videos, for a checkpoint with a vision encoder")
-    group.add_argument("--split", help="of the dataset")
-    group.add_argument("--text_column", metavar="KIND", help="kind of text, the columns being <KIND>_<language>")
-    group.add_argument("--languages", nargs="+", metavar="CODE", help="to search in")
-    group.add_argument("--exclude_column", metavar="COLUMN", help="clips to leave out in a second set of figures")
+    group.add_argument(
+        "--video_column", metavar="COLUMN", help="column of the videos, for a checkpoint with a vision encoder"
+    )
+    group.add_argument("--split", metavar="NAME", help="split of the dataset, such as test")
+    group.add_argument("--text_column", metavar="KIND", help="kind of text: the columns are <KIND>_<language>")
+    group.add_argument("--languages", nargs="+", metavar="CODE", help="languages of the queries, such as en sw")
+    group.add_argument(
+        "--exclude_column", metavar="COLUMN", help="boolean column of clips to leave out in a second set of figures"
+    )
 
 
 def number(text: str) -> int | float:
-    """A count, or with a point a share."""
+    """A count or, with a decimal point, a fraction."""
     return float(text) if "." in text else int(text)
 
 

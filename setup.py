@@ -48,6 +48,7 @@ EXTRAS_REQUIRE = {
     "shots": ["scenedetect-headless>=0.7.2"],  # PySceneDetect, with OpenCV and without a display
     "fonts": ["pylopdf-fonts-zh-cn>=0.1.1"],  # Noto Sans SC (OFL), for Chinese in the pictures of examples/
     "test": ["av>=17.1", "hypothesis>=6.100", "pytest>=8.3", "pytest-xdist>=3.8"],
+    "notebooks": ["ipykernel>=7.0", "nbclient>=0.10", "nbformat>=5.10"],  # to run examples/notebooks, as a test does
     "docs": ["mkdocs-material>=9.8", "mkdocstrings[python]>=1.0"],
     "dev": [
         "codespell>=2.4",

@@ -4,7 +4,7 @@ On a laptop:             python train.py modeling_mmt/recipes/emoji9/mmp_en.yaml
 On four processes:       torchrun --nproc_per_node 4 train.py modeling_mmt/recipes/emoji9/mmp_en.yaml
 What is missing for it:  python train.py modeling_mmt/recipes/paper/xlmr_mmp_en.yaml --dry_run
 
-A stage that is finished is not run again, and one that was interrupted goes on where it was. Exit codes: 0 done,
+A stage that is finished is not run again, and one that was interrupted continues. Exit codes: 0 done,
 1 a dry run found problems, 2 bad input (one line says which; --traceback shows where), 75 stopped by a signal after a
 checkpoint, 130 interrupted. The procedure is the paper's (https://arxiv.org/abs/2103.08849).
 """
@@ -29,7 +29,6 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     if recipe.dry_run:
         return check_recipe(recipe)  # all problems; a run raises the first
     with open_run(recipe) as run:
-        run.align()  # before the paper's stages: the text tower learns from translations
         run.align()  # before the paper's stages: the text tower learns from translations
         run.pretrain()  # section 4.2: subtitles in nine languages; within, between and across languages and video
         run.finetune()  # section 4.3: English captions

@@ -219,9 +219,9 @@ def open_clip(model: MMTModel, batch: Batch, args: argparse.Namespace) -> Step:
 
     def step() -> torch.Tensor:
         with torch.no_grad():
-            kept = [model.embed(part) for part in slices]
+            embedded = [model.embed(part) for part in slices]
         for number, part in enumerate(slices):
-            inputs = [*kept[:number], model.embed(part), *kept[number + 1 :]]
+            inputs = [*embedded[:number], model.embed(part), *embedded[number + 1 :]]
             texts, clips = (torch.cat([x[name] for x in inputs]) for name in ("text_embeds", "video_embeds"))
             loss = loss_fn(texts, clips, SCALE)
             loss.backward()

@@ -4,8 +4,8 @@
     python benchmarks/b7_features.py --quick
 
 Clips of 5 to 40 steps, 512 wide, float16, each read once in random order: ours from a store of mapped Arrow shards and
-of Parquet shards (both verified: SHA-256 and every value, at the first clip of a shard, which is done before the clock
-runs and told apart), `np.load` of a file a clip, HDF5 with a dataset a clip, rows of `datasets`, and, as the limit, a
+of Parquet shards (both verified: SHA-256 and every value, at the first clip of a shard, which is done before the
+clock runs), `np.load` of a file a clip, HDF5 with a dataset a clip, rows of `datasets`, and, as the limit, a
 copy of the same bytes from one array in memory. All files are in the page cache. In the order of the files: ours and
 WebDataset. Parsing: ours (which also checks UTF-8 and hashes), ijson's fastest backend alone, and json.load of it all.
 """
@@ -39,7 +39,7 @@ COPY, ARROW, PARQUET = "copy in memory", "ours, Arrow", "ours, Parquet"
 NPY, HDF5, ROWS = "np.load a file", "HDF5", "datasets rows"
 ARROW_ORDER, WEBDATASET = "ours in order", "WebDataset in order"
 PARSE, IJSON, JSON = "parse: ours", "parse: ijson", "parse: json.load"
-ROWS_READ = 20  # of `datasets`, one in so many: it is slow, its seconds are multiplied
+ROWS_READ = 20  # of `datasets`, one in this many: it is slow, its seconds are multiplied
 
 Run = tuple[Callable[[], None], Callable[[], dict[str, Any]]]
 

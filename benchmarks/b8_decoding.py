@@ -7,9 +7,9 @@ The files are made by PyAV: 240p to 1080p, keyframes every 12 or every 250 frame
 are one minute's packets ten times; N of these kinds, in turn. Every contestant gets the same files in the same order,
 two processes of one thread each, and gives the frames that are shown at the centres of twelve equal parts, full size:
 ours with PyAV and, where it loads, with torchcodec; PyAV as most code uses it (decode all, keep twelve), torchcodec,
-decord and OpenCV where they are installed. Beside them `ffmpeg -f null`, which decodes everything and keeps nothing
-(PyAV doing the same where there is no ffmpeg): less is to be had only by not decoding all frames. Memory: ours on the
-longest file of a kind against the shortest.
+decord and OpenCV where they are installed. Beside them `ffmpeg -f null`, which decodes everything, keeping nothing
+(PyAV doing the same where there is no ffmpeg): the only way to save more is to decode fewer frames. Memory: ours on
+the longest file of a kind against the shortest.
 """
 
 import argparse
@@ -38,7 +38,7 @@ NUM_FRAMES, RATE, WORKERS = 12, 25, 2
 SIZES = {"240p": (426, 240), "480p": (854, 480), "1080p": (1920, 1080)}
 GOPS = (12, 250)
 SECONDS, QUICK_SECONDS = (10, 60, 600), (4, 8, 20)
-QUICK_FILES = 8  # at most so many files are made short and small
+QUICK_FILES = 8  # at most this many files are made short and small
 MINUTE = 60
 OURS, OURS_TORCHCODEC, RAW = "ours, PyAV", "ours, torchcodec", "PyAV, all frames"
 EVERYTHING = "ffmpeg -f null" if shutil.which("ffmpeg") else "decode everything"
@@ -133,12 +133,12 @@ def by_pyav(path: str) -> torch.Tensor:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1
         wanted = set(frame_numbers(stream.frames))
-        kept = [
+        frames = [
             torch.from_numpy(frame.to_ndarray(format="rgb24"))
             for number, frame in enumerate(container.decode(stream))
             if number in wanted
         ]
-    return torch.stack(kept).permute(0, 3, 1, 2)
+    return torch.stack(frames).permute(0, 3, 1, 2)
 
 
 def by_decoding_everything(path: str) -> torch.Tensor:
@@ -176,11 +176,11 @@ def by_opencv(path: str) -> torch.Tensor:
     import cv2
 
     cv2.setNumThreads(1)
-    video, kept = cv2.VideoCapture(path, cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1]), []
+    video, frames = cv2.VideoCapture(path, cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1]), []
     for number in frame_numbers(int(video.get(cv2.CAP_PROP_FRAME_COUNT))):
         video.set(cv2.CAP_PROP_POS_FRAMES, number)
-        kept.append(torch.from_numpy(np.ascontiguousarray(video.read()[1][..., ::-1])))
-    return torch.stack(kept).permute(0, 3, 1, 2)
+        frames.append(torch.from_numpy(np.ascontiguousarray(video.read()[1][..., ::-1])))
+    return torch.stack(frames).permute(0, 3, 1, 2)
 
 
 def summary(read: Callable[[str], torch.Tensor], path: str) -> tuple[int, list[float], float]:

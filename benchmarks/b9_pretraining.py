@@ -114,7 +114,7 @@ def worker(name: str, path: Path, threads: int) -> None:
 
     train_stage, run.train_stage = run.train_stage, timed  # type: ignore[assignment]
     backward, step.Learner.backward = step.Learner.backward, recorded  # type: ignore[method-assign,assignment]
-    MMTModel.save_pretrained = lambda *_, **__: None  # type: ignore[method-assign]  # half a gigabyte that nobody reads
+    MMTModel.save_pretrained = lambda *_, **__: None  # type: ignore[method-assign]  # half a gigabyte that is not read
     if name == OFF:
         step.micro_batches = whole  # type: ignore[assignment]
     metrics = train.main([str(path), "--output_dir", str(path.with_suffix(""))])

@@ -67,7 +67,7 @@ def contestant(fused: bool) -> harness.Contestant:
 
 
 def judge(results: dict[tuple[str, int], harness.Measurement]) -> list[harness.Verdict]:
-    """Losses decide, up to rounding over so many steps; time is reported."""
+    """Losses decide, up to rounding over that many steps; time is reported."""
     verdicts = []
     for n in sorted({size for _, size in results}):
         plain, fused = results[PLAIN, n], results[FUSED, n]

@@ -56,7 +56,7 @@ def corpus(num_texts: int, num_videos: int, languages: int) -> tuple[dict[str, n
 def our_metrics(texts: dict[str, np.ndarray], videos: np.ndarray, clip_of_text: np.ndarray) -> object:
     """Every figure of every language, both ways."""
     found = ranks_by_language(texts, videos, clip_of_text)
-    return {way: {key: retrieval_metrics(ranks) for key, ranks in of.items()} for way, of in found.items()}
+    return {direction: {key: retrieval_metrics(ranks) for key, ranks in of.items()} for direction, of in found.items()}
 
 
 def first_places(order: torch.Tensor, correct: Callable[[torch.Tensor], torch.Tensor]) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 One schema: a row is a clip, with `video_id` and, for each kind of text and language, a column `<kind>_<language>`: a
 text or a list of texts, None or empty where the clip has none. Where a clip is a span of a longer video, `start` and
-`end` are its seconds. Frozen features lie beside the rows in feature stores (`feature_store.py`), found by `video_id`;
+`end` are its seconds. Frozen features are stored in feature stores (`feature_store.py`), found by `video_id`;
 pictures are a column `frames` with `num_frames` of them side by side.
 
 A builder gives `build` an `About`, which the card prints, and a function that reads its official files:
@@ -28,6 +28,7 @@ import yaml
 from modeling_mmt.data.feature_store import FeatureStore
 from modeling_mmt.data.files import locked, remove_partials, write_json, write_text, writing_folder
 from modeling_mmt.data.sources import Row, SourceError, Sources, Tally
+from modeling_mmt.data.wording import counted
 
 ROWS_PER_GROUP = 1000  # of a Parquet row group, unless its values are large
 BYTES_PER_GROUP = 64 << 20
@@ -44,7 +45,7 @@ class About:
         name: of the builder's module.
         title: of the card.
         summary: a paragraph: what the clips and texts are.
-        source: where the official files are had.
+        source: where to get the official files.
         layout: the files that `--data_dir` holds.
         license: a Hub licence id.
         license_text: what it covers, in words.
@@ -101,7 +102,7 @@ class Clock:
         rates = {store.manifest["rate"] for store in self.stores}
         if len(rates) > 1:
             raise SourceError(
-                f"--features: rates {sorted(rates, key=str)} steps a second; the streams of a clip go side by side, "
+                f"--features: rates {sorted(rates, key=str)} steps per second; the streams of a clip are concatenated "
                 "step by step: extract them at one rate"
             )
         self.rate: float | None = rates.pop() if rates else None
@@ -124,21 +125,21 @@ class Clock:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options that all builders share; a builder may add its own."""
     parser.add_argument("--data_dir", required=True, type=Path, help="folder of the official files")
-    parser.add_argument(
-        "--output_dir", required=True, type=Path, help="of the dataset; its data and card are replaced"
-    )
-    parser.add_argument("--features", nargs="*", default=[], type=Path, help="feature stores that hold every clip")
-    parser.add_argument(
-        "--missing_features", choices=("error", "skip"), default="error", help="a clip that a store does not hold"
-    )
-    parser.add_argument("--max_missing", type=float, default=0.05, help="largest share of clips to skip")
+    output = "folder to write the dataset to; a dataset in it is replaced"
+    parser.add_argument("--output_dir", required=True, type=Path, help=output)
+    stores = "feature stores, each with every clip"
+    parser.add_argument("--features", nargs="*", default=[], type=Path, metavar="FOLDER", help=stores)
+    missing = "what to do with a clip that a store lacks (%(default)s)"
+    parser.add_argument("--missing_features", choices=("error", "skip"), default="error", help=missing)
+    most = "largest fraction of clips that may be skipped (%(default)s)"
+    parser.add_argument("--max_missing", type=float, default=0.05, metavar="FRACTION", help=most)
     add_publishing_options(parser)
 
 
 def add_publishing_options(parser: argparse.ArgumentParser) -> None:
     """Options for the verb, `mmt build`, which publishes what was built."""
     parser.add_argument("--push_to_hub", metavar="ORG/NAME", help="publish to this dataset repository")
-    parser.add_argument("--tag", help="of the published version, such as v1.0; a tag never moves")
+    parser.add_argument("--tag", help="name of the published version, such as v1.0; a tag never moves")
     parser.add_argument("--private", action="store_true", help="make the repository private")
 
 
@@ -191,7 +192,7 @@ def build(about: About, reader: Reader, options: Options, rules: Mapping[str, st
         write_text(folder / CARD, card(about, features, record))
     for split, count in counts.items():
         published = about.published.get(split)
-        print(f"{split}: {count:,} rows" + (f" (published: {published:,})" if published else ""))
+        print(f"{split}: {counted(count, 'row')}" + (f" (published: {published:,})" if published else ""))
     for line in tally.lines():
         print(line)
     return counts
@@ -405,7 +406,7 @@ def card(about: About, features: Mapping[str, Any], record: Mapping[str, Any]) -
     rules += [f"| {rule['meaning']} | {rule['count']:,} |" for rule in record["rules"].values()]
     hashes = ["| file | SHA-256 |", "| --- | --- |"]
     hashes += [f"| `{name}` | `{digest}` |" for name, digest in record["sources"].items()]
-    stores = [f"- {s['extractor']} ({s['revision']}), {s['rate']} steps a second" for s in record["features"]]
+    stores = [f"- {s['extractor']} ({s['revision']}), {s['rate']} steps per second" for s in record["features"]]
     parts = [
         f"---\n{front}---\n\n# {about.title}\n\n{about.summary}",
         "## Rows\n\n" + "\n".join(rows) + (f"\n\nPublished: {about.published_source}." if about.published else ""),

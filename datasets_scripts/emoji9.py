@@ -42,6 +42,7 @@ from datasets_scripts.corpus import (
 from modeling_mmt.data.files import write_text
 from modeling_mmt.data.languages import LANGUAGES
 from modeling_mmt.data.sources import Sources, Tally
+from modeling_mmt.data.wording import counted
 
 SPLITS = ("train", "validation", "test")
 FRAME_SIZE = 128  # pixels, height and width
@@ -386,5 +387,5 @@ def run(arguments: argparse.Namespace) -> dict[str, int]:
     """Converts the source folder into the Parquet dataset and prints the number of rows of each split."""
     counts = build(arguments.data_dir, arguments.output_dir, options_of(arguments))
     for split, count in counts.items():
-        print(f"{split}: {count} rows")
+        print(f"{split}: {counted(count, 'row')}")
     return counts

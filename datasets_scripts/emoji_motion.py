@@ -42,6 +42,7 @@ from modeling_mmt.data.clips import frames_of
 from modeling_mmt.data.files import write_text, writing_folder
 from modeling_mmt.data.languages import LANGUAGES
 from modeling_mmt.data.reading import read_split
+from modeling_mmt.data.wording import counted
 
 SIZE = 128  # pixels, of a clip
 MOVING_SIZE = 64  # pixels, of an emoji that moves
@@ -300,5 +301,5 @@ def run(arguments: argparse.Namespace) -> dict[str, int]:
     """Builds the dataset; returns the number of clips of each split."""
     counts = build(arguments.output_dir, arguments.dataset, arguments.seed, arguments.max_pairs)
     for split, count in counts.items():
-        print(f"{split}: {count:,} clips")
+        print(f"{split}: {counted(count, 'clip')}")
     return counts

@@ -106,14 +106,14 @@ def run(arguments: argparse.Namespace) -> dict[str, int]:
     if drawings.dim != rows.shape[1]:
         raise SourceError(f"{arguments.like}: features are {drawings.dim} wide, the classifier's rows {rows.shape[1]}")
     classes = read_classes()
-    kept = [n for n, of in enumerate(classes) if arguments.keep_related or not of["related"]]
-    drawn = noisy_rows(rows[kept], arguments.noise, arguments.copies, arguments.seed)
-    features = (clips.mean(axis=0) + clips.std(axis=0) * drawn).reshape(len(kept) * arguments.copies, 1, -1)
-    ids = [f"{classes[number]['synset']}-{copy}" for number in kept for copy in range(arguments.copies)]
+    selected = [n for n, of in enumerate(classes) if arguments.keep_related or not of["related"]]
+    drawn = noisy_rows(rows[selected], arguments.noise, arguments.copies, arguments.seed)
+    features = (clips.mean(axis=0) + clips.std(axis=0) * drawn).reshape(len(selected) * arguments.copies, 1, -1)
+    ids = [f"{classes[number]['synset']}-{copy}" for number in selected for copy in range(arguments.copies)]
 
     def read(sources: Sources, tally: Tally, clock: Clock) -> tuple[datasets.Features, dict[str, Iterator[Row]]]:
-        tally.count("related", len(classes) - len(kept))
-        names = [classes[number]["names"][0] for number in kept for _ in range(arguments.copies)]
+        tally.count("related", len(classes) - len(selected))
+        names = [classes[number]["names"][0] for number in selected for _ in range(arguments.copies)]
         columns = {name: datasets.Value("string") for name in ("video_id", "name_en")}
         pairs = zip(ids, names, strict=True)
         return datasets.Features(columns), {"train": iter({"video_id": id_, "name_en": of} for id_, of in pairs)}

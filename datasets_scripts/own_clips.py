@@ -61,7 +61,7 @@ SPLITS = ("train", "validation", "test")
 NO_CAPTIONS = {"video_id", "file_name", "split", "start", "end"}  # what a table has beside a column a language
 BARE_LANGUAGE = re.compile(r"[A-Za-z]{2}([-_].+)?")  # any other tag is a word as well: url, tag, age
 RULES = {
-    "other_column": "a column of a table that is no language: not read",
+    "other_column": "a column of a table that is not a language: not read",
     "repeated_caption": "a caption that its clip has already in this language: dropped",
     "no_length": "a clip that ends where it starts: dropped with its captions",
 }
@@ -163,8 +163,8 @@ def row_of(clip: dict[str, Any], features: datasets.Features, sources: Sources, 
     if "video" in features:
         if name is None or not sources.has(name) or (sources.folder / name).stat().st_size > MAX_EMBEDDED:
             raise SourceError(
-                f"clip {clip['video_id']!r}: --embed_videos, and file_name is {name!r}; name a file that is there, of "
-                f"at most {MAX_EMBEDDED:,} bytes"
+                f"clip {clip['video_id']!r}: --embed_videos stores its file, but file_name is {name!r}; name a file "
+                f"that exists and has at most {MAX_EMBEDDED:,} bytes"
             )
         with sources.open(name) as stream:
             row["video"] = {"bytes": stream.read(), "path": PurePosixPath(name).name}
@@ -251,7 +251,7 @@ def split_of(split: Any, where: str) -> str | None:
     if split is None or split == "":
         return None
     if split not in SPLITS:
-        raise SourceError(f"{where}, column 'split': {split!r} is no split; write one of {', '.join(SPLITS)}")
+        raise SourceError(f"{where}, column 'split': {split!r} is not a split; write one of {', '.join(SPLITS)}")
     return split
 
 
@@ -267,7 +267,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of all builders, and whether the files go into the dataset."""
     corpus.add_options(parser)
     parser.add_argument(
-        "--embed_videos", action="store_true", help="put each clip's file into the dataset, as `video`"
+        "--embed_videos", action="store_true", help="store each clip's media file in the dataset, as `video`"
     )
 
 

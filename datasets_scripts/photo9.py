@@ -126,7 +126,7 @@ def splits_of(alike: Sequence[Row], tally: Tally) -> list[str]:
     seen = {(photo.pop("is_cldr"), photo["emoji9_split"]) for photo in alike}
     if len(seen) > 1:
         raise SourceError(
-            f"{INDEX}: photos of {alike[0]['concept']!r} differ in emoji9_split or name_source; mend them"
+            f"{INDEX}: photos of {alike[0]['concept']!r} differ in emoji9_split or name_source; correct them"
         )
     is_cldr, emoji9_split = seen.pop()
     if not is_cldr:
@@ -176,9 +176,9 @@ def with_keywords(photo: Row, keywords: Mapping[str, Sequence[str]], tally: Tall
     """The photo with its emoji's keywords, its name left out in each language."""
     for language in LANGUAGES:
         name, words = photo[f"name_{language}"], keywords.get(language, [])
-        kept = [word for word in words if name is None or word.casefold() != name.casefold()]
-        tally.count("named", len(words) - len(kept))
-        photo[f"keywords_{language}"] = kept
+        others = [word for word in words if name is None or word.casefold() != name.casefold()]
+        tally.count("named", len(words) - len(others))
+        photo[f"keywords_{language}"] = others
     return photo
 
 

@@ -2,7 +2,7 @@
 
     mmt build subtitled_videos --data_dir my_videos --output_dir data/my_videos --features features/my_videos
 
-`my_videos` is a folder as `mmt extract` takes it; subtitles lie beside a video, or are text streams inside it:
+`my_videos` is a folder as `mmt extract` takes it; subtitles are files beside a video, or text streams inside it:
 
     kitchen/kettle.mp4
     kitchen/kettle.en.srt  kitchen/kettle.pt-BR.vtt  kitchen/kettle.sw.ass
@@ -237,8 +237,8 @@ def make_read(default: str | None = None, wanted: Sequence[str] = ()):
         languages = sorted({language for found in tracks.values() for language in found})
         if not languages:
             raise SourceError(
-                f"{sources.folder}: {len(videos):,} videos, and no subtitles in a language that is taken; name files "
-                "as in talk.en.srt, or say --language"
+                f"{sources.folder}: none of its videos ({len(videos):,}) has subtitles in the languages asked for; "
+                "name subtitle files like talk.en.srt, or give their --language"
             )
         return cue_schema(languages), {"train": rows(videos, tracks, languages, sources, tally, clock)}
 
@@ -274,8 +274,10 @@ def rows(
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of all builders, and which languages there are."""
     corpus.add_options(parser)
-    parser.add_argument("--language", help="of subtitles that name none, such as en")
-    parser.add_argument("--languages", nargs="*", default=[], help="those to take, such as en pt sw; all by default")
+    parser.add_argument("--language", metavar="CODE", help="language of subtitles that name none, such as en")
+    parser.add_argument(
+        "--languages", nargs="*", default=[], metavar="CODE", help="languages to use, such as en pt sw (all)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> dict[str, int]:

@@ -6,7 +6,7 @@ r"""Fills the languages that a dataset lacks by machine translation, as the pape
 Any sequence-to-sequence model of the Hub does: `{language}` in its name is filled in, for one model a language; a
 model of many languages, such as NLLB, has names of its own for them: `--codes en=eng_Latn sw=swh_Latn`. A text that is
 there is kept; only missing ones are filled. What was filled is said in the data: `translator_<language>` is the
-model's name and commit, or None where the captions are the dataset's own. An interrupted run goes on where it stopped.
+model's name and commit, or None where the captions are the dataset's own. An interrupted run continues.
 """
 
 import argparse

@@ -1,20 +1,24 @@
-"""Write the pages on verbs and recipe fields from the code: `python docs/make_reference.py` (a test compares them).
+"""Write the pages of the reference that come from the code: `python docs/make_reference.py` (a test compares them).
 
 The words of a page are those of `mmt VERB --help` and of the recipe's docstrings, so that they are written once.
 """
 
 import argparse
+import ast
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ["COLUMNS"] = "100"  # argparse wraps its help to this width
 
 import mmt
+from modeling_mmt.commands import build, convert
 from modeling_mmt.training.recipe_reading import help_lines
 
-REFERENCE = Path(__file__).parent / "reference"
+ROOT = Path(__file__).resolve().parents[1]
+REFERENCE = ROOT / "docs" / "reference"
 
 
 def commands_page() -> str:
@@ -23,11 +27,19 @@ def commands_page() -> str:
     verbs = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     lines = ["# Commands", "", "Every verb of `mmt`, as its `--help` prints it.", ""]
     for name, verb in verbs.choices.items():
-        help_text = verb.format_help().rstrip().replace("mmt.py", "mmt")
-        lines += [f"## mmt {name}", "", "```text", help_text, "```", ""]
+        if name == "build":
+            lines += ["## mmt build", "", "Builders of corpora, by the name that comes first:", ""]
+            for builder, about in build.builders():
+                lines += [f"### mmt build {builder}", "", about, "", *_help_of(build.grammar(builder)[1])]
+            continue
+        lines += [f"## mmt {name}", "", *_help_of(convert.grammar() if name == "convert" else verb)]
         if name == "train":
             lines += ["Its options are the fields of a [recipe](recipe.md).", ""]
     return "\n".join(lines)
+
+
+def _help_of(parser: argparse.ArgumentParser) -> list[str]:
+    return ["```text", parser.format_help().rstrip().replace("mmt.py", "mmt"), "```", ""]
 
 
 def recipe_page() -> str:
@@ -49,7 +61,31 @@ def _recipe_lines() -> Iterator[str]:
             yield f"\n## {line.rstrip('.')}"
 
 
-PAGES = {"commands.md": commands_page, "recipe.md": recipe_page}
+def versions_page() -> str:
+    """Python, and every requirement with its floor and the version of the published figures."""
+    values: dict[str, Any] = {}
+    for node in ast.parse((ROOT / "setup.py").read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id != "ROOT":
+            values[node.targets[0].id] = ast.literal_eval(node.value)
+    pins = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    tested = dict(line.split("==") for line in pins if "==" in line)
+    lines = [
+        "# Versions",
+        "",
+        "Python 3.11, 3.12 and 3.13. *Minimum* is what `setup.py` asks for, and what `make test-floors`",
+    ]
+    lines += ["runs the tests with; *tested* is what `make test` and the published figures used (`constraints.txt`)."]
+    for title, wanted in {"": values["INSTALL_REQUIRES"], **values["EXTRAS_REQUIRE"]}.items():
+        lines += ["", f"## Extra `{title}`" if title else "## Always installed", ""]
+        lines += ["| package | minimum | tested |", "| --- | --- | --- |"]
+        for requirement in wanted:
+            name, _, floor = requirement.partition(">=")
+            name = name.partition("[")[0].strip()
+            lines += [f"| {name} | {floor or 'any'} | {tested.get(name.lower(), 'not pinned')} |"]
+    return "\n".join(lines) + "\n"
+
+
+PAGES = {"commands.md": commands_page, "recipe.md": recipe_page, "versions.md": versions_page}
 
 if __name__ == "__main__":
     for page, write in PAGES.items():

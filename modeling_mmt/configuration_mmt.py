@@ -75,7 +75,7 @@ TRANSFORMERS_KEYS = (
     | set(PreTrainedConfig().to_dict())
 )
 
-# Our own task of `pipeline`, whose code lies beside the model's.
+# Our own task of `pipeline`, whose code is stored beside the model's.
 CUSTOM_PIPELINES = {
     "text-to-video-retrieval": {"impl": "pipeline_mmt.MMTSearchPipeline", "pt": ["AutoModel"], "type": "multimodal"},
 }
@@ -344,7 +344,7 @@ class MMTConfig(PreTrainedConfig):
         if parameters > MAX_PARAMETERS:
             raise ValueError(
                 f"MMTConfig: its sizes make a model of about {parameters:.1e} parameters; at most "
-                f"{MAX_PARAMETERS:.1e} are built: mend the widths, the numbers of layers, or text_config"
+                f"{MAX_PARAMETERS:.1e} are built: correct the widths, the numbers of layers, or text_config"
             )
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs):

@@ -1,4 +1,4 @@
-"""Aligned dual encoders of text and pictures (CLIP, SigLIP, ...) as the start of a model: the facts of each family.
+"""Aligned dual encoders of text and pictures (CLIP, SigLIP, ...) to start a model from: what differs by family.
 
 A tower of such a model is an encoder that pools its own output, and a projection to the joint space or none.
 `MMTModel` takes both halves: a caption is then a sequence of one state, its sentence vector, and a clip one of its
@@ -222,7 +222,7 @@ def load_dual_encoder(
     width = _out_width(pair.text)
     if width != pair.width:
         raise ValueError(
-            f"{name} makes vectors of {width} and {vision_model} of {pair.width} numbers: they share no space"
+            f"{name} makes vectors of {width} numbers, {vision_model} of {pair.width}: they do not share a space"
         )
     return pair
 

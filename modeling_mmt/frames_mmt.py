@@ -1,4 +1,4 @@
-"""What a frame of a clip is, and at which times frames are taken: what every reader of videos and pictures shares.
+"""When frames are taken from a clip: the rules that all readers of videos and pictures share.
 
 A frame is 8-bit RGB, upright, on `BACKGROUND` where it is transparent, and no larger than `MAX_SIDE` and `MAX_PIXELS`.
 """
@@ -33,10 +33,10 @@ class FrameSampling:
     """At which times frames are taken; plain values, which a processor saves in its config.
 
     Attributes:
-        num_frames: a fixed number, at the centres of so many equal parts of the clip.
+        num_frames: a fixed number, at the centres of that many equal parts of the clip.
         frames_per_second: or one frame at (k + 0.5) / frames_per_second for each whole k while that is inside the
             clip. Exactly one of the two is set.
-        max_frames: with `frames_per_second`, the most frames; a longer clip gets so many as `num_frames`.
+        max_frames: with `frames_per_second`, the most frames; a longer clip gets that many, spread evenly.
 
     A frame that is shown at several of the times is taken once. A clip shorter than half a period gives the frame at
     its middle. Lists and arrays of frames have no times: `num_frames` spreads over their numbers in the same way, and
@@ -99,7 +99,7 @@ def span_of(start: float, end: float | None, duration: float, name: str) -> Span
         VideoDecodingError: the video ends before `start`.
     """
     if start > 0 and start >= duration:
-        raise VideoDecodingError(f"{name} lasts {duration:g} seconds: nothing at {start:g}")
+        raise VideoDecodingError(f"{name} lasts {duration:g} seconds, so there is nothing at {start:g}")
     return Span(start, duration if end is None else min(end, duration))
 
 

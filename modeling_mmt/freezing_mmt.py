@@ -1,4 +1,4 @@
-"""What is frozen, and what it does in training: nothing drops out or learns in it but adapters put there later."""
+"""Freezing: frozen parts neither learn nor use dropout, except for adapters added later."""
 
 from torch import nn
 from transformers import PreTrainedModel

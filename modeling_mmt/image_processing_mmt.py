@@ -1,4 +1,4 @@
-"""Frames to the pixels that a vision encoder wants, with torch alone: no torchvision, no PIL, no numpy.
+"""Turns frames into a vision encoder's pixels with torch alone: no torchvision, PIL or numpy.
 
 What an encoder wants stands in its own `preprocessor_config.json` (or a timm `pretrained_cfg`), and `PixelSettings` is
 the part of it that matters. Resizing works on uint8 with antialiasing, first across and then down, as Pillow's did
@@ -44,7 +44,7 @@ class PixelSettings:
         resize_by: `"torch"`, or `"pillow"` for the very pixels of transformers' processors (where Pillow is missing,
             torch's).
         max_patches: of an encoder that takes pictures of any shape (SigLIP 2's NaFlex): a picture keeps its own, and
-            is resized to at most so many patches; `height` and `width` are then a square one's. `None` for others.
+            is resized to at most this many patches; `height` and `width` are then a square one's. `None` for others.
         patch_size: side of such a patch in pixels.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What a caption or a clip's features must be to be read; one of several that cannot is named by its position."""
+"""Checks of captions and clip features; errors name the position of the invalid one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class ItemError(ValueError):
 
     Args:
         kind: `"caption"` or `"clip"`.
-        name: its position in what was given, or its id.
+        name: its position among the arguments, or its id.
         problem: what is wrong and what helps, as the rest of a sentence that the name begins.
     """
 

@@ -1,4 +1,4 @@
-"""Frames of pictures and animations (GIF, WebP, APNG, AVIF): Pillow.
+"""Frames of pictures and animations (GIF, WebP, APNG, AVIF), read with Pillow.
 
 Where formats leave it open, what a picture shows is decided as browsers and FFmpeg decide it:
 

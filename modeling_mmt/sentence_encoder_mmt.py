@@ -1,4 +1,4 @@
-"""Pretrained encoders as they lie on the Hub, and sentence-transformers' text models among them."""
+"""Pretrained encoders from the Hub, including sentence-transformers' text models."""
 
 import json
 from collections.abc import Mapping

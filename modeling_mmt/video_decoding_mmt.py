@@ -1,4 +1,4 @@
-"""Clips from any source: a video, an animation, a folder of pictures, one picture, frames in memory.
+"""Clips from any source: a video, an animation, a folder of pictures, a picture, or frames in memory.
 
 `read_clip` tells what a source is and takes the frames that `FrameSampling` asks for. Videos go to
 `video_streams_mmt`, pictures and animations to `pictures_mmt`. The code travels with a checkpoint,

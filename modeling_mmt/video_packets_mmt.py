@@ -1,4 +1,4 @@
-"""The packets of a video stream, as PyAV reads them: when their frames are shown, and where decoding may begin."""
+"""The packets of a video stream, read with PyAV: when their frames are shown, and where decoding can start."""
 
 import bisect
 import math

@@ -1,4 +1,4 @@
-"""Frames of a video file at the times that are asked for: PyAV, whose wheel brings FFmpeg, or torchcodec.
+"""Frames of a video file at given times, with PyAV, whose wheel includes FFmpeg, or torchcodec.
 
 Which frame: the one shown at the sampled time, whatever the frame rate does: pts <= time < next pts. A video is
 sampled while it is decoded, and no frame is kept that was not asked for, so memory does not grow with its length.

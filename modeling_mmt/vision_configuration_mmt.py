@@ -1,4 +1,4 @@
-"""Configurations of vision encoders: what may stand in `MMTConfig.vision_config`, and how wide their vectors are."""
+"""Configurations of vision encoders: the allowed values of `MMTConfig.vision_config`, and the widths of features."""
 
 from typing import Any
 

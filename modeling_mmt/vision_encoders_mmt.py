@@ -1,4 +1,4 @@
-"""Vision encoders under the video tower: pixels in, the feature stream that the TP head pools out.
+"""Vision encoders under the video tower: pixels in, the features that the TP head pools out.
 
 Any picture encoder that `AutoModel` builds gives one vector a frame; the video encoders in `VIDEO_ENCODERS` give one
 for each step of several frames. Several encoders side by side are experts, whose vectors a step concatenates.

@@ -3,7 +3,10 @@
 The builders are plain functions, so that `make_golden.py` can call them too; tests ask for the fixtures below them.
 """
 
+import os
 from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read once, at import; `local_hub.py` is the only Hub
 
 import numpy as np
 import pytest

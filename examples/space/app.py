@@ -174,7 +174,7 @@ class Page:
                 picture.convert("RGBA").save(seen, "PNG")
         except (ValueError, OSError, SyntaxError, Image.DecompressionBombError):
             return message(
-                f"This is no picture that can be read: take a {', '.join(PICTURES[:-1])} or {PICTURES[-1]} of at most "
+                f"This picture cannot be read: use a {', '.join(PICTURES[:-1])} or {PICTURES[-1]} of at most "
                 f"{MAX_PICTURE_PIXELS / 1e6:.0f} million pixels."
             )
         source = f"data:image/png;base64,{base64.b64encode(seen.getvalue()).decode()}"

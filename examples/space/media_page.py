@@ -4,7 +4,7 @@
     python examples/space/media_page.py index --media /mnt/films  # the same files, elsewhere
 
 A browser asks for `/media/ROW`, a row of the index, and never for a path: files that the index does not list, that lie
-outside its folder, or whose ending is no video's or picture's, are not served. Videos come in ranges, so that a
+outside its folder, or whose ending is not that of a video or picture, are not served. Videos come in ranges, so that a
 browser seeks without loading all of a film.
 """
 

@@ -1,4 +1,4 @@
-"""`mmt build`: a corpus from its official files, by the builder of `datasets_scripts` that is named."""
+"""`mmt build`: a corpus from its official files, by the named builder in `datasets_scripts`."""
 
 import argparse
 import ast
@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from modeling_mmt.data.errors import InputError
@@ -20,7 +21,7 @@ def main(argv: Sequence[str]) -> int:
         argv: a builder's name and its options.
 
     Raises:
-        InputError: there is no such builder, a package that it needs is not installed, a file is not as it must be, or
+        InputError: there is no such builder, a package that it needs is not installed, a file is invalid, or
             the Hub did not take what was built.
         OSError: a file is missing.
     """
@@ -55,6 +56,33 @@ def build(name: str, options: Sequence[str]) -> Any:
     Raises:
         InputError, OSError: as `main`.
     """
+    module, parser = grammar(name)
+    arguments = parser.parse_args(options)
+    result = module.run(arguments)
+    if getattr(arguments, "push_to_hub", None):
+        from modeling_mmt.hub.publish import publish
+
+        commit = publish(
+            arguments.output_dir,
+            arguments.push_to_hub,
+            repo_type="dataset",
+            tag=arguments.tag,
+            private=arguments.private or None,
+            scripts=[str(module.__file__), str(import_module(f"{BUILDERS}.corpus").__file__)],
+        )
+        print(f"{arguments.push_to_hub} is at {arguments.tag or 'main'}, commit {commit}")
+    return result
+
+
+def grammar(name: str) -> tuple[ModuleType, argparse.ArgumentParser]:
+    """A builder's module and what reads its command line.
+
+    Args:
+        name: of a module of `datasets_scripts`.
+
+    Raises:
+        InputError: there is no such builder, or a package that it needs is not installed.
+    """
     names = [builder for builder, _ in builders()]
     if name not in names:
         raise InputError(f"no builder is called {name!r}; the name comes first, one of {', '.join(names)}")
@@ -68,18 +96,4 @@ def build(name: str, options: Sequence[str]) -> Any:
     if hasattr(module, "ABOUT"):
         parser.epilog = f"Files in --data_dir:\n{module.ABOUT.layout}"
     getattr(module, "add_options", shared.add_options)(parser)
-    arguments = parser.parse_args(options)
-    result = module.run(arguments)
-    if getattr(arguments, "push_to_hub", None):
-        from modeling_mmt.hub.publish import publish
-
-        commit = publish(
-            arguments.output_dir,
-            arguments.push_to_hub,
-            repo_type="dataset",
-            tag=arguments.tag,
-            private=arguments.private or None,
-            scripts=[str(module.__file__), str(shared.__file__)],
-        )
-        print(f"{arguments.push_to_hub} is at {arguments.tag or 'main'}, commit {commit}")
-    return result
+    return module, parser

@@ -1,4 +1,4 @@
-"""What a program says when something is wrong: what was given in one line, a fault of ours with its traceback."""
+"""What a program prints when something is wrong: one line for bad input, a traceback for a bug of ours."""
 
 import errno
 import os
@@ -21,13 +21,13 @@ def exit_code_of(program: str, call: Callable[[], int | None], traceback: bool =
         The exit code: the call's own or 0, 2 for bad input, 130 where Ctrl-C interrupted it.
 
     Raises:
-        Exception: every error that does not say what is wrong with what was given, as it is.
+        Exception: every error that is not about bad input, unchanged.
     """
     try:
         code = call() or DONE
         sys.stdout.flush()
         return code
-    except BrokenPipeError:  # `mmt ... | head`: nobody reads on
+    except BrokenPipeError:  # `mmt ... | head`: the reader has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
     except KeyboardInterrupt:
@@ -43,10 +43,10 @@ def exit_code_of(program: str, call: Callable[[], int | None], traceback: bool =
 
 
 def is_bad_input(error: Exception) -> bool:
-    """Whether an error says, in one line, what is wrong with what was given.
+    """Whether an error says, in one line, what is wrong with the input.
 
     So do ours (`InputError` and its kinds, and the `ValueError`s of the files that ship with a checkpoint, where there
-    is no data/), and an `OSError`, whoever raises it: a file, the disk or the Hub is not as it must be. A `ValueError`
+    is no data/), and an `OSError`, whoever raises it: the cause is a file, the disk or the Hub. A `ValueError`
     that a library raises is a fault of the line that called it.
     """
     from modeling_mmt.data.errors import InputError  # now that something has gone wrong, time is no matter

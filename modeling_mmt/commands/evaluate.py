@@ -8,6 +8,7 @@ from typing import Any
 from modeling_mmt.commands.evaluation_options import EvaluationOptions
 from modeling_mmt.commands.terminal import Paint, is_watched, print_json
 from modeling_mmt.data.errors import InputError
+from modeling_mmt.data.wording import counted
 from modeling_mmt.evaluation.embedding import embed_texts
 from modeling_mmt.evaluation.evaluate import Corpus, evaluate, open_checkpoint
 from modeling_mmt.evaluation.metrics import AVERAGES, DIRECTIONS, average_over_languages, shown_metrics
@@ -66,7 +67,8 @@ def evaluate_index(folder: Path, evaluation: EvaluationOptions, as_json: bool):
     if as_json:
         print_json({"index": str(folder), "checkpoint": index.model, **described(corpus), "moments": moments})
         return
-    print(f"{Paint(sys.stdout).bold(folder.name)} searched by {dataset}: {len(index)} windows, {len(files)} files")
+    size = f"{counted(len(index), 'window')} of {counted(len(files), 'file')}"
+    print(f"{Paint(sys.stdout).bold(folder.name)}: {size}, with the queries of {dataset}")
     print_moments(moments)
 
 
@@ -94,7 +96,7 @@ def print_tables(name: str, corpus: Corpus, figures: dict[str, Any]):
     paint, spec = Paint(sys.stdout), corpus.spec
     counts = sorted({len(captions) for captions in corpus.captions.values()})
     queries = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-    print(f"{paint.bold(name)} on {spec.dataset} ({spec.split}): {len(corpus.rows)} clips, ", end="")
+    print(f"{paint.bold(name)} on {spec.dataset} ({spec.split}): {counted(len(corpus.rows), 'clip')}, ", end="")
     print(f"{queries} queries ({spec.text_column}) a language")
     for part, directions in figures.items():
         for direction, by_language in directions.items():

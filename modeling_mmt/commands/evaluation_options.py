@@ -1,4 +1,4 @@
-"""What is searched: the options of `mmt.add_evaluation_options` over what a checkpoint's recipe says."""
+"""What is searched: the options of `mmt.add_evaluation_options`, with defaults from the checkpoint's recipe."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""`mmt index`: an index of a folder of videos and pictures, brought in step with it."""
+"""`mmt index`: build or update an index of a folder of videos and pictures."""
 
 import sys
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 from modeling_mmt.commands.errors import printable
 from modeling_mmt.commands.terminal import is_watched, print_json
 from modeling_mmt.data.errors import InputError
+from modeling_mmt.data.wording import counted
 from modeling_mmt.search.media_index import IndexOptions, IndexStatus, index_status, update_index
 
 MOST_LISTED = 20  # files a line each, of those that cannot be read
@@ -42,8 +43,8 @@ def main(
         return
     if not status:
         print(
-            f"{report.added} files added, {report.replaced} replaced, {report.dropped} dropped; {report.recognised} "
-            "known by their content"
+            f"{counted(report.added, 'file')} added, {report.replaced} replaced, {report.dropped} dropped, "
+            f"{report.recognised} recognised by content"
         )
     print_status(output_dir, now)
 
@@ -51,7 +52,7 @@ def main(
 def index_vectors(table: str, embeddings: str, folder: str, model: str | None, as_json: bool):
     """Make an index of vectors, and say what it is."""
     if model is None:
-        raise InputError("--embeddings needs --model, the name of what made the vectors")
+        raise InputError("--embeddings needs --model: name the model that made the vectors")
     from modeling_mmt.search.vectors import (
         index_of_vectors,
     )  # imports datasets, which a folder that is as it was needs not
@@ -61,18 +62,19 @@ def index_vectors(table: str, embeddings: str, folder: str, model: str | None, a
     if as_json:
         print_json({"rows": len(index), "dim": index.embeddings.shape[1], "model": model})
     else:
-        print(f"{folder}: {len(index)} rows of {index.embeddings.shape[1]} numbers, by {printable(model)}")
+        print(f"{folder}: {counted(len(index), 'row')} of {index.embeddings.shape[1]} numbers, by {printable(model)}")
 
 
 def print_status(folder: str, now: IndexStatus):
     """An index in words, for people."""
     print(
-        f"{folder}: {now.files} files in {now.rows} rows, {now.num_bytes / 2**20:.1f} MiB, by {printable(now.model)}"
+        f"{folder}: {counted(now.files, 'file')} in {counted(now.rows, 'row')}, {now.num_bytes / 2**20:.1f} MiB, by "
+        f"{printable(now.model)}"
     )
     if not now.is_current:
         print(f"to do: {len(now.new)} new, {len(now.changed)} changed, {len(now.gone)} gone")
     if now.failed:
-        print(f"{len(now.failed)} files cannot be read, and are tried again once they change:")
+        print(f"{counted(len(now.failed), 'file')} could not be read, to be tried again after a change:")
     for file, reason in list(now.failed.items())[:MOST_LISTED]:
         print("  " + printable(reason if reason.startswith(file) else f"{file}: {reason}"))
     if len(now.failed) > MOST_LISTED:

@@ -35,10 +35,12 @@ def main(
     place = Path(folder)
     is_index, is_store = (place / INDEX).is_file(), (place / MANIFEST).is_file()
     if model and not is_index:
-        raise InputError(f"--model {model} says whose an index is, and {folder} is none; leave it out")
+        raise InputError(
+            f"--model {model} names the checkpoint of an index, and {folder} is not an index; leave --model out"
+        )
     if is_index or is_store:
         if repo_type == "model":
-            raise InputError(f"{folder} is no model; leave --repo_type out")
+            raise InputError(f"{folder} is not a model; leave --repo_type out")
         repo_type = "dataset"
     with TemporaryDirectory() as scratch:
         if is_index:

@@ -1,4 +1,4 @@
-"""`mmt recipes`: those that come with the package."""
+"""`mmt recipes`: list or show the bundled recipes."""
 
 import yaml
 

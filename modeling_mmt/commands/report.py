@@ -1,4 +1,4 @@
-"""`mmt report`: an HTML page about a checkpoint, beside others."""
+"""`mmt report`: an HTML report about a checkpoint, compared with others."""
 
 import shlex
 import sys

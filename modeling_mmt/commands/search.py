@@ -59,7 +59,7 @@ def main(
         where: conditions `COLUMN=VALUE`; of those on one column one must hold, and all columns must agree.
         windows: show the windows of videos as they are, not joined to moments.
         by_picture: pictures that are queries.
-        by_video: a video that is a query, all of it or what is shown `at` so many seconds.
+        by_video: a video that is a query, all of it or what is shown `at` this second.
         at: see `by_video`.
         contact_sheet: picture to write, with a row a query.
         save_moments: folder to make, with a file for each moment.
@@ -122,7 +122,7 @@ def check_options(
     if top < 1:
         raise InputError(f"--top is {top}; give a number from 1")
     if stray_at is not None:
-        raise InputError(f"--at {stray_at:g} is a time of no video; name it with --by_video")
+        raise InputError(f"--at {stray_at:g} needs a video; name it with --by_video")
     if save_moments and os.path.lexists(save_moments):
         raise InputError(f"--save_moments {save_moments} already exists; name a new folder: nothing is overwritten")
     if contact_sheet:

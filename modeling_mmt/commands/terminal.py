@@ -1,4 +1,4 @@
-"""What a command prints: JSON, and colours where somebody looks."""
+"""Terminal output: JSON, and colours if a person is watching."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Random changes of a clip that leave its captions true, for training from pixels.
+"""Random changes of a clip that keep its captions true, for training from pixels.
 
 Nothing is mirrored and no hue is turned: an arrow that points left, or a red heart, would no longer be what its
 caption says. What is drawn holds for a whole clip, so that motion stays what it was.

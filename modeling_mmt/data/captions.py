@@ -1,4 +1,4 @@
-"""Which texts of a clip are learned from: of which kinds, in which languages, and which keywords are left out."""
+"""Which texts of a clip are used for training: kinds, languages, and the keywords to leave out."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

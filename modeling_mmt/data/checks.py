@@ -1,4 +1,4 @@
-"""What is wrong with a corpus, as sentences that name column, clip and remedy."""
+"""Problems of a corpus, as sentences that name the column, the clip and the remedy."""
 
 from collections.abc import Iterable, Iterator, Sequence
 

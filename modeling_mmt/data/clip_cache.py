@@ -1,4 +1,4 @@
-"""Clips that are expensive to make: made on first access and cached within a memory budget."""
+"""A cache of clips that are expensive to make, within a memory budget."""
 
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

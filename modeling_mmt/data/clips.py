@@ -1,4 +1,4 @@
-"""The clips of a dataset as its column holds them, for those who read pixels and not features."""
+"""The clips of a dataset column, for training from pixels."""
 
 import io
 from collections.abc import Callable, Iterator, Mapping
@@ -23,7 +23,7 @@ class ClipColumn(Mapping[str, Any]):
 
     A column may be of `datasets.Video`, of `datasets.Image` (with `num_frames` beside it: film strips, as emoji9's),
     or of texts: paths of videos, pictures and folders of frames, relative to the dataset's folder or absolute. Those
-    of a dataset that is no folder here are a stranger's, and must be inside it. With columns `start` and `end` of
+    of a dataset that is not a local folder are a stranger's, and must be inside it. With columns `start` and `end` of
     numbers, a clip is that span of its video in seconds; null is where it begins, or ends.
 
     Args:
@@ -55,12 +55,12 @@ class ClipColumn(Mapping[str, Any]):
         Raises:
             KeyError: no such clip.
             ValueError: the column has nothing there.
-            ConfinementError: the column of a dataset that is no folder here names a path that leads out of it.
+            ConfinementError: the column of a dataset that is not a local folder names a path that leads out of it.
         """
         row = self.rows[self._row_of[video_id]]
         source = row[self.column]
         if source is None:
-            raise ValueError(f"clip {video_id!r} has nothing in column {self.column}; drop it")
+            raise ValueError(f"clip {video_id!r} has no value in column {self.column}; drop the clip")
         if self.are_filmstrips:
             strip = source if source["bytes"] else Image.open(source["path"])
             return frames_of({**row, "frames": strip})
@@ -119,7 +119,7 @@ def span_columns(rows: datasets.Dataset) -> list[str]:
     """
     kinds = {name: getattr(rows.features.get(name), "dtype", "") for name in ("start", "end")}
     if any(kind.endswith("string") for kind in kinds.values()):
-        raise ValueError(f"columns start and end are {kinds}; a clip's seconds are numbers: write them so")
+        raise ValueError(f"columns start and end are {kinds}; they must be numbers of seconds")
     return ["start", "end"] if all(kind.startswith(("float", "int")) for kind in kinds.values()) else []
 
 

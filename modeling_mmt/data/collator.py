@@ -4,7 +4,7 @@ Every choice is a pure function of (seed, epoch, row), so the order and the draw
 workers and processes, and a run resumes at a step without replaying what came before.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -189,6 +189,7 @@ class MMTDataCollator:
             caption's language.
         exclude_languages: keywords that contain the clip's text of the excluded kind in one of these languages are not
             drawn either.
+        tokenize: captions to `input_ids` and `attention_mask`; `None`: the processor's `tokenize`.
 
     Returns:
         The tensors that `MMTModel.forward` documents, `positive_ids` `(B, 1 + languages_per_clip)` and
@@ -214,6 +215,7 @@ class MMTDataCollator:
     with_caption_keys: bool = False
     other_text_columns: Sequence[str] = ()
     exclude_languages: Sequence[str] = ()
+    tokenize: Callable[[Sequence[str]], Mapping[str, torch.Tensor]] | None = None
 
     def __post_init__(self):
         """Check how many captions a clip has, and that they can be noised."""
@@ -237,7 +239,7 @@ class MMTDataCollator:
         for position, prefix in enumerate(CAPTIONS[: self.languages_per_clip]):
             texts = [choice[position] for choice in captions]
             with naming_rows(rows, "of clip "):
-                tokens = self.processor.tokenize(texts)
+                tokens = (self.tokenize or self.processor.tokenize)(texts)
             batch[f"{prefix}input_ids"] = tokens["input_ids"]
             batch[f"{prefix}attention_mask"] = tokens["attention_mask"]
             keys = caption_keys(batch, prefix)  # equal for what the encoder reads as equal

@@ -1,4 +1,4 @@
-"""What a dataset names must lie in its own folder: its card and rows are a stranger's, and are read on this machine.
+"""Confines a dataset to its own folder: its card and rows may be a stranger's, but are read on this machine.
 
 `datasets` reads whatever a card's `data_files` name, be it `/home/me/notes.csv` or `http://127.0.0.1`, and decodes
 whatever a row of pictures or videos names.

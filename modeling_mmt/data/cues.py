@@ -1,4 +1,4 @@
-"""What subtitles are to pre-training: what is said and when, without what makes it readable on a screen.
+"""Cleaning of subtitle cues: keeps what is said and when, and removes what only serves the screen.
 
 A cue is (start, end, text), in seconds of its video. What is changed or dropped is a rule of `RULES`, and counted.
 """
@@ -94,7 +94,7 @@ def spoken_text(text: str, tally: Tally) -> str | None:
 
 
 def spoken_cues(cues: Iterable[Cue], tally: Tally) -> Iterator[Cue]:
-    """The cues in which something is said; `CueCleaner` counts those that are no text or far too long."""
+    """The cues in which something is said; `CueCleaner` counts those that are not text or far too long."""
     for start, end, text in cues:
         is_readable = isinstance(text, str) and len(text) <= MAX_CAPTION
         said = spoken_text(text, tally) if is_readable else text
@@ -132,13 +132,13 @@ class CueCleaner:
         if unordered := sum(later[0] < cue[0] for cue, later in pairwise(valid)):
             self.tally.count("unordered", unordered)
             valid.sort(key=lambda cue: cue[0])
-        kept = self._without_overlap(self._without_roll_up(valid))
+        cleaned = self._without_overlap(self._without_roll_up(valid))
         if seconds is not None:
-            kept = self._within(kept, seconds)
-        if not kept:
+            cleaned = self._within(cleaned, seconds)
+        if not cleaned:
             self.tally.count("no_cue")
             return None
-        return [cue[2] for cue in kept], [cue[0] for cue in kept], [cue[1] for cue in kept]
+        return [cue[2] for cue in cleaned], [cue[0] for cue in cleaned], [cue[1] for cue in cleaned]
 
     def _valid(self, cues: Iterable[Cue]) -> list[tuple[float, float, str]]:
         valid = []

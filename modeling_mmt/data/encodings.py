@@ -1,4 +1,4 @@
-"""Text files of people's programs: Unicode in any of its forms, else the Windows code page of their language."""
+"""Decoding of text files from any program: Unicode, or else the Windows code page of their language."""
 
 import codecs
 

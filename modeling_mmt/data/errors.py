@@ -1,4 +1,4 @@
-"""What was given is wrong: the base of the errors that a program tells in one line."""
+"""The base class of errors about bad input, which programs print in one line."""
 
 import traceback
 from collections.abc import Iterator

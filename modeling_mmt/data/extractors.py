@@ -1,4 +1,4 @@
-"""What made the features of clips, stream by stream: recorded with a checkpoint, and compared with what it is given.
+"""The extractor of each feature stream, recorded in a checkpoint and compared with the features it is given.
 
 A feature store's manifest says it (`FeatureStore.extractors`). Training writes it into the checkpoint's
 `processor_config.json`, as `feature_extractor.extractors`; a version of this package that does not know the field
@@ -145,7 +145,7 @@ def check_extractors(processor: Any, extractors: Sequence[Extractor], names: Seq
     if len(recorded) != len(extractors):
         made = ", ".join(str(stream.extractor) for stream in recorded)
         raise ExtractorError(
-            f"features: {len(extractors)} streams are given, and the checkpoint was trained on {len(recorded)}: {made}"
+            f"features: {len(extractors)} streams, but the checkpoint was trained on {len(recorded)}: give {made}"
         )
     for number, (mine, theirs) in enumerate(zip(recorded, extractors, strict=True)):
         name = names[number] if names else f"stream {number} of the features"

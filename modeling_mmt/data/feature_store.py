@@ -1,4 +1,4 @@
-"""The feature store: ragged frozen features of clips, in Parquet, with a manifest that says whose they are.
+"""The feature store: frozen features of clips of different lengths, in Parquet or Arrow, with a manifest.
 
 A store is a folder with `features-*.parquet` or `features-*.arrow` (`video_id` string, `video_features` list of steps
 of lists of numbers, that is `(F, D_v)` a clip, F differing between clips) and `manifest.json`:
@@ -41,7 +41,7 @@ MAX_SHARD_VALUES = 2**28  # Arrow's list offsets have 32 bits; half a gigabyte o
 
 
 class FeatureStoreError(InputError):
-    """A store, or what should go into one, is not as it must be; the message says where and what helps."""
+    """A store, or what should go into one, is invalid; the message says where and what to do."""
 
 
 class MissingClipError(InputError, KeyError):
@@ -64,7 +64,7 @@ class FeatureStore(Mapping[str, np.ndarray]):
 
     Raises:
         FileNotFoundError: the folder holds no manifest, or a shard is missing.
-        FeatureStoreError: the manifest or a shard is not as it must be.
+        FeatureStoreError: the manifest or a shard is invalid.
         MissingClipError: on access, the clip is not in the store.
     """
 

@@ -1,4 +1,4 @@
-"""A feature store written clip by clip, shard by shard; see feature_store.py for what it holds."""
+"""Writes a feature store clip by clip and shard by shard; feature_store.py describes the format."""
 
 import json
 import shutil
@@ -150,7 +150,7 @@ class FeatureStoreWriter:
         """
         self._write_shard()
         if not self._shards:
-            raise FeatureStoreError(f"{self.folder}: no clip was given, and an empty store is of no use")
+            raise FeatureStoreError(f"{self.folder}: no clip was given; a store needs at least one")
         own_files = {MANIFEST, *(shard["file"] for shard in self._shards)}
         for file in self.partial.iterdir():  # a shard that was written, but not listed, when a writer was killed
             if file.name not in own_files:
@@ -200,7 +200,7 @@ def checked_values(where: str, features: np.ndarray, dtype: str, dim: int | None
         step, column = np.argwhere(~np.isfinite(values))[0]
         raise FeatureStoreError(
             f"{where}: step {step}, column {column} is {features[step, column]}, not finite as {dtype}; "
-            "mend the extractor, or choose dtype='float32' if the number itself is finite"
+            "correct the extractor, or choose dtype='float32' if the number itself is finite"
         )
     if features.any() and not values.any():
         raise FeatureStoreError(

@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, hashed, locked; without torch (`weights.py` has tensors)."""
+"""Files: written completely or not at all, hashed, locked; without torch (`weights.py` has tensors)."""
 
 import errno
 import glob

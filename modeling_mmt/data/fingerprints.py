@@ -1,4 +1,4 @@
-"""What a run's result depends on, by content: a path says nothing once the files behind it have changed."""
+"""Fingerprints of what a run's result depends on: contents rather than paths."""
 
 import json
 from collections.abc import Iterable

@@ -1,8 +1,8 @@
-"""What lies in a folder, and in the folders that it links to; whatever is left out is counted, so that it can be said.
+"""The files of a folder and of the folders that it links to; those left out are counted.
 
 A link to a folder is the user's own: it is followed, wherever it leads. Each folder is read once, under its own name
 before a link's, so that links in a circle end, and nothing comes twice; a link to a folder around the one that is read
-would bring in all that lies beside it, and is left out.
+would bring in everything beside it, and is left out.
 """
 
 import os

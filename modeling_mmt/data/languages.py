@@ -1,3 +1,3 @@
-"""The languages of the paper: English, which models are fine-tuned on, and eight that they are searched in unseen."""
+"""The paper's languages: English, used for fine-tuning, and eight that are searched without captions."""
 
 LANGUAGES = ("en", "de", "fr", "cs", "zh", "ru", "vi", "sw", "es")

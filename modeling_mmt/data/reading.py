@@ -1,4 +1,4 @@
-"""A repository's files at one revision: the same online and from the cache, and checked against their hashes.
+"""A repository's files at one revision: the same online and from the cache, checked against their hashes.
 
 `datasets.load_dataset(name, revision=...)` ignores the revision when there is no network and loads what was cached
 last. Here the revision decides: it is resolved to a commit, whose files are downloaded once and found again offline.

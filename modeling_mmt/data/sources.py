@@ -1,4 +1,4 @@
-"""Official files, read with care: every byte hashed, every id checked, every rule counted.
+"""Official files of a corpus: every byte hashed, every id checked, every rule counted.
 
 A file that is missing, cut short, not UTF-8 or not what its name says is an error that names file, place and remedy.
 A text that a rule covers (empty, not a text, far too long) is changed or dropped as the rule says, and counted.
@@ -27,7 +27,7 @@ Row = dict[str, Any]
 MAX_CAPTION = 10_000  # characters; the longest subtitle of an hour is far below
 MAX_FILE_BYTES = 2**30  # of a file that is read whole, once it is unpacked; larger official ones are read in pieces
 RULES = {
-    "not_text": "a caption that is no text (a number, null, half of a surrogate pair): dropped",
+    "not_text": "a caption that is not text (a number, null, half of a surrogate pair): dropped",
     "empty": "an empty caption, or one of invisible characters alone: dropped",
     "too_long": f"a caption of more than {MAX_CAPTION:,} characters: dropped",
     "spaces": "tabs, line ends, control characters and repeated spaces in a caption: one space each",
@@ -208,7 +208,7 @@ def checked_id(value: Any, where: str, in_folders: bool = False) -> str:
         in_folders: whether it may have folders, as `mmt extract` makes of them: `kitchen/cat`.
 
     Raises:
-        SourceError: it is no text, empty, longer than 200 bytes, or looks like a path (with folders: one that does not
+        SourceError: it is not a string, empty, longer than 200 bytes, or a path (with folders: one that does not
             lead down) or a control sequence.
     """
     parts = value.split("/") if isinstance(value, str) and in_folders else [value]

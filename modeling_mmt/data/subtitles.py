@@ -1,4 +1,4 @@
-"""Subtitles as people's videos have them: files beside a video, and text streams inside it.
+"""Subtitles of videos: files beside a video, and text streams inside it.
 
     talk.en.srt, talk.pt-BR.vtt, talk.eng.sdh.ass        the language stands in the name
     talk.json, talk.tsv                                  Whisper's; the JSON says its language itself

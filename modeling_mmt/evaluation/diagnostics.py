@@ -1,4 +1,4 @@
-"""What R@k does not say: does transfer hold query by query, where does it break, and how much of the gap is closed.
+"""Diagnostics beyond R@k: whether transfer holds query by query, where it fails, and how much of the gap is closed.
 
 Letters: `L` languages, `N` clips (one query a clip and language, in the same order), `Nq` queries, `Ng` gallery items,
 `P` projection width, `k` results looked at. Everything is a pure function of embeddings, results or ranks.
@@ -81,7 +81,7 @@ def gap_closed_interval(
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's adjusted p-values: what each would be had it been the only one of the family that was looked at."""
+    """Holm's adjusted p-values: what each would be as the only test of the family."""
     order = np.argsort(p_values, kind="stable")
     scaled = np.array(p_values, dtype=np.float64)[order] * np.arange(len(order), 0, -1)
     adjusted = np.empty(len(order))

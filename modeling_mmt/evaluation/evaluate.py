@@ -97,9 +97,7 @@ class EvalSpec:
             spec = replace(spec, features=())
         spec = replace(spec, **{key: value for key, value in changes.items() if value is not None})
         if not spec.dataset:
-            raise CorpusError(
-                f"dataset is not given, and {checkpoint} has no {RECIPE} to say which; name one with --dataset"
-            )
+            raise CorpusError(f"no dataset: {checkpoint} has no {RECIPE} that names one; give --dataset")
         return spec
 
 
@@ -297,7 +295,7 @@ def check_checkpoint(source: str):
     """Refuse what `open_checkpoint` cannot open, before anything long is begun.
 
     Raises:
-        FileNotFoundError: `source` is no checkpoint's folder, and not formed like a Hub name.
+        FileNotFoundError: `source` is neither the folder of a checkpoint nor formed like a Hub name.
         InputError: as `check_hub_name`.
     """
     folder = Path(source)

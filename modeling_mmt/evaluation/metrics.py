@@ -1,4 +1,4 @@
-"""What is computed from ranks: recall, median and mean rank, MRR, and their averages over languages."""
+"""Metrics computed from ranks: recall, median and mean rank, MRR, and their averages over languages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Search for moments, measured: R@1 and R@5 at temporal IoU 0.3, 0.5 and 0.7, and how far off the start is.
+"""Metrics of moment search: R@1 and R@5 at temporal IoU 0.3, 0.5 and 0.7, and the error of the start.
 
 A query is a text, and right is every span of a video that shows what it says. A hit is a moment in the right file
 whose IoU with any of these spans reaches the threshold; R@k is the percent of queries with a hit among the first k

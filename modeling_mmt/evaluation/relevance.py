@@ -1,4 +1,4 @@
-"""Metrics of queries with many right answers: mean average precision and nDCG@10, both 0 to 100.
+"""Metrics of queries with several correct answers: mean average precision and nDCG@10, both 0 to 100.
 
 A query for "crab" has every photo of a crab for an answer. R@k of such a query is that of its best-ranked answer
 (`ranks.py`); what is here looks at all of them. Relevance is binary.
@@ -77,9 +77,9 @@ def relevance_by_language(
     is_kept, new_index = ~exclude, np.cumsum(~exclude) - 1
     result = {}
     for language, texts in text_embeds.items():
-        kept = [new_index[np.asarray(rows)[is_kept[rows]]] for rows in answers[language]]
-        asked = [number for number, rows in enumerate(kept) if len(rows)]
-        result[language] = relevance(texts[asked], video_embeds[is_kept], [kept[number] for number in asked])
+        remaining = [new_index[np.asarray(rows)[is_kept[rows]]] for rows in answers[language]]
+        asked = [number for number, rows in enumerate(remaining) if len(rows)]
+        result[language] = relevance(texts[asked], video_embeds[is_kept], [remaining[number] for number in asked])
     return result
 
 

@@ -1,4 +1,4 @@
-"""How sure a figure is: bootstrap intervals over clips, seeds summarised, a paired test between two rows.
+"""Uncertainty of figures: bootstrap intervals over clips, summaries over seeds, a paired test between two rows.
 
 R@k and MRR are percentages, 0 to 100; MedR and MeanR are ranks. A clip, not a query, is what is drawn: its captions in
 several languages go together.

@@ -1,4 +1,4 @@
-"""What features are extracted from: the videos and pictures of a folder or list, or the clips of a dataset.
+"""The input of feature extraction: videos and pictures of a folder or list, or the clips of a dataset.
 
 A dataset's clips are the first column of videos, or film strips as emoji9 has them: `video_id`, `frames` (a picture of
 all frames side by side) and `num_frames`.

@@ -1,4 +1,4 @@
-"""Frames to feature vectors outside a model: a frozen encoder, and what reads the frames for it in other processes.
+"""Frozen encoders that turn frames into features, and readers that prepare the frames in other processes.
 
 The vectors are those that a model with `vision_config` makes of the same pixels: the same encoder, sizes and cuts.
 

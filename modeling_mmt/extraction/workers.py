@@ -1,4 +1,4 @@
-"""Calls a function in worker processes that may crash or hang; a call that does is lost, and nothing else.
+"""Calls a function in worker processes that may crash or hang, losing only the call that does.
 
 A decoder is C code that meets strangers' files: one in a million brings its process down, or never returns. Here it
 brings down a worker, which is started anew, and its file alone has failed. Each worker has a pipe of its own, so that

@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path, PurePath, PureWindowsPath
 from typing import Any
@@ -20,6 +20,23 @@ METRICS_FILE = "metrics.json"
 PACKAGES = ("torch", "transformers", "datasets", "accelerate", "safetensors")
 STARTS = ("checkpoint", "dual_encoder", "text_model")  # of a recipe's model: the first that is there reads the texts
 NOT_STATED = "not stated"
+PICTURES = (
+    "picture.png",
+    "picture.webp",
+    "picture.jpg",
+)  # of results, such as a contact sheet; the card shows the first
+CAT = {  # what the widget compares: one sentence in each language
+    "en": "a cat is sleeping",
+    "de": "eine Katze schläft",
+    "fr": "un chat dort",
+    "cs": "kočka spí",
+    "zh": "一只猫在睡觉",
+    "ru": "кошка спит",
+    "vi": "một con mèo đang ngủ",
+    "sw": "paka amelala",
+    "es": "un gato duerme",
+}
+OTHERS = ("a red bicycle", "a train in the snow")  # and two that mean something else
 HOME = re.compile(r"~[\w.-]*(/|$)")  # `~/clips`, `~ann/clips`; not "~1,600 clips, see https://..."
 HUB_NAME = re.compile(r"([\w-][\w.-]*/)?[\w-][\w.-]*")
 
@@ -57,6 +74,7 @@ def write_card(folder: str | os.PathLike, *, model_id: str | None = None, revisi
         tags=["sentence-transformers", "text-to-video-retrieval", "multilingual", "mmt"],
         base_model=card_fields.get("base_model"),
         model_name=model_id,
+        widget=_widget(languages),
         eval_results=[
             EvalResult(
                 task_type="text-to-video-retrieval",
@@ -76,6 +94,7 @@ def write_card(folder: str | os.PathLike, *, model_id: str | None = None, revisi
         template_path=str(TEMPLATE),
         model_id=model_id,
         revision=revision,
+        picture=next((name for name in PICTURES if (folder / name).is_file()), None),
         languages=languages,
         text_encoder={
             "name": next(filter(None, map(public_recipe["model"].get, STARTS))),
@@ -120,6 +139,12 @@ def write_card(folder: str | os.PathLike, *, model_id: str | None = None, revisi
     )
     card.save(folder / "README.md")
     return [folder / "README.md", *_write_eval_results(folder, recipe, figures["all"]["t2v"])]
+
+
+def _widget(languages: Sequence[str]) -> list[dict[str, Any]]:
+    """An example of `sentence-similarity` for the page: translations should be nearer than other sentences."""
+    translations = [CAT[language] for language in languages if language in CAT and language != "en"]
+    return [{"source_sentence": CAT["en"], "sentences": [*translations[:3], *OTHERS]}]
 
 
 def _learning_layers(config: MMTConfig) -> str:

@@ -47,7 +47,7 @@ TEXTS = {".json", ".jsonl", ".jinja", ".md", ".py", ".txt", ".yaml", ".yml"}
 
 
 class PublishError(InputError):
-    """The folder cannot be published as it is; nothing was sent. The message says what to mend."""
+    """The folder cannot be published as it is; nothing was sent. The message says what to correct."""
 
 
 class UploadError(InputError, OSError):
@@ -149,7 +149,7 @@ def published_files(folder: Path) -> dict[str, Path]:
 
 
 def check_link(link: Path, folder: Path):
-    """Raise `PublishError` where a link is no file of the published folder: what it leads to may not be meant for all.
+    """Raise `PublishError` where a link leads out of the published folder: its target may be private.
 
     A snapshot in the Hub's cache consists of links to the `blobs` of its repository, which are its own.
     """

@@ -1,4 +1,4 @@
-"""What a secret looks like: tokens and private keys by detect-secrets' rules, and the secrets of this environment.
+"""Detection of secrets: tokens and private keys by detect-secrets' rules, and the secrets of this environment.
 
 Only the patterns of detect-secrets are taken: they are searched here, over bytes. Its verification, which sends what
 it found to the service that it may belong to, is never called; no text leaves the machine.

@@ -1,4 +1,4 @@
-"""The card of a published feature store: whose features they are, of what, and how they are read."""
+"""The card of a published feature store: its extractor, its clips, and how to read it."""
 
 import json
 from pathlib import Path
@@ -49,7 +49,7 @@ def write_store_card(folder: Path, name: str, tag: str | None):
         **fields,
         name=name,
         ending=manifest["shards"][0]["file"].rpartition(".")[2],
-        rate=f", {manifest['rate']:g} steps a second" if manifest["rate"] else "",
+        rate=f", {manifest['rate']:g} steps per second" if manifest["rate"] else "",
         pin=f', revision="{tag}"' if tag else "",
         source=json.dumps(manifest.get("source"), indent=1, ensure_ascii=False),
     )

@@ -1,1 +1,1 @@
-"""What joins another library: MTEB and ONNX."""
+"""Adapters to other libraries: MTEB and ONNX."""

@@ -1,4 +1,4 @@
-"""A checkpoint as MTEB sees it; its task is in `modeling_mmt.plugins.mteb_task`. Needs the extra `plugins`."""
+"""A checkpoint as an MTEB encoder; the task is in `modeling_mmt.plugins.mteb_task`. Needs the extra `plugins`."""
 
 from typing import Any
 

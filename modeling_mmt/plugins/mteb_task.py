@@ -1,4 +1,4 @@
-"""Text-to-video search in many languages as a task of MTEB, which has none: nine-language emoji9, or any corpus.
+"""An MTEB task for text-to-video search in many languages: nine-language emoji9, or any corpus.
 
     import mteb
     from modeling_mmt.plugins.mteb_task import TextToVideoRetrieval

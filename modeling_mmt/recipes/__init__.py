@@ -1,4 +1,4 @@
-"""The recipes that come with the package, by their names: `emoji9/mmp_en`, `paper/xlmr_mmp_en`, ..."""
+"""The bundled recipes by name: `emoji9/mmp_en`, `paper/xlmr_mmp_en`, ..."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Contact sheets: a row a query, its title above, and under it what it found, each with two lines of text."""
+"""Contact sheets: one row per query, with its text above and the results below, each with two lines of text."""
 
 from collections.abc import Sequence
 from pathlib import Path

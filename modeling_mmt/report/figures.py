@@ -327,7 +327,7 @@ def as_svg(figure: Figure) -> str:
 
 
 def _canvas(width: float, height: float) -> tuple[Figure, Any]:
-    """An empty figure of so many inches, with its axes."""
+    """An empty figure of this size in inches, with its axes."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots()
 

@@ -1,4 +1,4 @@
-"""Text of every script in a picture: a font that has its characters, and a line that is cut where it is too long."""
+"""Text of any script in a picture: finds a font with its characters, and shortens long lines."""
 
 import sys
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Every number of the report, from evaluations of one or more checkpoints on one corpus."""
+"""The numbers of the report, from evaluations of one or more checkpoints on one corpus."""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The report's section about moments: where the corpus says in which file and at what time its clips lie."""
+"""The report's section about moments, for a corpus that gives the file and times of its clips."""
 
 from collections.abc import Mapping
 from typing import Any

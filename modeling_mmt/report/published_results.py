@@ -1,4 +1,4 @@
-"""Figures that other people published, on other data than ours: to be read beside ours, never compared with them.
+"""Figures published by others on other data: shown for orientation, not for comparison.
 
 `MULTI_MSRVTT`: multilingual text-to-video search on MSR-VTT (1,000 test clips of real video, captions translated by
 machine), R@1, from Huang et al., "Multilingual Multimodal Pre-training for Zero-Shot Cross-Lingual

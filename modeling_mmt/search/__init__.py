@@ -1,1 +1,1 @@
-"""Clips found for queries: an index, exact search, and other engines."""
+"""Search: an index, exact search, and other engines."""

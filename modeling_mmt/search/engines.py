@@ -1,4 +1,4 @@
-"""Search beyond one exact pass, behind the interface of `ExactSearch`: FAISS through `datasets`, and Qdrant.
+"""Other search engines with the interface of `ExactSearch`: FAISS through `datasets`, and Qdrant.
 
 An engine has `len`, and `search(queries, top, allowed)`: `(q, P)` float32 unit vectors in, scores `(q, k')` float64
 and rows `(q, k')` int64 out, best first; row -1 with score -inf where it found fewer. What it finds is approximate,
@@ -94,10 +94,10 @@ class FaissSearch:
             faiss.extract_index_ivf(self.index).nprobe = nprobe
 
     @classmethod
-    def kept(
+    def cached(
         cls, path: Path, embeddings: torch.Tensor, factory: str, rows: str, train_rows: int | None = None
     ) -> FaissSearch:
-        """The index that is kept in a file, if it is of these rows; else one that is built, and kept there.
+        """The index stored in a file, if it is of these rows; else one that is built and stored there.
 
         Args:
             path: of the file; beside it, `.json` says what it holds.
@@ -318,7 +318,7 @@ def open_engine(
     try:
         if kind == "faiss" and detail:
             path = folder / ENGINES / f"faiss-{re.sub(r'[^A-Za-z0-9]+', '_', detail)}.index"
-            return FaissSearch.kept(path, embeddings, detail, rows_digest(ids, embeddings))
+            return FaissSearch.cached(path, embeddings, detail, rows_digest(ids, embeddings))
         if kind == "qdrant":
             from qdrant_client import QdrantClient
 

@@ -215,7 +215,7 @@ def _multiply(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor | None 
 
 
 def _sum_loss(width: int) -> float:
-    """`g` of the module: what a float32 sum of so many products can lose, of the product of the norms."""
+    """`g` of the module: what a float32 sum of this many products can lose, of the product of the norms."""
     return width * 2.0**-24 / (1 - width * 2.0**-24)
 
 

@@ -1,4 +1,4 @@
-"""Moments as files of their own: the packets of a video as they are, from the keyframe before a moment to its end."""
+"""Saves moments as files: the packets of a video, unchanged, from the keyframe before a moment to its end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Filters of an index: which rows have the values that are asked for, compared as each column's type compares."""
+"""Filters of an index's rows by the values of their columns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An index of clips: build it from a dataset, keep it on disk or on the Hub, ask it in any language.
+"""An index of clips: build it from a dataset, store it on disk or on the Hub, search it in any language.
 
     index = SearchIndex.build(model, processor, rows, features)
     index.save("index")

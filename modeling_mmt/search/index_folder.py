@@ -1,4 +1,4 @@
-"""An index's folder, as its one writer sees it: files in, files out, segments merged.
+"""An index's folder for its single writer: adds and removes files, and merges segments.
 
 Whoever is killed before a manifest's rename has changed nothing, and leaves a segment that the next writer removes. A
 file that was replaced or is gone is named in `dropped` of the segment that has it. Segments are merged, the larger
@@ -129,9 +129,9 @@ class IndexFolder:
             for segment in map(self._stored, merged):
                 parts.append(segment.take(segment.alive(), segment.live_files()))
             names, rows = {segment.name for segment in merged}, Rows.join(parts)
-            kept = [segment for segment in self.manifest.segments if segment.name not in names]
+            remaining = [segment for segment in self.manifest.segments if segment.name not in names]
             new = [write_segment(self.folder, self.manifest.written + 1, rows)] if len(rows.files) else []
-            self._put(kept + new, self.manifest.written + len(new))
+            self._put(remaining + new, self.manifest.written + len(new))
             self._note_files(new)
         self.clean()
 

@@ -1,4 +1,4 @@
-"""An index's manifest: which segments an index's folder has, which of their rows are alive, and whose they are.
+"""An index's manifest: its segments, which of their rows are current, and the model that made them.
 
     index.json                  the model (name, revision, fingerprint), the width, how rows were made of files, and of
                                 each segment its rows, which of its files were dropped, each part's size and SHA-256
@@ -35,7 +35,7 @@ REMEDY = "build or download the index again"
 
 
 class SearchIndexError(InputError):
-    """An index is not as it must be, or not this model's; the message says where and what helps."""
+    """An index is damaged, or another model's; the message says where and what to do."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def read_source(folder: Path) -> dict[str, Any]:
     try:
         source = dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
         if not isinstance(source.get("media_folder"), str | None):
-            raise TypeError("media_folder is no text")
+            raise TypeError("media_folder is not a string")
         return source
     except (ValueError, TypeError) as error:
         raise SearchIndexError(

@@ -1,4 +1,4 @@
-"""Frames of media files to embeddings of windows: the encoders that a checkpoint's features come from, and the model.
+"""Encodes frames of media files to embeddings of windows.
 
 A checkpoint has its vision encoders inside, or was trained from features; then it says whose those were, and the same
 encoders are loaded. Either way a step is encoded once, whatever windows it lies in, and what comes out for a file

@@ -1,4 +1,4 @@
-"""The media files of a folder, and what tells one that changed from one that did not: size and time, then content."""
+"""The media files of a folder, and how changes are detected: by size and time, then by content."""
 
 import os
 import re
@@ -34,7 +34,7 @@ def find_media(folder: Path) -> dict[str, MediaFile]:
         SearchIndexError: two names look alike once they are written in UTF-8.
     """
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} does not exist or is no folder; give the folder of videos and pictures")
+        raise FileNotFoundError(f"{folder} is not a folder; give the folder of videos and pictures")
     found: dict[str, MediaFile] = {}
     for path in (Path(video.source) for video in videos_below(folder)):
         try:
@@ -45,7 +45,9 @@ def find_media(folder: Path) -> dict[str, MediaFile]:
             continue
         name = path.relative_to(folder).as_posix().encode("utf-8", "backslashreplace").decode("utf-8")
         if name in found:
-            raise SearchIndexError(f"{folder}: two files are called {name}; rename the one that is not UTF-8")
+            raise SearchIndexError(
+                f"{folder}: two files have the name {name} once it is decoded; rename the one that is not UTF-8"
+            )
         found[name] = MediaFile(name, str(path), status.st_size, status.st_mtime_ns)
     return found
 

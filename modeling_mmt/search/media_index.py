@@ -1,4 +1,4 @@
-"""An index that lives: a folder of videos and pictures, and an index that is brought in step with it.
+"""Builds an index of a folder of videos and pictures, and updates it.
 
     update_index("my_folder", "index", model="runs/demo/mmp_en")      adds, replaces, drops; touches nothing else
     index_status("my_folder", "index")                                what that would do, and what could not be read
@@ -60,7 +60,7 @@ def update_index(media: str | Path, folder: str | Path, options: IndexOptions) -
             _check_settings(folder, index.manifest, options)
             if not found and index.num_clips:
                 raise SearchIndexError(
-                    f"{media} holds no video or picture any more; is its disk there? To give them up, delete {folder}"
+                    f"{media} no longer holds any video or picture; is its disk mounted? Else delete {folder}"
                 )
             if status_of(index, found).is_current and _is_as_last(folder, media, index.manifest, options):
                 return IndexReport()
@@ -80,9 +80,11 @@ def _is_as_last(folder: Path, media: Path, manifest: Manifest, options: IndexOpt
 def _check_can_begin(folder: Path, media: Path, found: Mapping[str, MediaFile], options: IndexOptions) -> None:
     """Refuse to make an index of nothing, by no model, or among other files."""
     if options.model is None:
-        raise InputError(f"{folder} has no index yet; name the checkpoint that is to make it with --model")
+        raise InputError(f"{folder} has no index yet; name the checkpoint to build it with: --model CHECKPOINT")
     if not found:
-        raise SearchIndexError(f"{media} holds no video or picture; give the folder where they lie, or one above it")
+        raise SearchIndexError(
+            f"{media} holds no video or picture; give the folder that contains them, or a parent of it"
+        )
     begun = (LOCK, INDEX)  # segments come after the manifest: without one they are not ours, and would be removed
     others = [path.name for path in folder.iterdir() if not path.name.startswith(begun)] if folder.is_dir() else []
     if others:

@@ -1,4 +1,4 @@
-"""A picture, a video or a moment of one as a query, read and encoded as `mmt index` does."""
+"""Queries by picture, by video or by a moment of a video, read and encoded as `mmt index` does."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def embed_media(
     Raises:
         FileNotFoundError: no such file.
         InputError: `at` lies outside the file, or nothing says whose features the model takes.
-        VideoDecodingError: the file is no picture and no video.
+        VideoDecodingError: the file is neither a picture nor a video.
     """
     path = Path(file)
     if not path.is_file():
@@ -71,9 +71,9 @@ def embed_media(
 def _about(path: str, planned: Planned, at: float, window: float, rate: float) -> Read:
     """The call that reads the frames of a window's length about a time."""
     if planned.duration is None:
-        raise InputError(f"{path} is a picture and has no --at; leave it out")
+        raise InputError(f"{path} is a picture, and --at is a time in a video; leave --at out")
     if not 0 <= at <= planned.duration:
-        raise InputError(f"{path} lasts {planned.duration:g} seconds: nothing at {at:g}")
+        raise InputError(f"--at {at:g} is outside {path}, which lasts {planned.duration:g} seconds")
     first = max(0, floor((at - window / 2) * rate + 0.5))
     stop = min(planned.num_frames, max(first + 1, ceil((at + window / 2) * rate - 0.5)))
     first = min(first, stop - 1)

@@ -1,4 +1,4 @@
-"""How an index stands to its folder of media: what it was made with, what it holds, and what has changed since."""
+"""Compares an index with its media folder: settings, contents, and changes since the last run."""
 
 from __future__ import annotations
 
@@ -144,4 +144,4 @@ def check_is_of(folder: Path, media: Path, manifest: Manifest) -> None:
         raise SearchIndexError(f"{folder} was built from a dataset's clips, or is a published copy; name a new folder")
     last = read_source(folder).get("media_folder")
     if last is not None and Path(last).is_dir() and os.path.realpath(last) != os.path.realpath(media):
-        raise SearchIndexError(f"{folder} is of the media in {last}; give that folder, or name a new index")
+        raise SearchIndexError(f"{folder} indexes the media in {last}; give that folder, or a new index folder")

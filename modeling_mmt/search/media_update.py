@@ -1,4 +1,4 @@
-"""The work of bringing an index in step with a folder: examine, decode, encode, embed, write down, merge."""
+"""The update of an index: examine, decode, encode and embed files, write segments, merge them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Windows of media files, and what reads their frames: in worker processes, each frame once, a chunk at a time.
+"""Windows of media files; worker processes read each frame once, a chunk at a time.
 
 A video's frames are taken at (k + 0.5) / rate for each whole k while that is inside the video, whatever its windows;
 a chunk is a run of them, so that a film of any length takes the memory of `CHUNK_FRAMES`. Which frames these are does

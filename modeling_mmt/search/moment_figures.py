@@ -1,4 +1,4 @@
-"""A corpus with spans, searched for moments: the figures of `modeling_mmt.evaluation.moments` in every language."""
+"""The figures of `modeling_mmt.evaluation.moments` in every language, for a corpus with spans."""
 
 from __future__ import annotations
 

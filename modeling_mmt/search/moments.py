@@ -1,4 +1,4 @@
-"""Moments: the windows of one video that a query finds side by side, joined to one answer with a start and an end.
+"""Moments: neighbouring windows of one video that match a query, joined to one answer with start and end.
 
 For one query let `s_i` be the cosine of window i, `b` the background, which is the mean of the cosines of all windows
 of the index, and `p` the score of the best window that is still free. Then

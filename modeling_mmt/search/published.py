@@ -1,4 +1,4 @@
-"""An index on the Hub: a copy that holds what is alive and nothing of this machine, with a card, and the way back."""
+"""An index on the Hub: a copy of the current rows, without anything from this machine, and how to open it."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ A search index of {rows:,} rows{of_files}, made by `{model}` (fingerprint `{fing
 mmt search {name} "con mèo"{revision}
 ```
 
-`segments/*/embeddings.safetensors` has a unit vector a row, `clips.parquet` beside it says what the row is
-(`video_id`; `file`, `start` and `end` in seconds where it is a window of a video), `thumbnails.parquet` what it shows.
-The videos and pictures themselves are not here.
+`segments/*/embeddings.safetensors` has a unit vector for each row, `clips.parquet` describes the rows (`video_id`; for
+a window of a video also `file`, and `start` and `end` in seconds), and `thumbnails.parquet` has a picture of each. The
+videos and pictures themselves are not included.
 """
 
 

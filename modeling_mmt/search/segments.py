@@ -1,6 +1,6 @@
-"""Segments: rows of an index with all that belongs to them, written once and never changed.
+"""Segments: rows of an index with their files and thumbnails, written once and never changed.
 
-torch is imported where embeddings are touched: to see that no file has changed, `mmt index` reads files' names alone.
+torch is imported only where embeddings are used: an unchanged folder is recognised by names, sizes and times.
 """
 
 from __future__ import annotations
@@ -216,8 +216,8 @@ class StoredSegment:
 
     def live_files(self) -> pa.Table:
         """The files that are not dropped."""
-        kept = np.setdiff1d(np.arange(self.segment.num_files), np.array(self.segment.dropped, dtype=np.int64))
-        return self.files.take(pa.array(kept))
+        alive = np.setdiff1d(np.arange(self.segment.num_files), np.array(self.segment.dropped, dtype=np.int64))
+        return self.files.take(pa.array(alive))
 
     def _table(self, part: str, num_rows: int, columns: Mapping[str, pa.DataType]) -> pa.Table:
         path = self._checked_part(part)

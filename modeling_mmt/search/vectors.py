@@ -1,4 +1,4 @@
-"""An index of vectors that were made elsewhere: a matrix in a NumPy file, and a table that says what its rows are.
+"""An index of vectors made by another model: a matrix in a NumPy file, and a table that describes its rows.
 
 Any model may have made them; only that model's vectors can ask. `SearchIndex.search` takes them as they come from it:
 
@@ -39,7 +39,7 @@ def index_of_vectors(table: str | Path, embeddings: str | Path, model: str) -> S
 
     Raises:
         FileNotFoundError: a file is missing.
-        InputError: a file is not as it must be; names it, the row and the remedy.
+        InputError: a file is invalid; names it, the row and the remedy.
     """
     vectors = _unit_vectors(Path(embeddings))
     rows = _rows(Path(table))

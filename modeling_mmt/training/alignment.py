@@ -1,4 +1,4 @@
-"""The stage `alignment`: a text tower learns languages from a frozen teacher, by sentences and their translations.
+"""The stage `alignment`: a text tower learns languages from a frozen teacher, with translated sentences.
 
 A row holds one sentence in several languages, `<kind>_<language>`. The student reads one of them, the teacher the
 English one, and the student's embedding moves to the teacher's (`alignment_loss.py`). No clip is needed: where the

@@ -1,4 +1,4 @@
-"""How far a student's embeddings are from those of its teacher: the losses of the stage `alignment`.
+"""The losses of the stage `alignment`: the distance of a student's embeddings from its teacher's.
 
 Reimers and Gurevych 2020, "Making monolingual sentence embeddings multilingual using knowledge distillation" (arXiv
 2004.09813), section 3: a translation shall have the embedding that the frozen teacher gives the English sentence.

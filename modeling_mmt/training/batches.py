@@ -1,4 +1,4 @@
-"""What a run reads: its splits, its clips as features or as frames, and the batches that a stage draws of them."""
+"""The data of a run: its splits, its clips as features or frames, and the batches of each stage."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -7,16 +7,15 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch.nn.utils.rnn import pad_sequence
 
 from modeling_mmt import MMTModel, MMTProcessor
 from modeling_mmt.data.clip_cache import CachedClips, ClipSequence, MemoryBudget
 from modeling_mmt.data.clips import FrameReader
 from modeling_mmt.data.collator import ClipDataset, Draw, EpochBatchSampler, MMTDataCollator
 from modeling_mmt.data.fingerprints import architecture, encoder_fingerprint, rows_fingerprint, weights_fingerprint
+from modeling_mmt.data.tokenized import TokenizedOnce
 from modeling_mmt.data.windows import SampledClips
 from modeling_mmt.freezing_mmt import has_adapters
-from modeling_mmt.inputs_mmt import ItemError
 from modeling_mmt.training.corpora import Corpora
 from modeling_mmt.training.layer_cache import FrozenTextCache
 from modeling_mmt.training.recipe import (
@@ -180,7 +179,7 @@ class RunData:
         num_steps: int,
         collator: Callable[[Source], Callable[..., Any]],
     ) -> list[Iterator[Any]]:
-        """The batches of each source for so many optimizer steps, as its `collator` makes them."""
+        """The batches of each source for a number of optimizer steps, as its `collator` makes them."""
         count = num_steps * stage.gradient_accumulation_steps
         return [
             self.collated(rows, sampler, source, count, collator(source))
@@ -221,10 +220,11 @@ class RunData:
         """
         not_its = ("weight", "dataset", "revision", "features", "clip_seconds", "named_share")
         fields = {key: value for key, value in vars(self.learned(source)).items() if key not in not_its}
-        return MMTDataCollator(self.processor, **fields, with_caption_keys=True)
+        tokenize = self.tokenized if self.cache_of(source) is not None else None  # captions that come again
+        return MMTDataCollator(self.processor, **fields, with_caption_keys=True, tokenize=tokenize)
 
     def learned(self, source: Source) -> Source:
-        """The source as it is learned from: without noise, where the model's loss has no use for noised copies."""
+        """The source as it is learned from: without noise, if the model's loss does not read noised copies."""
         return source if self.model.config.intra_weight else replace(source, noise_probability=0.0)
 
     def cache_of(self, source: Source) -> FrozenTextCache | None:
@@ -280,30 +280,3 @@ class RunData:
                 if rank == self.accelerator.process_index:
                     self.cache.save()
                 self.accelerator.wait_for_everyone()
-
-
-class TokenizedOnce:
-    """Captions to the processor's tensors, each tokenized when it first comes: those that a run searches by.
-
-    Args:
-        processor: an `MMTProcessor`.
-    """
-
-    def __init__(self, processor: MMTProcessor):
-        self.processor = processor
-        self.rows: dict[str, dict[str, torch.Tensor]] = {}  # caption -> its tensors, without padding
-
-    def __call__(self, texts: Sequence[str]) -> dict[str, torch.Tensor]:
-        """`input_ids` and `attention_mask`, `(B, L)`, padded to the longest caption."""
-        if new := [text for text in dict.fromkeys(texts) if text not in self.rows]:
-            try:
-                batch = self.processor(text=new)
-            except ItemError as error:
-                raise error.named(list(texts).index(new[error.name])) from None
-            for row, (text, length) in enumerate(zip(new, batch["attention_mask"].sum(dim=1).tolist(), strict=True)):
-                self.rows[text] = {name: values[row, :length].clone() for name, values in batch.items()}
-        padding = {"input_ids": self.processor.tokenizer.pad_token_id}
-        return {
-            name: pad_sequence([self.rows[text][name] for text in texts], True, padding.get(name, 0))
-            for name in self.rows[texts[0]]
-        }

@@ -1,4 +1,4 @@
-"""What a recipe needs and does not have: a run raises the first of these problems, a dry run prints them all.
+"""Problems of a recipe's data: a run raises the first, a dry run prints all.
 
 Here is what can be said before any weights are read; every problem is one line that names dataset and column, or the
 recipe's field, and the remedy.
@@ -157,7 +157,7 @@ def split_problems(corpora: Corpora, split: str) -> Iterator[str]:
 
 
 def clip_problems(corpora: Corpora, data: DataArguments | Source, split: str) -> Iterator[str]:
-    """Whether every clip of a split can be had: as pixels, from feature stores, or from the rows themselves."""
+    """Whether every clip of a split is available: as pixels, from feature stores, or from the rows themselves."""
     where = f"{data.dataset} ({split})"
     rows = corpora.rows(data, split)
     if (clips := corpora.clip_column(data, split)) is not None:
@@ -241,6 +241,6 @@ def check_recipe(recipe: Recipe) -> dict[str, list[str]]:
     corpora = Corpora(recipe)
     problems = list(dict.fromkeys(recipe_problems(corpora)))
     summary = list(corpora.summary())
-    for title, lines in (("there", summary), ("missing or wrong", problems or ["nothing"])):
+    for title, lines in (("found", summary), ("missing or wrong", problems or ["nothing"])):
         print(f"{title}:", *lines, sep="\n  ")
     return {"found": summary, "problems": problems}

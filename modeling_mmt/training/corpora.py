@@ -1,4 +1,4 @@
-"""The rows, feature stores and clips that a recipe names, each opened once, when it is first asked for."""
+"""The rows, feature stores and clips that a recipe names, each opened once, on first use."""
 
 import json
 from collections.abc import Iterator
@@ -120,7 +120,7 @@ class Corpora:
         for store in {str(store.folder): store for stores in self.stores.values() for store in stores.stores}.values():
             yield (
                 f"{store.folder}: {len(store):,} clips by {store.manifest['extractor']}, {store.dim} wide, "
-                f"{store.manifest['rate'] or 'no'} steps a second"
+                f"{store.manifest['rate'] or 'no'} steps per second"
             )
 
     def origin(self, name: str) -> str:

@@ -1,4 +1,4 @@
-"""Weights between a stage's start and its end: fine-tuned ones keep more of the start's robustness mixed with it.
+"""Interpolation between a stage's starting and final weights, which preserves more of the start's robustness.
 
 Wortsman et al. 2022, "Robust fine-tuning of zero-shot models" (WiSE-FT, arXiv 2109.01903), equation 1:
 

@@ -1,4 +1,4 @@
-"""How much of a model's encoders learn: their heads alone, adapters (LoRA), the last layers, or all of it.
+"""Which parts of the encoders are trained: only the heads, adapters (LoRA), the last layers, or everything.
 
 `model.learning` of a recipe says it once for both encoders and all stages. LoRA (arXiv 2106.09685) adds to each linear
 map of the encoders, which stay as they are, a product of two thin matrices, of which the second starts at zero; when
@@ -42,7 +42,7 @@ def apply_learning(model: MMTModel, learning: Any):
     except NotImplementedError as error:
         kind = config.text_config.model_type
         raise RecipeError(
-            f"model.learning is {learning}, and {kind} does not tell its word embeddings from its layers; "
+            f"model.learning is {learning}, and {kind} does not separate its word embeddings from its layers; "
             "choose heads, lora or all"
         ) from error
     if learning == "lora":

@@ -1,4 +1,4 @@
-"""A collated batch cut into micro-batches: each distinct caption and clip once, those of like length together.
+"""Divides a batch into micro-batches: each distinct caption and clip once, grouped by length.
 
 The tokens of a micro-batch, padding included, are bounded; rows are sorted by length and a micro-batch is cut to its
 longest, so that little of what is encoded is padding. They are the chunks of `large_batch.two_pass_backward`.
@@ -179,7 +179,7 @@ def token_budget_batches(lengths: torch.Tensor, budget: int | None, at_least: in
         lengths: `(N,)` int: the tokens of each row, such as `attention_mask.sum(dim=1)`.
         budget: tokens of a micro-batch: its rows times its longest row. A single row longer than that stands alone.
             `None`: no bound.
-        at_least: micro-batches to make; the ones with the most rows are halved until there are so many, or no more
+        at_least: micro-batches to make; the ones with the most rows are halved until there are this many, or no more
             than one row in each.
 
     Returns:

@@ -1,4 +1,4 @@
-"""What a recipe may say: the data, the model, one or two stages.
+"""The fields of a recipe: the data, the model, and up to three stages.
 
 A field's type says what it may be, and pydantic checks it; what fields say together is checked in `__post_init__`.
 """
@@ -38,21 +38,21 @@ HUB_OPTIONS = ("push_to_hub", "hub_revision", "hub_tag")  # where a run goes, no
 
 @dataclass(config=STRICT)
 class DataArguments:
-    """What is read.
+    """The data.
 
     Args:
         dataset: folder or Hub name of a dataset with `video_id` and text columns `<kind>_<language>`.
         revision: tag, branch or commit of a Hub dataset.
-        features: feature stores, side by side in a step: folders, or `org/name@revision`. Empty: the rows have
-            `video_features`, or `video_column` names what to make them from.
-        video_column: column of the clips themselves, for a model that has `vision_model`: `datasets.Video`,
-            `datasets.Image` (film strips where `num_frames` stands beside it), or paths; with columns `start` and
-            `end`, those seconds of them.
-        text_column: kind of text that is searched by (validation and test).
-        languages: that are searched in.
-        other_text_columns: further kinds of text that validation is searched by.
+        features: feature stores, whose vectors are concatenated step by step: folders, or `org/name@revision`. If
+            empty, the rows have `video_features`, or `video_column` names the clips.
+        video_column: column of the clips themselves, for a model with `vision_model`: `datasets.Video`,
+            `datasets.Image` (film strips if there is a column `num_frames`), or paths. Columns `start` and `end`
+            select a part of them, in seconds.
+        text_column: kind of text used as queries in validation and test.
+        languages: languages of these queries.
+        other_text_columns: further kinds of text used as queries in validation.
         exclude_column: boolean column of clips to leave out in a second set of figures; `null` for none.
-        test_split: evaluated once, at the end; `null` evaluates on validation alone.
+        test_split: split that is evaluated once, at the end; `null` evaluates on validation only.
     """
 
     dataset: Text
@@ -68,34 +68,34 @@ class DataArguments:
 
 @dataclass(config=STRICT)
 class ModelArguments:
-    """What is trained.
+    """The model.
 
     Args:
-        checkpoint: folder or Hub name of a trained model (`mmt train`'s `output_dir`) that training goes on from:
-            towers, heads and processor as they are; it takes the place of all other fields but `num_frames`.
-        checkpoint_revision: tag, branch or commit of it.
-        dual_encoder: Hub name or folder of an aligned encoder of text and pictures (CLIP, SigLIP, ...), from whose own
-            embeddings training starts (`MMTModel.from_dual_encoder`); it takes the place of text and vision model.
-        student: Hub name or folder of a text encoder, or the name of a packaged one, that takes the place of
-            `dual_encoder`'s own, with a new projection to its space, which the stage `alignment` teaches it.
-        student_revision: tag, branch or commit of it.
+        checkpoint: folder or Hub name of a trained model (`mmt train`'s `output_dir`) to continue from, with its
+            towers, heads and processor. It replaces all other fields but `num_frames` and `learning`.
+        checkpoint_revision: tag, branch or commit of `checkpoint`.
+        dual_encoder: Hub name or folder of an aligned encoder of text and pictures (CLIP, SigLIP, ...). Training
+            starts from its own embeddings (`MMTModel.from_dual_encoder`). It replaces `text_model` and `vision_model`.
+        student: Hub name or folder of a text encoder, or the name of a packaged one, that replaces the text encoder of
+            `dual_encoder`, with a new projection to its space; the stage `alignment` trains it.
+        student_revision: tag, branch or commit of `student`.
         text_model: Hub name or folder of a text encoder, or the name of a packaged one (`packaged_encoders.py`).
-        text_revision: tag, branch or commit of it, or of `dual_encoder`.
-        text_prefix: put before every caption.
-        max_text_length: in tokens; a dual encoder without a student has its own rule.
-        vision_model: the same of a vision encoder, or of several side by side, for training from pixels. Empty: clips
-            come as features.
-        vision_revision: tag, branch or commit of it.
-        image_size: side in pixels of its frames; `null`: its own.
-        num_frames: of a clip, spread evenly; `null`: 8, times the frames of a step.
-        learning: how much of the encoders learns, in every stage: `heads`, nothing of them; `lora`, adapters in their
-            linear maps, which are merged when the model is saved; `all`; or `{last_layers: N}` of each. `null`: what
-            `config.freeze_text_layers`, `config.freeze_text_embeddings` and a stage's `learn_vision_layers` say.
-        standardize_inputs: measure mean and standard deviation of both heads' inputs on the training split.
-        statistics_text_column: kind of training text that they are measured on, in English, and in all of
-            `data.languages` the directions in which languages differ (`config.language_directions`); `null`:
+        text_revision: tag, branch or commit of `text_model` or `dual_encoder`.
+        text_prefix: text to put before every caption.
+        max_text_length: longest caption in tokens; a dual encoder without a student has its own limit.
+        vision_model: likewise for a vision encoder, or several whose features are concatenated, for training from
+            pixels. If empty, clips are features.
+        vision_revision: tag, branch or commit of `vision_model`.
+        image_size: side of its frames in pixels; `null` is the encoder's own.
+        num_frames: frames of a clip, spread evenly; `null` is 8 times the frames of a step.
+        learning: how much of the encoders is trained, in every stage: `heads` (none of it), `lora` (adapters in the
+            linear maps, merged when the model is saved), `all`, or `{last_layers: N}` of each encoder. With `null`,
+            `config.freeze_text_layers`, `config.freeze_text_embeddings` and a stage's `learn_vision_layers` decide.
+        standardize_inputs: measure the mean and standard deviation of both heads' inputs on the training split.
+        statistics_text_column: kind of training text on which they are measured, in English; and, in all of
+            `data.languages`, the directions in which languages differ (`config.language_directions`). `null` is
             `data.text_column`.
-        config: fields of `MMTConfig`; what is not named keeps the paper's value.
+        config: fields of `MMTConfig`; those that are left out keep the paper's values.
     """
 
     checkpoint: Text | None = None
@@ -123,11 +123,11 @@ class ModelArguments:
             if name not in allowed:
                 raise RecipeError(f"config.{name} is not a field of MMTConfig; {near(name, allowed)}")
         if self.student is not None and self.dual_encoder is None:
-            raise RecipeError(f"student is {self.student!r}, of no dual_encoder; name one, or take text_model")
+            raise RecipeError(f"student is {self.student!r}, but dual_encoder is null; name one, or use text_model")
         own = ["text_model", "vision_model", "vision_revision", "image_size", "standardize_inputs"]
         own += ["text_prefix", "max_text_length"] if self.student is None else []
-        kept = {"checkpoint", "checkpoint_revision", "num_frames", "learning"}
-        others = sorted({each.name for each in fields(ModelArguments)} - kept)
+        compatible = {"checkpoint", "checkpoint_revision", "num_frames", "learning"}
+        others = sorted({each.name for each in fields(ModelArguments)} - compatible)
         for start, names in {"dual_encoder": own, "checkpoint": others}.items():
             for name in names if getattr(self, start) is not None else ():
                 if getattr(self, name) != getattr(ModelArguments(), name):
@@ -149,30 +149,32 @@ class StageArguments:
     """One stage of training. Names are `transformers.TrainingArguments`' where it has one.
 
     Args:
-        sources: what is learned from; each step sees a batch of every source.
-        num_train_epochs: passes over the first source's clips.
-        train_batch_size: clips a step over all processes, all of them each other's negatives: 2 or more.
-        micro_batch_tokens: tokens encoded at a time in each process, padding included, and steps of clips: each
-            distinct caption and clip once, sorted by length (`micro_batches.py`). `null`: all at once.
-        activation_memory: GiB of activations that each process holds at a time. Micro-batches beyond it are encoded
-            twice, at the same loss and gradients (`large_batch.two_pass_backward`): time for memory. `null`: no bound.
-        gradient_accumulation_steps: batches an optimizer step; adds no negatives.
-        learning_rate: of AdamW.
-        text_learning_rate: of the text tower's parameters; `null`: the same.
-        vision_learning_rate: of the vision encoders' parameters; `null`: the same.
-        learn_vision_layers: how many of each vision encoder's last layers learn in this stage, with all that follows
-            them; 0 freezes the encoders, `null` trains all of them.
-        weight_decay: of AdamW; biases, norms and scalars are not decayed.
-        adam_beta2: of AdamW.
-        warmup_ratio: share of steps with a rising learning rate.
-        lr_scheduler_type: as `transformers.get_scheduler` names it.
-        max_grad_norm: gradients are clipped to this norm; 0 does not clip.
-        freeze: prefixes of parameter names that do not learn in this stage.
-        average_with_start: share of the stage's starting weights in its result (weight averaging); 0 for none.
-        interpolation: shares of the learned weights, such as `[0, 0.25, 0.5, 0.75, 1]`: the result is whichever of
-            `(1 - share) * start + share * learned` searches validation best (WiSE-FT); empty: the learned weights.
-        evaluations: how often the English validation score is taken; the best checkpoint is the stage's result.
-            0: the last weights are.
+        sources: kinds of text to learn from; each step uses a batch of every source.
+        num_train_epochs: passes over the clips of the first source.
+        train_batch_size: clips per step over all processes, each a negative of the others: at least 2.
+        micro_batch_tokens: tokens and clip steps encoded at once in each process, including padding. Each distinct
+            caption and clip is encoded once, sorted by length (`micro_batches.py`). `null` encodes the whole batch at
+            once.
+        activation_memory: GiB of activations that each process may hold. Micro-batches beyond it are encoded twice, at
+            the same loss and gradients (`large_batch.two_pass_backward`), which takes longer. `null` sets no limit.
+        gradient_accumulation_steps: batches per optimizer step; this adds no negatives.
+        learning_rate: learning rate of AdamW.
+        text_learning_rate: learning rate of the text tower; `null` is `learning_rate`.
+        vision_learning_rate: learning rate of the vision encoders; `null` is `learning_rate`.
+        learn_vision_layers: how many of the last layers of each vision encoder are trained in this stage, with
+            everything after them; 0 freezes the encoders, `null` trains them whole.
+        weight_decay: weight decay of AdamW; biases, norms and scalars are not decayed.
+        adam_beta2: second beta of AdamW.
+        warmup_ratio: fraction of the steps during which the learning rate rises.
+        lr_scheduler_type: schedule, by its name in `transformers.get_scheduler`.
+        max_grad_norm: norm to which gradients are clipped; 0 does not clip.
+        freeze: prefixes of the names of parameters that are not trained in this stage.
+        average_with_start: fraction of the stage's starting weights in its result (weight averaging); 0 for none.
+        interpolation: fractions of the learned weights, such as `[0, 0.25, 0.5, 0.75, 1]`. The result is that `(1 -
+            share) * start + share * learned` which is best on validation (WiSE-FT). If empty, the result is the
+            learned weights.
+        evaluations: how many times validation in English is run; the result is the best checkpoint. With 0 it is the
+            last one.
         save_steps: optimizer steps between checkpoints.
     """
 
@@ -206,9 +208,9 @@ class AlignmentArguments(StageArguments):
     keeps what the student knows of it. Validation is the `validation` split of each source's dataset.
 
     Args:
-        teacher: Hub name or folder of a dual encoder or a checkpoint, whose text tower says where a sentence belongs;
-            `null`: `model.dual_encoder`, as it is before it learns anything.
-        teacher_revision: tag, branch or commit of it.
+        teacher: Hub name or folder of a dual encoder or checkpoint whose text tower sets the target of each sentence;
+            `null` is `model.dual_encoder` before any training.
+        teacher_revision: tag, branch or commit of `teacher`.
         loss: `mse`, `cosine` or `nce`, between the student's embedding of a sentence and the teacher's of the English
             one (`alignment_loss.py` has the equations).
     """
@@ -221,47 +223,52 @@ class AlignmentArguments(StageArguments):
         """Check that the sources are of sentences, and read them without clips and noise."""
         for number, source in enumerate(self.sources):
             used = ("text_column", "languages", "weight", "dataset", "revision")
-            kept = {name: getattr(source, name) for name in used}
-            plain = Source(**kept, with_video=False, noise_probability=0.0)
+            values = {name: getattr(source, name) for name in used}
+            plain = Source(**values, with_video=False, noise_probability=0.0)
             for each in fields(Source):
                 value = getattr(source, each.name)
                 if value not in (getattr(plain, each.name), getattr(Source(), each.name)):
-                    raise RecipeError(f"sources[{number}].{each.name} is {value!r}, which alignment has no use for")
+                    raise RecipeError(
+                        f"sources[{number}].{each.name} is {value!r}, which alignment does not use; leave it out"
+                    )
             if not set(source.languages) - {"en"}:
-                raise RecipeError(f"sources[{number}].languages is {source.languages}; name another than English")
+                raise RecipeError(f"sources[{number}].languages is {source.languages}; name another language, too")
             self.sources[number] = plain
 
 
 @dataclass(config=STRICT)
 class Recipe:
-    """A whole run.
+    """The whole recipe.
 
     Args:
-        data: what is read.
-        model: what is trained.
-        finetuning: the task's stage; `null` with `pretraining` alone.
-        pretraining: the stage before it; `null` for none.
-        alignment: the stage before both, in which the text tower learns languages from a teacher; `null` for none.
-        card: what the model card says that no file tells: `dataset_name`, `dataset_license`, `dataset_description`,
-            `dataset_id` (on the Hub), `text_license`, `video_license`, `weights_license`, `base_model`.
-        comes_from: how to get each dataset, store and encoder, by its name; `--dry_run` prints it for those missing.
-        dry_run: check the data against the recipe, say what is missing, and train nothing.
-        seed: of weights, order, noise and dropout.
-        mixed_precision: `no` or `bf16`. `fp16` is refused: no training checkpoint holds its loss scale.
-        cache_frozen_layers: keep the frozen layers' output for each caption (`layer_cache.py`).
-        cache_windows: also for the texts of windows (`clip_seconds`): for few videos, whose cues come again.
-        cache_dir: of packaged encoders.
-        clip_memory: GiB of decoded frames, and of what frozen vision encoders make of them, that each process keeps;
-            clips beyond it are decoded each time that they come.
-        num_workers: processes beside each process that decode the clips of pixels ahead of the step that needs them;
-            the result is the same for any number. 0 decodes between the steps.
-        frozen_states_dir: where the frozen layers' output is kept between runs; `null` for nowhere.
-        work_dir: of stages, for resuming and sharing between recipes.
-        output_dir: of the final model, processor, card and metrics.
-        report_to: tracker that Accelerate knows, such as `tensorboard`; `null` for none.
-        log_steps: steps between two records.
-        push_to_hub: `org/name` to publish the result at; `null` for nowhere. The token is `hf auth login`'s.
-        hub_revision: branch that it is committed to.
+        data: the data.
+        model: the model.
+        finetuning: last stage, on the task's captions; `null` if there is only an earlier stage.
+        pretraining: stage before it; `null` for none.
+        alignment: first stage, in which the text tower learns languages from a teacher; `null` for none.
+        card: entries of the model card that no file contains: `dataset_name`, `dataset_license`,
+            `dataset_description`, `dataset_id` (on the Hub), `text_license`, `video_license`, `weights_license`,
+            `base_model`.
+        comes_from: for each dataset, store and encoder, by name, how to get it; `--dry_run` prints this for those that
+            are missing.
+        dry_run: check the data against the recipe and print what is wrong, without training.
+        seed: seed of weights, order, noise and dropout.
+        mixed_precision: `no` or `bf16`. `fp16` is refused, because training checkpoints do not store its loss scale.
+        cache_frozen_layers: store the frozen layers' output for each caption (`layer_cache.py`).
+        cache_windows: also store it for the texts of windows (`clip_seconds`); useful if there are few videos, whose
+            cues recur.
+        cache_dir: folder for packaged encoders; `null` is the user's cache.
+        clip_memory: GiB of decoded frames, and of the features that frozen vision encoders compute from them, that
+            each process holds in memory; clips beyond it are decoded every time.
+        num_workers: processes, for each training process, that decode clips ahead of time when training from pixels.
+            The result does not depend on the number. 0 decodes between the steps.
+        frozen_states_dir: folder where the frozen layers' output is stored between runs; `null` for none.
+        work_dir: folder of the stages, for resuming and for sharing them between recipes.
+        output_dir: folder of the final model, processor, card and metrics.
+        report_to: tracker that Accelerate supports, such as `tensorboard`; `null` for none.
+        log_steps: steps between two log records.
+        push_to_hub: repository `org/name` to publish the result to; `null` for none; `hf auth login` stores the token.
+        hub_revision: branch to commit to.
         hub_tag: name of the version, such as `v1.0`.
     """
 
@@ -311,7 +318,7 @@ def misfits(recipe: Recipe) -> Iterator[str]:
     if recipe.alignment and recipe.alignment.teacher is None and model.dual_encoder is None:
         yield "alignment.teacher is null, and there is no model.dual_encoder to take its place; name a teacher"
     if model.student is not None and recipe.alignment is None:
-        yield f"model.student is {model.student!r}, whom no stage alignment teaches; add one, or leave it out"
+        yield f"model.student is {model.student!r}, but no stage alignment trains it; add one, or leave it out"
     set_by = {"text_config": "model.text_model", "vision_config": "model.vision_model"}
     set_by |= {"learn_vision_layers": "a stage's learn_vision_layers"}
     set_by |= {"video_feature_dims": "data.features"} if data.features else {}
@@ -331,8 +338,8 @@ def misfits(recipe: Recipe) -> Iterator[str]:
     directions = model.config.get("language_directions", 0)
     if isinstance(directions, int) and directions >= max(1, len(data.languages)):
         yield (
-            f"model.config.language_directions is {directions}, and data.languages are {len(data.languages)}: they "
-            "differ in one direction fewer than they are"
+            f"model.config.language_directions is {directions}, and data.languages has {len(data.languages)}; give at "
+            f"most {max(1, len(data.languages)) - 1}"
         )
     for name in STAGES:
         stage = getattr(recipe, name)

@@ -1,4 +1,4 @@
-"""The types of a recipe's fields: what a value may be, by itself."""
+"""The types of a recipe's fields."""
 
 import difflib
 from collections.abc import Iterable

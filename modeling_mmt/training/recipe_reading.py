@@ -1,4 +1,4 @@
-"""A command line and YAML file to a recipe.
+"""Reads a recipe from a YAML file and the command line.
 
 The file and the options after or before it become one mapping, which pydantic reads; what does not fit is said in one
 line that names the file, the field, its value and what is allowed.
@@ -182,7 +182,7 @@ def field_type(path: Sequence[str | int]) -> Any:
 def required(kind: Any) -> Any:
     """The type of what may be null, when it is not."""
     others = tuple(part for part in get_args(kind) if part is not type(None))
-    return Union[others] if len(others) < len(get_args(kind)) else kind  # noqa: UP007  of so many as there are
+    return Union[others] if len(others) < len(get_args(kind)) else kind  # noqa: UP007  of however many there are
 
 
 def in_words(error: Mapping[str, Any]) -> str:

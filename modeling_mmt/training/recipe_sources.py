@@ -1,4 +1,4 @@
-"""What a stage learns from: a recipe's sources, and the columns that they read."""
+"""The sources of a stage, and the columns that they read."""
 
 from dataclasses import field
 from typing import Annotated
@@ -26,30 +26,33 @@ from modeling_mmt.training.recipe_fields import (
 
 @dataclass(config=STRICT)
 class Source:
-    """One kind of text that a stage learns from; the fields are `MMTDataCollator`'s.
+    """One kind of text that a stage learns from; most fields are those of `MMTDataCollator`.
 
     Args:
         text_column: kind of text.
-        other_text_columns: further kinds of text, of which each caption is drawn too.
-        named_share: share of the clips whose texts of `data.text_column` this source sees, the same ones for the same
-            `seed`, and a smaller share within a larger; clips that it leaves without any text are not drawn.
-        languages: to sample from.
-        languages_per_clip: captions of a clip in a step, each in another language: 1, 2 for pairs, up to 9.
-        max_keywords: join up to so many keywords; `null`: lists are whole captions.
-        exclude_text_column: keywords equal to the clip's text of this kind are not drawn.
-        exclude_languages: nor are keywords that contain its text of that kind in one of these languages; clips that
-            are left without any keyword are not drawn.
-        keyword_pool_size: joined captions a clip and language; 0 draws afresh, and keeps no frozen layers' output.
-        noise_probability: of tokens and steps in the noised copies.
-        noise_pool_size: noised copies a caption; 0 draws afresh, and keeps no frozen layers' output.
-        with_video: `false` aligns text across languages alone.
-        weight: of this source's loss.
-        dataset: folder or Hub name, where it is not the recipe's `data.dataset`; its `train` split is read.
-        revision: tag, branch or commit of it.
-        features: its feature stores; with `dataset` only. `absent:512` stands for a stream that its clips lack.
-        clip_seconds: `[shortest, longest]`: the rows are long videos with cues, of which a random window of so many
-            seconds is drawn, and the cues nearest to it (`modeling_mmt/data/windows.py`); `null`: whole clips.
-        augmentation: random changes of the clips' frames (`augmentation.py`), where they come as pixels; `null`: none.
+        other_text_columns: further kinds of text that captions are drawn from.
+        named_share: fraction of the clips whose texts of `data.text_column` this source may use: the same clips for
+            the same `seed`, and a subset of those of a larger fraction. Clips left without any text are not drawn.
+        languages: languages to draw from.
+        languages_per_clip: captions of a clip in one step, each in another language: 1, 2 for pairs, up to 9.
+        max_keywords: join up to this number of keywords to a caption; `null` uses lists whole.
+        exclude_text_column: leave out keywords that equal the clip's text of this kind.
+        exclude_languages: in these languages, also leave out keywords that contain that text; clips left without any
+            keyword are not drawn.
+        keyword_pool_size: joined captions per clip and language to choose from; 0 draws new ones each time, and stores
+            no frozen layers' output.
+        noise_probability: fraction of tokens and steps that are masked in the noised copies.
+        noise_pool_size: noised copies per caption to choose from; 0 draws new ones each time, and stores no frozen
+            layers' output.
+        with_video: `false` compares texts across languages, without clips.
+        weight: weight of this source's loss.
+        dataset: folder or Hub name, if it is not the recipe's `data.dataset`; its `train` split is used.
+        revision: tag, branch or commit of `dataset`.
+        features: feature stores of `dataset`. `absent:512` stands for a stream that its clips lack, of this width.
+        clip_seconds: `[shortest, longest]`: the rows are long videos with cues; a random window of that many seconds
+            is drawn with the cues nearest to it (`modeling_mmt/data/windows.py`). `null` uses whole clips.
+        augmentation: random changes of the clips' frames (`augmentation.py`) when training from pixels; `null` for
+            none.
     """
 
     text_column: Text = "caption"
@@ -83,7 +86,7 @@ class Source:
         for name, without in (("other_text_columns", []), ("exclude_text_column", None), ("named_share", 1.0)):
             if self.clip_seconds is not None and getattr(self, name) != without:
                 raise RecipeError(
-                    f"{name} is {getattr(self, name)!r}, which clip_seconds has no use for; leave it out"
+                    f"{name} is {getattr(self, name)!r}, which does not go with clip_seconds; leave it out"
                 )
         for name in ("revision", "features"):
             if self.dataset is None and getattr(self, name):

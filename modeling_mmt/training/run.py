@@ -1,4 +1,4 @@
-"""A run of a recipe: opened and checked, trained stage by stage, searched in every language, saved.
+"""A run of a recipe: open and check, train each stage, search in every language, save.
 
 A stage that is finished is not run again, and one that was interrupted goes on from its last checkpoint; both are
 found in `work_dir` by what the stage is made of: the recipe's values, and the content of every row, feature and

@@ -1,4 +1,4 @@
-"""A run that a signal asks to stop does so after a step, with a checkpoint."""
+"""Stops a run after the current step when a signal asks for it, with a checkpoint."""
 
 import logging
 import signal

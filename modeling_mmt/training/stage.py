@@ -1,4 +1,4 @@
-"""One stage of a run: resumed where it was interrupted, trained, and its best weights chosen."""
+"""One stage of a run: resume, train, and choose the best weights."""
 
 import json
 import logging

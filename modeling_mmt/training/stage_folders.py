@@ -1,4 +1,4 @@
-"""The folder of each stage of a recipe, named by all that the stage's result depends on."""
+"""The folder of each stage, named by everything that the stage's result depends on."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping

@@ -1,4 +1,4 @@
-"""One step of training: a batch encoded in micro-batches, the loss over the batch of all processes, and back."""
+"""One training step: encode the batch in micro-batches, compute the loss over all processes, propagate back."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -99,7 +99,7 @@ class Learner:
         return self.cut(batch)
 
     def cut(self, batch: Mapping[str, torch.Tensor], at_least: int = 1) -> MicroBatches:
-        """Micro-batches of as many tokens as the stage says, and at least so many."""
+        """Micro-batches of as many tokens as the stage says; at least this many."""
         conditional = self.model.config.cross_weight > 0
         return micro_batches(batch, self.stage.micro_batch_tokens, at_least, conditional)
 

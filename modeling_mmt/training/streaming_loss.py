@@ -1,4 +1,4 @@
-"""The losses of `loss_mmt.py`, value and gradients, without ever holding the `(N, N)` logits.
+"""The losses of `loss_mmt.py` and their gradients, without the `(N, N)` logits in memory.
 
 All four losses have gradients of one shape: with `S = logits` and `W = dL/dS`,
 

@@ -1,4 +1,4 @@
-"""What a stage teaches: its batches, its loss over the whole batch, and the score that checkpoints are chosen by."""
+"""The task of a stage: its batches, its loss, and the score by which checkpoints are chosen."""
 
 from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any

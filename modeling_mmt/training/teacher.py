@@ -1,4 +1,4 @@
-"""The teacher of the stage `alignment`: a frozen text tower that says where a sentence belongs."""
+"""The teacher of the stage `alignment`: a frozen text tower that sets the targets."""
 
 from collections.abc import Sequence
 
@@ -62,7 +62,7 @@ def load_teacher(recipe: Recipe, width: int, device: torch.device) -> Teacher | 
     load = "from_pretrained" if is_ours else "from_dual_encoder"
     with naming_torn_weights(name, "download or save the teacher again"):
         model: MMTModel = getattr(MMTModel, load)(name, revision=revision)
-    check_finite(model.state_dict(), name, "choose another teacher, or mend this one")
+    check_finite(model.state_dict(), name, "choose another teacher, or repair this one")
     if model.config.projection_dim != width:
         raise RecipeError(
             f"alignment.teacher is {name}, whose embeddings are {model.config.projection_dim} wide, and the model's "

@@ -1,4 +1,4 @@
-"""The model that a recipe starts from, with the towers that it names, and its processor."""
+"""The model that a recipe starts from, with its towers, and its processor."""
 
 from dataclasses import asdict
 from typing import Any
@@ -50,11 +50,15 @@ def _towers(recipe: Recipe, features: FeatureStores | None) -> tuple[MMTModel, M
         dims: dict[str, Any] = {"video_feature_dims": features.dims} if features else {}
         with naming_torn_weights(text_model, "download or save the text encoder again"):
             model = MMTModel.from_text_encoder(text_model, **hub, **dims, **names.config)
-        check_finite(model.text_model.encoder.state_dict(), text_model, "choose another text_model, or mend this one")
+        check_finite(
+            model.text_model.encoder.state_dict(), text_model, "choose another text_model, or repair this one"
+        )
         extractor = MMTVideoFeatureExtractor(model.config.video_feature_dim, model.config.max_video_length)
         tokenizer = AutoTokenizer.from_pretrained(text_model, **hub)
         if len(tokenizer) <= len(tokenizer.all_special_ids):  # what is built where its files are missing
-            raise RecipeError(f"model.text_model is {names.text_model}: its tokenizer knows no word; add its files")
+            raise RecipeError(
+                f"model.text_model is {names.text_model}: its tokenizer has an empty vocabulary; add its files"
+            )
         return model, MMTProcessor(extractor, tokenizer, **texts)
     vision_models = [resolve_encoder(name, recipe.cache_dir) for name in names.vision_model]
     vision: dict[str, Any] = {"vision_revision": names.vision_revision}
@@ -66,7 +70,7 @@ def _towers(recipe: Recipe, features: FeatureStores | None) -> tuple[MMTModel, M
             text_model, **hub, video_feature_dims=model.config.video_feature_dims, **names.config
         )
     model.load_state_dict({**model.state_dict(), **heads.state_dict()})
-    check_finite(model.state_dict(), ", ".join([text_model, *vision_models]), "choose other encoders, or mend these")
+    check_finite(model.state_dict(), ", ".join([text_model, *vision_models]), "choose other encoders, or repair these")
     processor = MMTProcessor.from_encoders(
         text_model,
         vision_models,
@@ -125,7 +129,7 @@ def build_on_dual_encoder(names: ModelArguments, name: str, cache_dir: str | Non
         with naming_torn_weights(student, "download or save the student again"):
             source.text = student_tower(student, source.width, names.student_revision)
     model = MMTModel.from_towers(source, **names.config)
-    check_finite(model.state_dict(), ", ".join(filter(None, [name, student])), "choose others, or mend these")
+    check_finite(model.state_dict(), ", ".join(filter(None, [name, student])), "choose others, or repair these")
     processor = MMTProcessor.from_dual_encoder(
         name,
         revision=names.text_revision,

@@ -1,4 +1,4 @@
-"""Exact negatives across processes for those who train with `transformers.Trainer`; `train.py` does not need it.
+"""Exact negatives across processes with `transformers.Trainer`; `train.py` does not need this.
 
 A plain `Trainer` works too: `MMTModel.forward` gives it the loss over each process's own batch, whose negatives are
 that many fewer. Both take `MMTDataCollator`, and `remove_unused_columns=False` among the `TrainingArguments`.

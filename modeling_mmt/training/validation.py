@@ -1,4 +1,4 @@
-"""A run's model searches a split: at evaluations, by which checkpoints are chosen, and at the end."""
+"""Search on a split with a run's model: to choose checkpoints, and at the end."""
 
 from collections.abc import Sequence
 from itertools import chain

@@ -110,7 +110,7 @@ def test_converted_features_are_a_store_and_a_bad_array_is_one_line(tmp_path, ca
     (tmp_path / "npy").mkdir()
     np.save(tmp_path / "npy" / "a.npy", np.ones((2, 4)))
     code, out, _ = call(capsys, "convert", tmp_path / "npy", "--output_dir", tmp_path / "store", *CONVERT)
-    assert code == 0 and "1 clips of width 4; 0 left out" in out and list(FeatureStore(tmp_path / "store")) == ["a"]
+    assert code == 0 and "1 clip of width 4; 0 left out" in out and list(FeatureStore(tmp_path / "store")) == ["a"]
     for name, data, message in (
         ("b.npy", b"\x93NUMPY\x01\x00cut", "not a complete .npy file"),
         ("c.pth", b"", "a pickle"),

@@ -147,7 +147,7 @@ def test_a_checkpoint_without_a_recipe_asks_for_a_dataset(checkpoint, tmp_path, 
     shutil.copytree(checkpoint, tmp_path / "bare")
     (tmp_path / "bare" / "recipe.json").unlink()
     code, _, err = call(capsys, "evaluate", tmp_path / "bare")
-    assert code == 2 and "name one with --dataset" in err
+    assert code == 2 and "that names one; give --dataset" in err
 
 
 def change(name, **fields):
@@ -327,5 +327,5 @@ def test_a_published_checkpoint_without_a_recipe_asks_for_a_dataset(hub, run_fol
     (run_folder / "runs" / "mine" / "recipe.json").unlink()
     assert call(capsys, "publish", "runs/mine", "org/bare")[0] == 0
     code, _, err = call(capsys, "evaluate", "org/bare")
-    assert code == 2 and "org/bare has no recipe.json to say which; name one with --dataset" in err
+    assert code == 2 and "no dataset: org/bare has no recipe.json that names one; give --dataset" in err
     assert call(capsys, "evaluate", "org/absent")[0] == 2

@@ -57,7 +57,7 @@ def test_a_folder_is_indexed_told_about_and_followed(checkpoint, media, tmp_path
     code, out, _ = call(capsys, *command, "--status")
     assert code == 0 and "to do: 1 new, 0 changed, 1 gone" in out and "\x1b" not in out
     code, out, _ = call(capsys, *command)
-    assert code == 0 and out.startswith("1 files added, 0 replaced, 1 dropped; 0 known by their content")
+    assert code == 0 and out.startswith("1 file added, 0 replaced, 1 dropped, 0 recognised by content")
     code, out, _ = call(capsys, *command, "--status", "--json")
     assert json.loads(out)["new"] == [] and json.loads(out)["model"] == str(checkpoint)
 
@@ -106,7 +106,7 @@ except AttributeError:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ((), "name the checkpoint that is to make it with --model"),
+        ((), "name the checkpoint to build it with: --model"),
         (("--status",), "is not a search index"),
         (("--model", "nothing/here/at/all"), "no checkpoint in nothing/here/at/all"),
         (("--model", "MODEL", "--stride", "9"), "window is 4 and stride 9; give 0.1 <= stride <= window"),
@@ -133,4 +133,4 @@ def test_the_index_of_another_folder_is_not_changed(checkpoint, media, tmp_path,
     assert call(capsys, "index", media, "--model", checkpoint, "--output_dir", index)[0] == 0
     other = shutil.copytree(media, tmp_path / "other")
     code, _, err = call(capsys, "index", other, "--output_dir", index)
-    assert code == 2 and f"{index} is of the media in {media}; give that folder" in err
+    assert code == 2 and f"{index} indexes the media in {media}; give that folder" in err

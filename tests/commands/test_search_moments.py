@@ -158,7 +158,7 @@ def test_another_engine_is_built_beside_the_index_and_finds_the_same(index, tmp_
     [
         (["dog", "--engine", "nothing"], "engine is 'nothing'; give exact, faiss:FACTORY such as"),
         ([], "no query: give a text, --by_picture or --by_video"),
-        (["dog", "--at", "3"], "--at 3 is a time of no video"),
+        (["dog", "--at", "3"], "--at 3 needs a video"),
         (["dog", "--top", "0"], "--top is 0"),
         (["dog", "--contact_sheet", "found.bmp"], "choose .png"),
         (["--by_picture", "nowhere.png"], "nowhere.png does not exist"),

@@ -18,11 +18,11 @@ from modeling_mmt.data.collator import MMTDataCollator
 from modeling_mmt.data.errors import InputError
 from modeling_mmt.data.reading import load_split
 from modeling_mmt.data.sources import Tally, clean_text
+from modeling_mmt.data.tokenized import TokenizedOnce
 from modeling_mmt.evaluation.embedding import embed_texts, embed_videos
 from modeling_mmt.inputs_mmt import ItemError, clean_caption, is_blank
 from modeling_mmt.pipeline_mmt import MMTSearchPipeline
 from modeling_mmt.search.index import SearchIndex
-from modeling_mmt.training.batches import TokenizedOnce
 from modeling_mmt.training.checks import check_recipe
 from modeling_mmt.training.recipe import RecipeError
 from modeling_mmt.training.recipe_reading import load_recipe

@@ -681,7 +681,7 @@ def test_own_clips_take_any_language_and_split_by_a_hash_where_none_is_given(tmp
         ("own0,en,x,train,extra", "line 20: .*not as many fields"),
         ("own0,en", "line 20: .*not as many fields"),
         ("own0,english,x,train", "line 20, column 'language': language is 'english'"),
-        ("own0,en,x,dev", "line 20, column 'split': 'dev' is no split"),
+        ("own0,en,x,dev", "line 20, column 'split': 'dev' is not a split"),
         ("own0,en,x,train", "clip 'own0' is .*'train'.*before it was .*validation"),
         ("../own0,en,x,train", "'../own0' is not a valid clip id"),
     ],

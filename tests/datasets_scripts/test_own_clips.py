@@ -159,7 +159,7 @@ def test_embedded_videos_are_what_datasets_decodes_and_their_files_are_hashed(tm
     assert sources.keys() == {"captions.csv", "films/tea.mp4", "cat.jpg"}
     (source / "cat.jpg").unlink()
     code, _, errors = call(capsys, "build", "own_clips", *arguments)
-    assert code == 2 and "clip 'cat': --embed_videos, and file_name is 'cat.jpg'" in errors
+    assert code == 2 and "clip 'cat': --embed_videos stores its file, but file_name is 'cat.jpg'" in errors
 
 
 def test_blank_lines_of_jsonl_are_left_out(tmp_path, capsys):
@@ -179,7 +179,7 @@ HEADER = "video_id;language;caption\r\n"
         ("a;b\r\n1;2\r\n", "captions.csv, line 1: no column 'video_id' or 'file_name'; the header is a, b"),
         ("video_id;title\r\n1;2\r\n", "captions.csv, line 1: no column 'caption', nor one of a language such as 'en'"),
         ("video_id;caption\r\n1;2\r\n", "captions.csv, line 1: no column 'language'; the header is video_id, caption"),
-        ("video_id;en;EN\r\n1;2;3\r\n", "captions.csv, line 1: column 'en' is there twice"),
+        ("video_id;en;EN\r\n1;2;3\r\n", "captions.csv, line 1: column 'en' appears twice"),
         (HEADER + 'a;en;"two\r\nlines"\r\nb;en\r\n', "captions.csv, line 4: column 'caption' is missing"),
         (HEADER + "a;en;x;y\r\n", "captions.csv, line 2: column 4 is 'y', which has no head"),
         (HEADER + 'a;en;x\r\nb;en;"open\r\n', "captions.csv, line 3: unexpected end of data; close every quote"),

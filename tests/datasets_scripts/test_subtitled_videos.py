@@ -90,7 +90,7 @@ def test_the_longest_name_of_a_video_has_the_file(folder, capsys):
 def test_what_names_no_language_is_left_out_unless_one_is_given_which_goes_after_those_that_name_it(folder, capsys):
     (folder / "talk.srt").write_text(SRT.format("unnamed"))
     code, _, _, errors = build(capsys, folder)
-    assert code == 2 and "1 videos, and no subtitles in a language that is taken; name files" in errors
+    assert code == 2 and "none of its videos (1) has subtitles in the languages asked for; name" in errors
     assert errors.count("\n") == 1
     _, rows, counts, _ = build(capsys, folder, "--language", "EN")
     assert texts(rows["talk"]) == {"en": ["unnamed"]} and counts == {}

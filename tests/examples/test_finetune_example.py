@@ -106,7 +106,7 @@ def test_what_it_saves_is_evaluated_searched_and_published_as_a_run_of_mmt(hub, 
         Extractor(12, "made up", "1", image_size=128, num_frames=4)
     ]
     card = (folder / "README.md").read_text()
-    assert f"pre-trained with **the checkpoint {start.name}**" in card and "unknown dataset" not in card
+    assert f"Pre-training: **the checkpoint {start.name}**" in card and "unknown dataset" not in card
     assert f"base_model: {start}" in card or f"base_model: {start.name}" in card
     assert f"{trainer.state.global_step} steps" in card and "caption in en, de" in card
     publish(folder, "org/mine", tag="v1.0")

@@ -15,6 +15,7 @@ from conftest import build_model, build_processor
 from datasets import Dataset
 from huggingface_hub import HfApi, ModelCard, constants
 from huggingface_hub.errors import LocalEntryNotFoundError
+from PIL import Image
 
 import mmt as command_line
 from modeling_mmt.hub import publish as publishing
@@ -84,7 +85,15 @@ def test_the_card_has_the_repository_s_name_the_pin_the_numbers_the_licences_and
     publish(folder, REPO, tag="v1.0")
     card = ModelCard.load(pinned_snapshot(REPO, revision="v1.0") / "README.md")
     assert f'"{REPO}"' in card.text and '"revision": "v1.0"' in card.text
-    for words in ("12.3", "made up", "## Limits and biases", "2.0 steps a second", "Apache-2.0", "CC0", "recipe.json"):
+    for words in (
+        "12.3",
+        "made up",
+        "## Limits and biases",
+        "2.0 steps per second",
+        "Apache-2.0",
+        "CC0",
+        "recipe.json",
+    ):
         assert words in card.text, words
     assert card.data.license == "mit" and card.data.language == ["en", "sw"]
     assert card.data.pipeline_tag == "sentence-similarity" and "sentence-transformers" in card.data.tags
@@ -92,6 +101,26 @@ def test_the_card_has_the_repository_s_name_the_pin_the_numbers_the_licences_and
     entries = yaml.safe_load((folder / ".eval_results" / "org--clips.yaml").read_text())
     assert [entry["dataset"]["task_id"] for entry in entries] == ["text_to_video_en", "text_to_video_sw"]
     assert entries[0]["dataset"]["revision"] == "v3.0" and entries[0]["value"] == pytest.approx(12.35)
+
+
+def test_the_widget_s_example_runs_and_compares_translations_in_the_card_s_languages(folder):
+    sentence_transformers = pytest.importorskip("sentence_transformers", reason="an optional peer: extra `plugins`")
+    write_card(folder)
+    (example,) = ModelCard.load(folder / "README.md").data.to_dict()["widget"]
+    assert example["source_sentence"] == "a cat is sleeping" and example["sentences"][0] == "paka amelala"
+    encoder = sentence_transformers.SentenceTransformer(str(folder), trust_remote_code=True, device="cpu")
+    embeds = encoder.encode([example["source_sentence"], *example["sentences"]])
+    assert encoder.similarity(embeds[:1], embeds[1:]).shape == (1, 3)
+
+
+def test_a_picture_beside_the_checkpoint_is_published_and_shown_by_the_card(hub, folder):
+    write_card(folder)
+    assert "](picture" not in (folder / "README.md").read_text()
+    Image.new("RGB", (4, 4)).save(folder / "picture.png")
+    publish(folder, REPO, tag="v1.0")
+    there = pinned_snapshot(REPO, revision="v1.0")
+    assert "![Queries and the clips that this model finds for them](picture.png)" in (there / "README.md").read_text()
+    assert (there / "picture.png").read_bytes() == (folder / "picture.png").read_bytes()
 
 
 def test_publishing_again_changes_nothing_and_a_new_version_is_a_new_commit(hub, folder):

@@ -97,7 +97,7 @@ def test_a_feature_store_is_pushed_with_a_card_and_pulled_by_its_tag(tmp_path, h
     store = FeatureStore(pulled, extractor="lite", revision="r1")
     np.testing.assert_array_equal(store["clip-3"], clips["clip-3"])
     card = (pulled / "README.md").read_text()
-    assert "Features of 5 clips: steps of 4 numbers (float16) by `lite`" in card and "2 steps a second" in card
+    assert "Features of 5 clips: steps of 4 numbers (float16) by `lite`" in card and "2 steps per second" in card
     assert json.loads(card.partition("```json")[2].partition("```")[0]) == {"videos": "x"}
     code, _, err = call(capsys, "publish", tmp_path / "store", "org/store", "--model", "org/m")
-    assert code == 2 and "says whose an index is" in err
+    assert code == 2 and "names the checkpoint of an index, and" in err

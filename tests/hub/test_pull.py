@@ -7,7 +7,6 @@ import re
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,7 +24,6 @@ from modeling_mmt.data.feature_store import FeatureStores
 from modeling_mmt.data.feature_store_writer import write_feature_store
 from modeling_mmt.hub import publish as publishing
 
-ROOT = Path(__file__).resolve().parents[2]
 CAPTIONS = ["red dog runs", "heim"]
 PAGE = "docs/tutorials/publish.md"
 PUBLISH = next(
@@ -58,7 +56,6 @@ for revision in revisions:
 print(json.dumps(found))
 """
 STRANGER = 'import sys; sys.modules["modeling_mmt"] = None\n' + LOAD
-OWNER = "import modeling_mmt\n" + LOAD
 
 
 def embeds(model):
@@ -105,14 +102,14 @@ def published(tmp_path_factory):
         assert hub.refused == []
 
 
-def run(published, code, *arguments, offline=False, path=None):
+def run(published, code, *arguments, offline=False):
     hub, work, _ = published
     outside = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "HF_TOKEN")}
     environment = outside | hub.environment(work / "home", offline=offline) | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments],
         cwd=work,
-        env=environment | ({"PYTHONPATH": str(path)} if path else {}),
+        env=environment,
         capture_output=True,
         text=True,
     )
@@ -157,8 +154,24 @@ def test_offline_the_pin_is_honoured_and_what_was_never_loaded_is_an_error(publi
     assert len(published[0].requests) == before
 
 
-def test_with_the_package_no_remote_code_is_asked_for_or_run(published):
-    found = run(published, OWNER, "owner", "{}", "v1.0", "main", path=ROOT)
+@pytest.fixture
+def run_here(published, monkeypatch, capsys):
+    """Run code in this process, which has imported the package, with a cache of its own."""
+    hub, work, _ = published
+
+    def run_here(code, *arguments):
+        point_clients_at(hub, work / "here", monkeypatch)
+        monkeypatch.chdir(work)
+        monkeypatch.setattr(sys, "argv", ["-c", *arguments])
+        capsys.readouterr()
+        exec(compile(code, "<test>", "exec"), {"__name__": "__main__"})
+        return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+    return run_here
+
+
+def test_with_the_package_no_remote_code_is_asked_for_or_run(published, run_here):
+    found = run_here(LOAD, "owner", "{}", "v1.0", "main")
     check(published, found, ("v1.0", "main"))
     assert all(module.startswith("modeling_mmt.") for module in found["v1.0"][1:])
 
@@ -201,17 +214,18 @@ def test_sentence_transformers_and_the_pipeline_load_each_revision(published):
             torch.testing.assert_close(value, published[2][revision][key], rtol=0, atol=1e-6)
 
 
-def test_the_readme_s_blocks_load_the_model_and_the_data_by_their_pins(published):
+def test_the_readme_s_blocks_load_the_model_and_the_data_by_their_pins(published, run_here):
     assert len(HUB) == 2
     tail = """
 import json, torch
 from safetensors.torch import load_file, save_file
+torch.set_num_threads(1)
 with torch.no_grad():
     output = model(**processor(["red dog runs", "heim"], list(load_file("clips.safetensors").values())))
 save_file({key: output[key].contiguous() for key in ("text_embeds", "video_embeds")}, "readme.safetensors")
 print(json.dumps({"v1.0": ["readme.safetensors"], "rows": test.num_rows}))
 """
-    found = run(published, "\n".join(HUB) + tail, path=ROOT)
+    found = run_here("\n".join(HUB) + tail)
     check(published, found, ["v1.0"])
     assert found["rows"] == 3
 

@@ -437,7 +437,7 @@ def test_a_pair_says_what_it_lacks(families, tmp_path):
     text = pair.names[0]
     with pytest.raises(ValueError, match="has a modules.json.*give vision_model"):
         MMTModel.from_dual_encoder(text)
-    with pytest.raises(ValueError, match="makes vectors of 24 and .* of 40 numbers: they share no space"):
+    with pytest.raises(ValueError, match="makes vectors of 24 numbers, .* of 40: they do not share a space"):
         MMTModel.from_dual_encoder(text, wider.names[0])
     with pytest.raises(ValueError, match="has no modules.json.*leave vision_model"):
         MMTModel.from_dual_encoder(clip.names[0], clip.names[0])

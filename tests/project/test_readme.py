@@ -82,6 +82,19 @@ def run(tmp_path_factory):
     return run
 
 
+@pytest.fixture
+def run_here(run, monkeypatch, capsys):
+    """Run code in this process, where what it imports is there already."""
+    monkeypatch.chdir(run.work)
+
+    def run_here(code):
+        capsys.readouterr()
+        exec(compile(code, "<page>", "exec"), {"__name__": "__main__"})
+        return capsys.readouterr().out
+
+    return run_here
+
+
 @pytest.fixture(scope="module")
 def output(run):
     return run(BLOCK)
@@ -98,15 +111,15 @@ def test_the_blocks_on_other_libraries_run_one_after_the_other(run):
     assert re.search(r"\{'en': \d.*'es': \d[\d.e-]*\}", printed)
 
 
-def test_the_block_on_features_writes_a_store_of_them(run):
+def test_the_block_on_features_writes_a_store_of_them(run_here):
     made = "import numpy as np\nmy_features = [('one', np.ones((3, 4), 'f4')), ('two', np.zeros((1, 4), 'f4'))]\n"
     read = (
         'from modeling_mmt.data.feature_store import FeatureStore\nprint(FeatureStore("features/mine")["one"].sum())'
     )
-    assert run(made + STORE + read).split() == ["12.0"]
+    assert run_here(made + STORE + read).split() == ["12.0"]
 
 
-def test_the_line_on_fine_tuning_leaves_a_checkpoint_with_other_weights(run):
+def test_the_line_on_fine_tuning_leaves_a_checkpoint_with_other_weights(run, run_here):
     pytest.importorskip("peft", reason="an optional peer: extra `plugins`")
     program, *words = shlex.split(FINETUNE)
     assert program == "python"
@@ -116,7 +129,7 @@ def test_the_line_on_fine_tuning_leaves_a_checkpoint_with_other_weights(run):
         'for name in ("runs/demo/mmp_en", "runs/lora"):\n    weights = AutoModel.from_pretrained(name).state_dict()\n'
     )
     load += "    print(*(round(value.double().sum().item(), 6) for value in weights.values()))"
-    before, after = (line.split() for line in run(load).splitlines())
+    before, after = (line.split() for line in run_here(load).splitlines())
     assert len(before) == len(after) and 5 < sum(a != b for a, b in zip(before, after, strict=True)) < len(before)
 
 

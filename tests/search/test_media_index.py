@@ -266,19 +266,19 @@ def test_other_settings_models_and_folders_are_refused_by_name(moved_index, made
     for options, words in cases:
         with pytest.raises(SearchIndexError, match=words):
             update(media, folder, **options)
-    with pytest.raises(SearchIndexError, match="is of the media in .*; give that folder"):
+    with pytest.raises(SearchIndexError, match="indexes the media in .*; give that folder"):
         update(made / "media", folder)
     with pytest.raises(InputError, match="window is -1; give more than 0"):
         update(media, folder, window=-1)
     with pytest.raises(InputError, match="has its vision encoders inside; leave --encoder"):
         update(media, tmp_path / "new", model=str(other), encoders=("efficientnet-lite0",))
-    with pytest.raises(InputError, match="name the checkpoint that is to make it with --model"):
+    with pytest.raises(InputError, match="name the checkpoint to build it with: --model"):
         update(media, tmp_path / "new")
     with pytest.raises(SearchIndexError, match="holds other files, such as a.mp4; name a new folder"):
         update(media, media, model=str(other))
     for path in [path for path in media.rglob("*") if path.is_file()]:
         path.unlink()
-    with pytest.raises(SearchIndexError, match="holds no video or picture any more; is its disk there"):
+    with pytest.raises(SearchIndexError, match="no longer holds any video or picture; is its disk mounted"):
         update(media, folder)
 
 
@@ -440,5 +440,5 @@ def test_a_manifest_of_impossible_windows_is_refused(moved_index, name, value):
 def test_a_media_folder_that_is_no_text_is_refused(moved_index, place):
     _, index = moved_index
     (index / SOURCE).write_text(json.dumps({"media_folder": place}))
-    with pytest.raises(SearchIndexError, match="media_folder is no text"):
+    with pytest.raises(SearchIndexError, match="media_folder is not a string"):
         SearchIndex.load(index)

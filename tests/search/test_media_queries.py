@@ -49,9 +49,9 @@ def test_a_picture_and_a_moment_of_a_video_find_themselves(made, file, at, row):
 def test_what_is_not_there_is_said(made):
     media, _, embed = made
     for file, at, words in (
-        ("a.mp4", 13.5, "a.mp4 lasts 13 seconds: nothing at 13.5"),
-        ("a.mp4", -1, "a.mp4 lasts 13 seconds: nothing at -1"),
-        ("photo.png", 1, "is a picture and has no --at"),
+        ("a.mp4", 13.5, "--at 13.5 is outside .*a.mp4, which lasts 13 seconds"),
+        ("a.mp4", -1, "--at -1 is outside .*a.mp4, which lasts 13 seconds"),
+        ("photo.png", 1, "is a picture, and --at is a time in a video"),
     ):
         with pytest.raises(InputError, match=words):
             embed(file, at)

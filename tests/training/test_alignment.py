@@ -221,20 +221,24 @@ def test_the_block_of_the_page_makes_a_source_of_two_text_files(recipe, tmp_path
 @pytest.mark.parametrize(
     ("changes", "stage", "message"),
     [
-        ({}, {"sources": [{"languages": ["en"]}]}, r"sources\[0\].languages is \['en'\]; name another than English"),
+        ({}, {"sources": [{"languages": ["en"]}]}, r"sources\[0\].languages is \['en'\]; name another language, too"),
         (
             {},
             {"sources": [SENTENCES | {"max_keywords": 2}]},
-            "max_keywords is 2, which alignment has no",
+            "max_keywords is 2, which alignment does not use",
         ),
         ({}, {"loss": "l1"}, "alignment.loss is \"l1\"; input should be 'mse', 'cosine' or 'nce'"),
         ({"model.dual_encoder": None}, {}, "alignment.teacher is null.*name a teacher"),
         (
             {"model.student": "bert", "alignment": None, "finetuning": PLAIN},
             {},
-            "student is 'bert', whom no stage alignment teaches",
+            "student is 'bert', but no stage alignment trains it",
         ),
-        ({"model.student": "bert", "model.dual_encoder": None}, {}, "student is 'bert', of no dual_encoder; name one"),
+        (
+            {"model.student": "bert", "model.dual_encoder": None},
+            {},
+            "student is 'bert', but dual_encoder is null; name one",
+        ),
         ({"alignment": None}, {}, "finetuning, pretraining and alignment are all null; give one stage, or more"),
         ({"model.text_prefix": "a "}, {}, "text_prefix is 'a ', which dual_encoder already sets; leave one out"),
     ],

@@ -93,7 +93,10 @@ def test_the_last_layers_of_both_encoders_learn(run, families, tmp_path):
 
 @pytest.mark.parametrize(
     ("family", "number", "message"),
-    [("clip", 3, "the text encoder has 2 layers; name at most 2"), ("clipseg", 1, "clipseg does not tell its word")],
+    [
+        ("clip", 3, "the text encoder has 2 layers; name at most 2"),
+        ("clipseg", 1, "clipseg does not separate its word"),
+    ],
 )
 def test_layers_that_cannot_be_told_are_refused_in_one_line(families, family, number, message):
     with pytest.raises(RecipeError, match=message):

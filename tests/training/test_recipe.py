@@ -168,14 +168,14 @@ def test_a_share_of_names_is_of_a_source_that_draws_them():
     source = {"text_column": "keywords", "named_share": 0.5}
     with pytest.raises(RecipeError, match=r"finetuning.sources\[0\].named_share is 0.5, but it does not draw name"):
         load_recipe(["emoji9/none_en", "--finetuning.sources", json.dumps([source])])
-    with pytest.raises(RecipeError, match="named_share is 0.5, which clip_seconds has no use for"):
+    with pytest.raises(RecipeError, match="named_share is 0.5, which does not go with clip_seconds"):
         load_recipe(["emoji9/none_en", "--finetuning.sources", json.dumps([source | {"clip_seconds": [1.0, 2.0]}])])
 
 
 def test_languages_differ_in_one_direction_fewer_than_they_are():
     config = "--model.config.language_directions"
     assert load_recipe(["emoji9/none_en", config, "8"]).model.config["language_directions"] == 8
-    with pytest.raises(RecipeError, match="language_directions is 9, and data.languages are 9"):
+    with pytest.raises(RecipeError, match="language_directions is 9, and data.languages has 9; give at most 8"):
         load_recipe(["emoji9/none_en", config, "9"])
 
 
@@ -405,7 +405,7 @@ def test_the_help_has_every_field_with_its_type_default_and_meaning(capsys):
     for place in PARTS:
         for field in fields(required(field_type(field_path(place)))):
             assert re.search(rf"^  --{re.escape(place + field.name)} [^;]+; .+\n {{8}}\S", printed, re.MULTILINE)
-    assert "--finetuning.text_learning_rate float or null; null\n        of the text tower's parameters" in printed
+    assert "--finetuning.text_learning_rate float or null; null\n        learning rate of the text tower" in printed
 
 
 def test_the_values_that_name_a_stages_folder_are_what_they_were(tmp_path):
