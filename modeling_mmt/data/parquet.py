@@ -31,15 +31,19 @@ def read_parquet(source: Any, columns: Sequence[str] | None = None) -> pa.Table:
 
 
 def _declared(footer: pq.FileMetaData, columns: Sequence[str] | None) -> Iterator[int]:
-    """Bytes of each piece of the columns that are read: its numbers, or its texts before they are spread."""
-    for number in range(footer.num_columns):
-        field = footer.schema.column(number)
-        if columns is not None and field.path.partition(".")[0] not in columns:
-            continue
-        width = field.length if field.physical_type == "FIXED_LEN_BYTE_ARRAY" else _WIDTHS.get(field.physical_type, 0)
-        for group in range(footer.num_row_groups):
-            piece = footer.row_group(group).column(number)
-            yield max(piece.total_uncompressed_size, piece.num_values * width)
+    """Bytes of each row group: all its columns as they are packed, or the numbers that are read, whichever is more.
+
+    Of a group the footer's sums are read alone: Arrow ends the process where what it says of a column is damaged.
+    """
+    fields = [footer.schema.column(number) for number in range(footer.num_columns)]
+    widths = [
+        field.length if field.physical_type == "FIXED_LEN_BYTE_ARRAY" else _WIDTHS.get(field.physical_type, 0)
+        for field in fields
+        if columns is None or field.path.partition(".")[0] in columns
+    ]
+    for number in range(footer.num_row_groups):
+        group = footer.row_group(number)
+        yield max(group.total_byte_size, group.num_rows * sum(widths))
 
 
 def _spread(column: pa.ChunkedArray) -> int:

@@ -106,7 +106,7 @@ def test_a_name_that_is_not_utf8_is_written_out_and_leads_to_its_file(checkpoint
     status = index_status(media, tmp_path / "index")
     assert status.is_current and status.failed[r"caf\udce9.mp4"].startswith(r"caf\udce9.mp4 is not a supported video")
     write_picture(media / r"caf\udce9" / "b.png", 3)
-    with pytest.raises(SearchIndexError, match="two files are called .*; rename the one that is not UTF-8"):
+    with pytest.raises(SearchIndexError, match="two files have the name .*; rename the one that is not UTF-8"):
         update(media, tmp_path / "index")
 
 

@@ -20,7 +20,8 @@ def made(request, tmp_path_factory):
         checkpoint, encoders = save_pixel_checkpoint(folder / "model"), ()
     else:
         checkpoint, encoders = save_feature_checkpoint(folder / "model"), (str(save_encoder(folder / "encoder")),)
-    update_index(media, folder / "index", IndexOptions(model=str(checkpoint), encoders=encoders, num_workers=1))
+    options = IndexOptions(model=str(checkpoint), window=8.0, stride=4.0, encoders=encoders, num_workers=1)
+    update_index(media, folder / "index", options)
     index, settings = SearchIndex.load(folder / "index"), Manifest.read(folder / "index").settings
     model, processor = open_checkpoint(str(checkpoint))
     return media, index, lambda file, at=None: embed_media(model, processor, media / file, at, settings, index)

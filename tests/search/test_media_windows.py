@@ -61,8 +61,8 @@ def test_a_name_tells_a_window_s_file_and_seconds():
     assert clip_id("kitchen/kettle.mp4", (8.0, 16.0)) == "kitchen/kettle.mp4#8.0-16.0"
 
 
-def reader(rate=2.0, **rule):
-    return MediaReader([StepPreparation(PIXELS)], rate, WindowRule(**rule))
+def reader(rate=2.0, window=8.0, stride=4.0, **rule):
+    return MediaReader([StepPreparation(PIXELS)], rate, WindowRule(window, stride, **rule))
 
 
 def read_whole(read, path, frames_per_step=1):
