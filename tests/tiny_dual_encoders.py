@@ -211,6 +211,7 @@ BUILDS = {
         PICTURE | {"model_type": "vit"},
     ),
     "aimv2": Small("Aimv2", clip_tokenizer, cropped),
+    "tipsv2": Small("Tipsv2", bert_tokenizer, square, {"hidden_size": 40}, config={}),
     "clipseg": Small("CLIPSeg", clip_tokenizer, square, {"eos_token_id": 2}),  # no row of ours: by its two methods
 }
 
