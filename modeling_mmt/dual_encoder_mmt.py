@@ -53,6 +53,7 @@ FAMILIES = {
     "align": Family(text_pooling="first", max_length=64),  # the text projection has a bias, pictures have none
     "vision-text-dual-encoder": Family(),
     "aimv2": Family(),
+    "tipsv2": Family(),  # mean over the real tokens; no projections
 }
 REFUSED = {
     "xclip": "its text embedding depends on the video that it is compared with (prompts conditioned on the video), so "

@@ -129,7 +129,8 @@ class PixelSettings:
             settings = {} if path is None else json.loads(Path(path).read_text(encoding="utf-8"))
             if file == "processor_config.json":
                 settings = settings.get("video_processor") or settings.get("image_processor") or {}
-            if {"image_mean", "pretrained_cfg", "max_num_patches"} & set(settings):
+            says = {"image_mean", "pretrained_cfg", "max_num_patches"} & set(settings)
+            if says or settings.get("do_normalize") is False:
                 try:
                     return cls.from_processor(settings, frames_per_step)
                 except ValueError as error:

@@ -294,7 +294,7 @@ class MMTTextModel(MMTTower):
             return features_of(self.encoder.get_text_features(**inputs)).unsqueeze(1)
         output = self.encoder(**inputs)
         if self.encoder_pooling == "pooler":
-            return output.pooler_output.unsqueeze(1)
+            return output.pooler_output.to(output.last_hidden_state.dtype).unsqueeze(1)  # TIPSv2's divides in float32
         states = output.last_hidden_state
         if self.encoder_pooling == "mean":
             return masked_mean(states, mask).unsqueeze(1)

@@ -5,7 +5,11 @@ They know nothing of this package: `build(family, folder)` writes what a strange
 
 import importlib
 import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -123,89 +127,103 @@ def image_processor(kind, **options):
 
 CROP = {"size": {"shortest_edge": 36}, "crop_size": {"height": 32, "width": 32}}
 SQUARE = {"size": {"height": 32, "width": 32}}
+LITE_CROP = {"size": {"height": 50, "width": 50}, "crop_size": {"height": 48, "width": 48}, "do_center_crop": True}
+NAFLEX = {name: value for name, value in PICTURE.items() if name != "image_size"} | {"num_patches": 16}
+cropped, square = partial(image_processor, "clip", **CROP), partial(image_processor, "vit", **SQUARE)
+patches = partial(image_processor, "siglip2", patch_size=8, max_num_patches=20)
+SHORT = {"padding": True, "truncation": True}
+TO_64 = {"padding": "max_length", "truncation": True, "max_length": 64}
+HEAD = {"projection_size": 40}
+LONG = 10**30  # tokens, of a tokenizer that leaves the bound to the encoder's table of positions
 
 
-def _parts(family, vision):
-    """Model, processor, and how its captions are told to be tokenized; `vision` overrides the picture half's sizes."""
-    t = transformers
-    short, to_64 = (
-        {"padding": True, "truncation": True},
-        {"padding": "max_length", "truncation": True, "max_length": 64},
-    )
-    if family == "clip":
-        tokenizer = clip_tokenizer()
-        ends = {"eos_token_id": 2, "vocab_size": len(tokenizer)}  # 2: as OpenAI's checkpoints say, by argmax
-        config = t.CLIPConfig(text_config=TEXT | ends, vision_config=PICTURE | vision, projection_dim=WIDTH)
-        return t.CLIPModel(config), t.CLIPProcessor(image_processor("clip", **CROP), tokenizer), short
-    if family == "metaclip_2":
-        tokenizer = xlm_tokenizer()
-        text = TEXT | {"eos_token_id": 2, "bos_token_id": 0, "vocab_size": len(tokenizer) + 50}  # a table with room
-        config = t.MetaClip2Config(text_config=text, vision_config=PICTURE, projection_dim=WIDTH)
-        return t.MetaClip2Model(config), t.CLIPProcessor(image_processor("clip", **CROP), tokenizer), short
-    if family == "siglip":
-        tokenizer = siglip_tokenizer()
-        text = TEXT | {"vocab_size": len(tokenizer), "projection_size": 40}
-        config = t.SiglipConfig(text_config=text, vision_config=PICTURE)
-        return t.SiglipModel(config), t.SiglipProcessor(image_processor("siglip", **SQUARE), tokenizer), to_64
-    if family == "siglip2":
-        tokenizer = siglip2_tokenizer()
-        text = TEXT | {"vocab_size": len(tokenizer), "projection_size": 40}
-        vision = {key: value for key, value in PICTURE.items() if key != "image_size"} | {"num_patches": 16}
-        config = t.Siglip2Config(text_config=text, vision_config=vision)
-        pictures = image_processor("siglip2", patch_size=8, max_num_patches=20)
-        return t.Siglip2Model(config), t.Siglip2Processor(pictures, tokenizer), to_64
-    if family == "chinese_clip":
-        tokenizer = bert_tokenizer()
-        text = TEXT | {"vocab_size": len(tokenizer), "max_position_embeddings": 64}
-        config = t.ChineseCLIPConfig(text_config=text, vision_config=PICTURE, projection_dim=WIDTH)
-        pictures = image_processor("chinese_clip", **SQUARE, crop_size={"height": 32, "width": 32})
-        return t.ChineseCLIPModel(config), t.ChineseCLIPProcessor(pictures, tokenizer), short
-    if family == "altclip":
-        tokenizer = xlm_tokenizer(max_length=10**30)  # the table of positions alone bounds it
-        text = TEXT | {"vocab_size": len(tokenizer), "project_dim": 20, "max_position_embeddings": 66}
-        config = t.AltCLIPConfig(text_config=text, vision_config=PICTURE, projection_dim=WIDTH)
-        pictures = image_processor("clip", **CROP)
-        return t.AltCLIPModel(config), t.AltCLIPProcessor(pictures, tokenizer), short | {"max_length": 64}
-    if family == "align":
-        tokenizer = bert_tokenizer(max_length=512)
-        text = TEXT | {"vocab_size": len(tokenizer), "max_position_embeddings": 128}
-        config = t.AlignConfig(text_config=text, vision_config=LITE, projection_dim=WIDTH)
-        pictures = image_processor(
-            "efficientnet",
-            size={"height": 50, "width": 50},
-            crop_size={"height": 48, "width": 48},
-            do_center_crop=True,
+@dataclass(frozen=True)
+class Small:
+    """How transformers builds a small model of a family.
+
+    Args:
+        classes: how the names of its classes begin: `CLIP` of `CLIPModel` and `CLIPConfig`.
+        tokenizer: makes its tokenizer.
+        pictures: makes its image processor.
+        text: of its text half, beside `TEXT` and what the tokenizer says.
+        vision: its picture half.
+        config: beside the halves.
+        captions: how its captions are told to be tokenized.
+    """
+
+    classes: str
+    tokenizer: Callable[[], Any]
+    pictures: Callable[[], Any]
+    text: Mapping[str, Any] = field(default_factory=dict)
+    vision: Mapping[str, Any] = field(default_factory=lambda: PICTURE)
+    config: Mapping[str, Any] = field(default_factory=lambda: {"projection_dim": WIDTH})
+    captions: Mapping[str, Any] = field(default_factory=lambda: SHORT)
+
+    def parts(self, vision: Mapping[str, Any]) -> tuple[Any, Any]:
+        """Model and processor; `vision` overrides sizes of the picture half."""
+        tokenizer = self.tokenizer()
+        told = {"vocab_size": len(tokenizer)}
+        told |= {name: value for name in ENDS if (value := getattr(tokenizer, name)) is not None}
+        config = self._class("Config")(
+            text_config=TEXT | told | self.text, vision_config={**self.vision, **vision}, **self.config
         )
-        return t.AlignModel(config), t.AlignProcessor(pictures, tokenizer), to_64
-    if family == "vision-text-dual-encoder":
-        tokenizer = bert_tokenizer()
-        text = t.BertConfig(**TEXT, vocab_size=len(tokenizer), max_position_embeddings=64)
-        config = t.VisionTextDualEncoderConfig.from_vision_text_configs(
-            t.ViTConfig(**PICTURE), text, projection_dim=WIDTH
-        )
-        pictures = image_processor("vit", **SQUARE)
-        return t.VisionTextDualEncoderModel(config), t.VisionTextDualEncoderProcessor(pictures, tokenizer), short
-    if family == "aimv2":
-        tokenizer = clip_tokenizer()
-        text = TEXT | {"eos_token_id": len(tokenizer) - 1, "vocab_size": len(tokenizer)}
-        config = t.Aimv2Config(text_config=text, vision_config=PICTURE, projection_dim=WIDTH)
-        return t.Aimv2Model(config), t.CLIPProcessor(image_processor("clip", **CROP), tokenizer), short
-    if family == "clipseg":  # no row of ours: through its two methods
-        tokenizer = clip_tokenizer()
-        ends = {"eos_token_id": 2, "vocab_size": len(tokenizer)}
-        config = t.CLIPSegConfig(text_config=TEXT | ends, vision_config=PICTURE, projection_dim=WIDTH)
-        return t.CLIPSegModel(config), t.CLIPSegProcessor(image_processor("vit", **SQUARE), tokenizer), short
-    raise ValueError(family)
+        processor = getattr(transformers, f"{self.classes}Processor", transformers.CLIPProcessor)
+        return self._class("Model")(config), processor(self.pictures(), tokenizer)
+
+    def _class(self, kind: str) -> Any:
+        return getattr(transformers, self.classes + kind)
 
 
-def build(family: str, folder: Path, vision_config: dict | None = None):
+ENDS = ("bos_token_id", "eos_token_id")
+BUILDS = {
+    "clip": Small("CLIP", clip_tokenizer, cropped, {"eos_token_id": 2}),  # as OpenAI's checkpoints say, by argmax
+    "metaclip_2": Small("MetaClip2", xlm_tokenizer, cropped, {"vocab_size": len(xlm_tokenizer()) + 50}),
+    "siglip": Small(
+        "Siglip", siglip_tokenizer, partial(image_processor, "siglip", **SQUARE), HEAD, config={}, captions=TO_64
+    ),
+    "siglip2": Small("Siglip2", siglip2_tokenizer, patches, HEAD, NAFLEX, config={}, captions=TO_64),
+    "chinese_clip": Small(
+        "ChineseCLIP",
+        bert_tokenizer,
+        partial(image_processor, "chinese_clip", **SQUARE, crop_size=CROP["crop_size"]),
+        {"max_position_embeddings": 64},
+    ),
+    "altclip": Small(
+        "AltCLIP",
+        partial(xlm_tokenizer, LONG),
+        cropped,
+        {"project_dim": 20, "max_position_embeddings": 66},
+        captions=SHORT | {"max_length": 64},
+    ),
+    "align": Small(
+        "Align",
+        partial(bert_tokenizer, 512),
+        partial(image_processor, "efficientnet", **LITE_CROP),
+        {"max_position_embeddings": 128},
+        LITE,
+        captions=TO_64,
+    ),
+    "vision-text-dual-encoder": Small(
+        "VisionTextDualEncoder",
+        bert_tokenizer,
+        square,
+        {"model_type": "bert", "max_position_embeddings": 64},
+        PICTURE | {"model_type": "vit"},
+    ),
+    "aimv2": Small("Aimv2", clip_tokenizer, cropped),
+    "tipsv2": Small("Tipsv2", bert_tokenizer, square, {"hidden_size": 40}, config={}),
+    "clipseg": Small("CLIPSeg", clip_tokenizer, square, {"eos_token_id": 2}),  # no row of ours: by its two methods
+}
+
+
+def build(family: str, folder: Path, vision_config: Mapping[str, Any] | None = None):
     """Save the family's small checkpoint.
 
     Returns:
         Its model in eval mode, its processor, and its own options for captions.
     """
     torch.manual_seed(0)
-    model, processor, options = _parts(family, vision_config or {})
+    model, processor = BUILDS[family].parts(vision_config or {})
     _randomize(model)
     with torch.no_grad():
         for name, buffer in model.named_buffers():
@@ -213,7 +231,7 @@ def build(family: str, folder: Path, vision_config: dict | None = None):
                 buffer.uniform_(0.5, 2)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
-    return model, processor, options
+    return model, processor, BUILDS[family].captions
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from modeling_mmt import MMTModel, MMTProcessor
 from modeling_mmt.data.errors import InputError
+from modeling_mmt.data.hub_names import check_model_name
 
 
 def main(
@@ -23,11 +24,14 @@ def main(
         vision_revision: tag or commit of it.
 
     Raises:
-        InputError: the folder is not empty.
+        InputError: the folder is not empty, or a name cannot be opened.
     """
     folder = Path(output_dir)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"--output_dir {folder} is not empty; name a new folder")
+    check_model_name(name, revision)
+    if vision_model is not None:
+        check_model_name(vision_model, vision_revision)
     model = MMTModel.from_dual_encoder(name, vision_model, revision=revision, vision_revision=vision_revision)
     config = model.config
     processor = MMTProcessor.from_dual_encoder(

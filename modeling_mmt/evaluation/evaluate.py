@@ -30,6 +30,7 @@ from modeling_mmt.data.clip_cache import ClipSequence
 from modeling_mmt.data.clips import ClipColumn
 from modeling_mmt.data.extractors import Extractor, check_extractors
 from modeling_mmt.data.feature_store import FeatureStores
+from modeling_mmt.data.hub_names import check_model_name
 from modeling_mmt.data.reading import check_hub_name, dataset_folder, read_split
 from modeling_mmt.data.weights import CheckpointError, check_finite, naming_torn_weights
 from modeling_mmt.evaluation.checkpoint_recipe import RECIPE, recipe_file, searched_data
@@ -310,9 +311,11 @@ def open_checkpoint(source: str, revision: str | None = None) -> tuple[MMTModel,
 
     Raises:
         FileNotFoundError: as `check_checkpoint`.
+        InputError: as `check_model_name`.
         CheckpointError: a file is missing or torn, does not fit the others, or a weight is not finite; names it.
     """
     check_checkpoint(source)
+    check_model_name(source, revision)
     remedy = "download or save the checkpoint again"
     with naming_torn_weights(source, remedy):
         try:

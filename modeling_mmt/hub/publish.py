@@ -12,7 +12,7 @@ import logging
 import mmap
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 
@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 
 from modeling_mmt.data.errors import InputError
 from modeling_mmt.data.files import file_hash
+from modeling_mmt.data.hub_names import unreachable
 from modeling_mmt.data.reading import SnapshotError, load_pinned_dataset, pinned_snapshot
 from modeling_mmt.hub.card import METRICS_FILE, RECIPE, without_local_paths, write_card
 from modeling_mmt.hub.secret_rules import Rules, found_in, own_secrets, token_rules
@@ -278,7 +279,15 @@ def _reason(error: Exception, revision: str) -> str:
     if response is not None and response.status_code == 412:
         return f"someone committed to {revision} meanwhile; look at it, then repeat"
     words = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    if response is None and any(isinstance(cause, OSError) for cause in _causes(error)):
+        words = unreachable(error)
     return f"not published, and what was there is kept; repeat the command ({words})"
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _commit_of_tag(api: HfApi, repo_id: str, repo_type: str, tag: str) -> str | None:

@@ -196,6 +196,14 @@ def test_settings_that_cannot_be_followed_are_refused(settings, words):
         PixelSettings.from_processor(settings)
 
 
+def test_a_processor_that_does_not_normalise_needs_no_mean(tmp_path):
+    settings = {"do_normalize": False, "size": {"height": 2, "width": 3}}  # TIPSv2's
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+    frame = torch.tensor([0, 51, 255], dtype=torch.uint8).expand(1, 3, 2, 3)
+    found = PixelSettings.from_pretrained(tmp_path).prepare(frame)
+    torch.testing.assert_close(found, torch.tensor([0, 0.2, 1]).expand(1, 3, 2, 3))
+
+
 def test_a_small_frame_is_filled_up_with_black():
     frame = torch.full((1, 3, 3, 2), 7, dtype=torch.uint8)
     filled = center_crop(frame, 6, 3)

@@ -9,10 +9,12 @@ import pytest
 import torch
 from datasets import load_dataset
 from readme_blocks import PARALLEL
+from safetensors.torch import load_file
 from tiny_corpus import write_recipe, write_split
 from tiny_dual_encoders import CAPTIONS, build
 from tiny_pixels import PIXELS
 from torch.nn.functional import cosine_similarity
+from train_process import FSDP2, Group
 
 from modeling_mmt import MMTConfig, MMTModel, MMTProcessor
 from modeling_mmt.commands import train
@@ -191,6 +193,31 @@ def test_a_stopped_stage_goes_on_to_the_same_end(recipe, tmp_path):
     assert stop.value.code == STOPPED and list(tmp_path.glob("stages/alignment-*/step-00000001"))
     resumed = train.main([path])
     assert resumed["alignment"]["curve"] == whole["alignment"]["curve"] and resumed["figures"] == whole["figures"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "learning", "env"),
+    [
+        ("nce", "all", {}),
+        pytest.param("mse", "heads", {}, marks=pytest.mark.slow),
+        pytest.param("cosine", "all", FSDP2, marks=pytest.mark.slow),
+    ],
+)
+def test_two_processes_teach_as_one_does_with_the_whole_batch(recipe, tmp_path, kind, learning, env):
+    still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    changes = {"model.learning": learning} | {f"model.config.{name}": value for name, value in still.items()}
+    stage = {"loss": kind, "train_batch_size": 11, "num_train_epochs": 4, "evaluations": 4}  # uneven: 6 and 5
+    one = train.main([recipe(changes, name="one", **stage)])["alignment"]["curve"]
+    path = recipe(changes | {"work_dir": str(tmp_path / "elsewhere")}, name="two", **stage)
+    with Group([path], 2, env) as group:
+        assert group.join() == [0, 0], Path(f"{path}.0.log").read_text()[-5000:]
+    metrics = json.loads((tmp_path / "two" / "metrics.json").read_text())
+    assert metrics["world_size"] == 2
+    losses = [[point["loss"] for point in curve[1:]] for curve in (one, metrics["alignment"]["curve"])]
+    assert losses[0][-1] < 0.9 * losses[0][0]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    assert [key for key in first if not torch.allclose(first[key], second[key], rtol=1e-2, atol=1e-3)] == []
 
 
 def test_a_teacher_gives_the_same_with_and_without_what_is_kept(original, tmp_path):
