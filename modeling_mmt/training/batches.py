@@ -276,7 +276,7 @@ class RunData:
 
     def encode_ahead(self, texts: list[str]):
         """Keep the frozen layers' output for captions that will be embedded, if it is kept."""
-        if self.cache is not None:
+        if self.cache is not None and texts:
             progress = "frozen layers" if self.accelerator.is_main_process else None
             self.cache.fill([self.tokenized(texts)], progress)
 
