@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
 
+from modeling_mmt.evaluation.processes import Group, in_turn, parts_of_all, share
 from modeling_mmt.inputs_mmt import ItemError
 
 _LOCK = Lock()
@@ -18,7 +19,12 @@ _MODES: dict[Any, Any] = {}  # model -> how many threads embed with it, and its 
 
 
 def embed_texts(
-    model: Any, processor: Any, texts: Sequence[str], batch_size: int = 64, progress: str | None = None
+    model: Any,
+    processor: Any,
+    texts: Sequence[str],
+    batch_size: int = 64,
+    progress: str | None = None,
+    group: Group = None,
 ) -> torch.Tensor:
     """Unit-norm embeddings of captions, computed shortest first so that batches hold little padding.
 
@@ -28,24 +34,35 @@ def embed_texts(
         texts: captions.
         batch_size: captions at a time.
         progress: label of a progress bar; None shows none.
+        group: processes that share the batches, which are those of one process; None: this one alone.
 
     Returns:
-        `(len(texts), P)` float32 on the CPU, in the order given. The model is put in eval mode and back.
+        `(len(texts), P)` float32 on the CPU, in the order given, on every process. The model is put in eval mode and
+        back.
 
     Raises:
         TypeError: `texts` is one text, whose characters would be taken for captions.
         ValueError: nothing to embed, or an embedding that is not finite.
         ItemError: a caption that the processor refuses, by its place in `texts`.
+        PeerError: another process of the group could not embed its share.
     """
     if isinstance(texts, str):
         raise TypeError(f"texts is one text, {texts[:50]!r}; give a list of texts: [{texts[:50]!r}]")
-    lengths = [len(text.encode()) for text in texts]  # bytes follow tokens more closely across scripts than characters
 
     def embed(chosen: Sequence[int]) -> Any:
         inputs = processor(text=[texts[i] for i in chosen], return_tensors="pt")
         return model.get_text_features(**_on_device(inputs, model))
 
-    return _embed("texts", lengths, batch_size, progress, model, embed)
+    return _embed("texts", _text_lengths(texts), batch_size, progress, model, embed, group=group)
+
+
+def texts_embedded_here(texts: Sequence[str], group: Group, batch_size: int = 64) -> list[str]:
+    """The captions that `embed_texts`, called with these arguments, embeds in this process."""
+    return [texts[i] for chosen in share(_batches(_text_lengths(texts), batch_size), group) for i in chosen]
+
+
+def _text_lengths(texts: Sequence[str]) -> list[int]:
+    return [len(text.encode()) for text in texts]  # bytes follow tokens more closely across scripts than characters
 
 
 def embed_videos(
@@ -55,6 +72,7 @@ def embed_videos(
     batch_size: int = 64,
     progress: str | None = None,
     ids: Sequence[str] | None = None,
+    group: Group = None,
 ) -> torch.Tensor:
     """Unit-norm embeddings of clips; features are computed shortest first.
 
@@ -67,6 +85,7 @@ def embed_videos(
         batch_size: clips at a time.
         progress: label of a progress bar; None shows none.
         ids: of the clips, by which an error names one; None: by their positions.
+        group: as `embed_texts`'.
 
     Returns:
         `(len(videos), P)` float32 on the CPU, in the order given.
@@ -88,7 +107,7 @@ def embed_videos(
         inputs = processor(**{name: [videos[i] for i in chosen]}, return_tensors="pt")
         return model.get_video_features(**_on_device(inputs, model))
 
-    return _embed(name, lengths, batch_size, progress, model, embed, ids)
+    return _embed(name, lengths, batch_size, progress, model, embed, ids, group)
 
 
 def _are_features(clip: Any) -> bool:
@@ -150,6 +169,14 @@ def _on_device(inputs: Mapping[str, Any], model: Any) -> dict[str, Any]:
     return {name: value.to(model.device) for name, value in inputs.items()}
 
 
+def _batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """The places of the items of each batch, shortest first."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+
+
 def _embed(
     name: str,
     lengths: Sequence[int],
@@ -158,28 +185,32 @@ def _embed(
     model: Any,
     features_of: Callable[[Sequence[int]], Any],
     ids: Sequence[str] | None = None,
+    group: Group = None,
 ) -> torch.Tensor:
     if not lengths:
         raise ValueError(f"{name} is empty: nothing to embed")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
-    starts: Any = range(0, len(order), batch_size)
-    if progress is not None:
-        from tqdm.auto import tqdm  # only here: ranking does not need it
+    batches = _batches(lengths, batch_size)
 
-        starts = tqdm(starts, desc=progress, unit="batch")
-    parts = []
-    with in_eval_mode(model), torch.inference_mode():
-        for start in starts:
-            chosen = order[start : start + batch_size]
-            try:
-                pooled = features_of(chosen).pooler_output  # (B, P)
-            except ItemError as error:  # which knows places in the batch alone
-                item = chosen[error.name]
-                raise error.named(item if ids is None else repr(ids[item])) from None
-            parts.append(F.normalize(pooled.float(), dim=-1).cpu())
-    embeds = torch.cat(parts)
+    def embed_share() -> list[torch.Tensor]:
+        """`(B, P)` of each of this process's batches."""
+        own: Any = share(batches, group)
+        if progress is not None:
+            from tqdm.auto import tqdm  # only here: ranking does not need it
+
+            own = tqdm(own, desc=progress, unit="batch")
+        parts = []
+        with in_eval_mode(model), torch.inference_mode():
+            for chosen in own:
+                try:
+                    pooled = features_of(chosen).pooler_output  # (B, P)
+                except ItemError as error:  # which knows places in the batch alone
+                    item = chosen[error.name]
+                    raise error.named(item if ids is None else repr(ids[item])) from None
+                parts.append(F.normalize(pooled.float(), dim=-1).cpu())
+        return parts
+
+    embeds = torch.cat(in_turn(parts_of_all(embed_share, group)))
+    order = [item for chosen in batches for item in chosen]
     finite = embeds.isfinite().all(dim=1)
     if not finite.all():
         item = order[int(finite.int().argmin())]

@@ -36,6 +36,7 @@ from modeling_mmt.data.weights import CheckpointError, check_finite, naming_torn
 from modeling_mmt.evaluation.checkpoint_recipe import RECIPE, recipe_file, searched_data
 from modeling_mmt.evaluation.embedding import embed_texts, embed_videos
 from modeling_mmt.evaluation.metrics import retrieval_metrics
+from modeling_mmt.evaluation.processes import Group
 from modeling_mmt.evaluation.ranks import ranks_by_language
 from modeling_mmt.evaluation.relevance import relevance_by_language
 
@@ -375,24 +376,39 @@ def evaluate(
 
 
 def search_corpus(
-    model: MMTModel, processor: Callable[..., Any], corpus: Corpus, name: str = "model", progress: bool = False
+    model: MMTModel,
+    processor: Callable[..., Any],
+    corpus: Corpus,
+    name: str = "model",
+    progress: bool = False,
+    group: Group = None,
 ) -> Evaluation:
-    """As `evaluate`, with anything that makes the model's inputs, and without counting tokens."""
+    """As `evaluate`, with anything that makes the model's inputs, and without counting tokens.
+
+    Args:
+        model: as `evaluate`'s.
+        processor: `processor(text=...)` and `processor(videos=...)` give the model's inputs.
+        corpus: as `evaluate`'s.
+        name: as `evaluate`'s.
+        progress: as `evaluate`'s.
+        group: processes that share embedding and ranking, each calling this with the same model and corpus; all of
+            them get what one process would, to the last digit. None: this one alone.
+    """
     texts = {}
     with tqdm(total=len(corpus.languages) + 1, desc=name, disable=not progress) as bar:
         for language, captions in corpus.captions.items():
             bar.set_postfix_str(language)
-            texts[language] = embed_texts(model, processor, captions)
+            texts[language] = embed_texts(model, processor, captions, group=group)
             bar.update()
         bar.set_postfix_str("clips")
-        videos = embed_videos(model, processor, corpus.clips, ids=corpus.rows["video_id"][:])
+        videos = embed_videos(model, processor, corpus.clips, ids=corpus.rows["video_id"][:], group=group)
         bar.update()
     answers, parts = corpus.answers, corpus.parts.items()
-    ranks = {part: ranks_by_language(texts, videos, answers, excluded) for part, excluded in parts}
+    ranks = {part: ranks_by_language(texts, videos, answers, excluded, group=group) for part, excluded in parts}
     evaluation = Evaluation(name, texts, videos, ranks)
     if corpus.rows_of_concept:
         evaluation.relevance = {
-            part: relevance_by_language(texts, videos, answers, excluded) for part, excluded in parts
+            part: relevance_by_language(texts, videos, answers, excluded, group) for part, excluded in parts
         }
     return evaluation
 

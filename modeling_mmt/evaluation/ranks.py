@@ -28,6 +28,7 @@ import numpy as np
 import torch
 
 from modeling_mmt.evaluation.metrics import DIRECTIONS, Array
+from modeling_mmt.evaluation.processes import Group, contiguous_share, parts_of_all
 
 Targets: TypeAlias = Any  # (Nq,) integers, or one sequence of integers for each query
 
@@ -41,7 +42,13 @@ _ROWS_AT_ONCE = 1 << 7  # pairs gathered together, each 2 * P float64: no more t
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def ranks(query_embeds: Array, gallery_embeds: Array, targets: Targets = None, block_size: int = 2048) -> np.ndarray:
+def ranks(
+    query_embeds: Array,
+    gallery_embeds: Array,
+    targets: Targets = None,
+    block_size: int = 2048,
+    group: Group = None,
+) -> np.ndarray:
     """Rank of the correct gallery item for every query.
 
     Args:
@@ -51,6 +58,8 @@ def ranks(query_embeds: Array, gallery_embeds: Array, targets: Targets = None, b
             one sequence of integers for each query (the best-ranked correct item counts). None: row i belongs to
             row i.
         block_size: side of the square tile of scores that is in memory at one time. It never changes the result.
+        group: processes that share the queries, each with an equal share but for one; all have all the ranks. None:
+            this one alone. It never changes the result either.
 
     Returns:
         `(Nq,)` float64, 1 = best; half ranks come from ties.
@@ -61,7 +70,7 @@ def ranks(query_embeds: Array, gallery_embeds: Array, targets: Targets = None, b
     queries = as_matrix("query_embeds", query_embeds)
     gallery = as_matrix("gallery_embeds", gallery_embeds)
     correct = correct_pairs(targets, len(queries), len(gallery))
-    (result,) = _tiled_ranks(queries, gallery, correct, query_axes=(0,), block_size=block_size)
+    (result,) = _tiled_ranks(queries, gallery, correct, query_axes=(0,), block_size=block_size, group=group)
     return result
 
 
@@ -151,8 +160,8 @@ class _Direction:
         self.low[~self.answerable] = np.inf
         ties = correct_scores >= (self.to_beat - self.tolerance)[query_of_pair]
         self.tied_correct = np.bincount(query_of_pair[ties], minlength=len(scale))
-        self.above = np.zeros(len(scale), dtype=np.int64)
-        self.tied_wrong = np.zeros(len(scale), dtype=np.int64)
+        self.counts = np.zeros((2, len(scale)), dtype=np.int64)
+        self.above, self.tied_wrong = self.counts  # views
 
     def sort_out(self, tile: np.ndarray, row_start: int, column_start: int) -> np.ndarray:
         """Counts the scores that are certainly better; returns the flat places in the tile left open."""
@@ -179,7 +188,8 @@ class _Direction:
         self.tied_wrong += np.bincount(queries[np.abs(difference) <= tolerance], minlength=len(self.above))
 
     def result(self) -> np.ndarray:
-        expected = _expected_rank(self.above, self.tied_wrong, self.tied_correct)
+        above, tied_wrong = self.counts
+        expected = _expected_rank(above, tied_wrong, self.tied_correct)
         expected[~self.answerable] = np.nan
         return expected
 
@@ -190,8 +200,9 @@ def _tiled_ranks(
     correct: tuple[np.ndarray, np.ndarray],
     query_axes: tuple[int, ...],
     block_size: int,
+    group: Group = None,
 ) -> list[np.ndarray]:
-    """Ranks in the asked directions from one pass over tiles of `rows @ columns.T`."""
+    """Ranks in the asked directions from one pass over `rows @ columns.T`, whose rows a group's processes share."""
     if rows.shape[1] != columns.shape[1]:
         raise ValueError(f"embedding widths differ: {rows.shape[1]} and {columns.shape[1]}; both come from one model")
     if block_size < 1:
@@ -204,10 +215,29 @@ def _tiled_ranks(
     directions = [_Direction(axis, correct, correct_scores, norms, width) for axis in query_axes]
     correct_keys = np.sort(correct[0] * len(columns) + correct[1])
 
+    def count_share() -> list[np.ndarray]:
+        _count(rows, columns, contiguous_share(len(rows), group), directions, correct_keys, block_size)
+        return [direction.counts for direction in directions]
+
+    for direction, counts in zip(directions, zip(*parts_of_all(count_share, group), strict=True), strict=True):
+        direction.counts = np.sum(counts, axis=0)  # integers, so that who counted what does not matter
+    return [direction.result() for direction in directions]
+
+
+def _count(
+    rows: np.ndarray,
+    columns: np.ndarray,
+    own: slice,
+    directions: list[_Direction],
+    correct_keys: np.ndarray,
+    block_size: int,
+) -> None:
+    """Let the directions count what is better, and what ties, in the tiles of some of the rows."""
     buffer = np.empty(min(block_size, len(rows)) * min(block_size, len(columns)), dtype=np.float32)
 
-    for row_start in range(0, len(rows), block_size):
-        row_block = rows[row_start : row_start + block_size].astype(np.float32, copy=False)
+    for row_start in range(own.start, own.stop, block_size):
+        block = rows[row_start : min(row_start + block_size, own.stop)]
+        row_block = block.astype(np.float32, copy=False)
         for column_start in range(0, len(columns), block_size):
             column_block = columns[column_start : column_start + block_size].astype(np.float32, copy=False)
             shape = (len(row_block), len(column_block))
@@ -217,7 +247,7 @@ def _tiled_ranks(
                 open_places = direction.sort_out(tile, row_start, column_start)
                 if exact_tile is None and open_places.size * 32 > tile.size:  # a nearly constant model
                     exact_tile = (
-                        rows[row_start : row_start + block_size].astype(np.float64)
+                        block.astype(np.float64)
                         @ columns[column_start : column_start + block_size].astype(np.float64).T
                     )
                 for first in range(0, open_places.size, _PAIRS_AT_ONCE):
@@ -231,7 +261,6 @@ def _tiled_ranks(
                     else:
                         scores = exact_tile[tile_rows[wrong], tile_columns[wrong]]
                     direction.settle(pair_rows, pair_columns, scores)
-    return [direction.result() for direction in directions]
 
 
 def _pair_scores(rows: np.ndarray, columns: np.ndarray, row: np.ndarray, column: np.ndarray) -> np.ndarray:
@@ -316,6 +345,7 @@ def ranks_by_language(
     targets: Targets | Mapping[str, Targets] = None,
     exclude: Array = None,
     block_size: int = 2048,
+    group: Group = None,
 ) -> dict[str, dict[str, np.ndarray]]:
     """Ranks in both directions for each language's captions against one set of clips.
 
@@ -327,6 +357,7 @@ def ranks_by_language(
         exclude: `(Nv,)` bool; True drops the clip, as an answer and as a query, together with its captions (the
             numbers "without flags"). A caption stays while one of its clips stays.
         block_size: as in `ranks`.
+        group: as in `ranks`; they share the captions.
 
     Returns:
         `{"t2v": {language: (Nt',)}, "v2t": {language: (Nv',)}}`, in the order of the kept captions and clips. Among
@@ -355,6 +386,6 @@ def ranks_by_language(
         if len(used_captions) < len(texts):
             texts = texts[used_captions]
         result["t2v"][language], result["v2t"][language] = _tiled_ranks(
-            texts, gallery, (caption, clip), query_axes=(0, 1), block_size=block_size
+            texts, gallery, (caption, clip), query_axes=(0, 1), block_size=block_size, group=group
         )
     return result

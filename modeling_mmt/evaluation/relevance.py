@@ -15,19 +15,23 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from modeling_mmt.evaluation.metrics import RELEVANCE_METRICS, Array
+from modeling_mmt.evaluation.processes import Group, in_turn, parts_of_all, share
 from modeling_mmt.evaluation.ranks import Targets, as_matrix, correct_pairs, row_norms, tie_tolerance
 
 CUTOFF = 10  # of nDCG
 _SCORES_AT_ONCE = 1 << 21  # bounds memory: each is sorted, and has a dozen numbers beside it
 
 
-def relevance(query_embeds: Array, gallery_embeds: Array, targets: Targets) -> dict[str, np.ndarray]:
+def relevance(
+    query_embeds: Array, gallery_embeds: Array, targets: Targets, group: Group = None
+) -> dict[str, np.ndarray]:
     """Average precision and nDCG@10 of every query, in percent.
 
     Args:
         query_embeds: `(Nq, P)` float; larger inner product = better.
         gallery_embeds: `(Ng, P)` float.
         targets: the gallery rows that answer each query, as in `ranks.ranks`.
+        group: processes that share the queries, in the blocks of one process; None: this one alone.
 
     Returns:
         Of each of `RELEVANCE_METRICS`, `(Nq,)` float64; its mean is the metric.
@@ -39,11 +43,14 @@ def relevance(query_embeds: Array, gallery_embeds: Array, targets: Targets) -> d
     gallery = as_matrix("gallery_embeds", gallery_embeds).astype(np.float64)
     tolerance = tie_tolerance(queries.shape[1]) * row_norms(queries) * row_norms(gallery).max()
     owners, items = correct_pairs(targets, len(queries), len(gallery))
-    parts = []
-    for here in _blocks(len(queries), len(gallery)):
-        relevant = _relevant(owners, items, here, len(gallery))
-        parts.append(_measured(queries[here] @ gallery.T, relevant, tolerance[here]))
-    return _joined(parts)
+
+    def measure_share() -> list[dict[str, np.ndarray]]:
+        return [
+            _measured(queries[here] @ gallery.T, _relevant(owners, items, here, len(gallery)), tolerance[here])
+            for here in share(_blocks(len(queries), len(gallery)), group)
+        ]
+
+    return _joined(in_turn(parts_of_all(measure_share, group)))
 
 
 def relevance_from_scores(scores: Array, targets: Targets) -> dict[str, np.ndarray]:
@@ -62,6 +69,7 @@ def relevance_by_language(
     video_embeds: Array,
     answers: Mapping[str, Sequence[Sequence[int]]],
     exclude: np.ndarray,
+    group: Group = None,
 ) -> dict[str, dict[str, np.ndarray]]:
     """As `relevance`, for each language's captions against one set of clips.
 
@@ -70,6 +78,7 @@ def relevance_by_language(
         video_embeds: `(Nv, P)` float.
         answers: language code -> the clips that answer each caption.
         exclude: `(Nv,)` bool; True drops the clip. A caption stays while one of its clips does.
+        group: as in `relevance`.
 
     Returns:
         Language code -> metric -> `(kept captions,)` float64.
@@ -79,7 +88,8 @@ def relevance_by_language(
     for language, texts in text_embeds.items():
         remaining = [new_index[np.asarray(rows)[is_kept[rows]]] for rows in answers[language]]
         asked = [number for number, rows in enumerate(remaining) if len(rows)]
-        result[language] = relevance(texts[asked], video_embeds[is_kept], [remaining[number] for number in asked])
+        targets = [remaining[number] for number in asked]
+        result[language] = relevance(texts[asked], video_embeds[is_kept], targets, group)
     return result
 
 

@@ -15,7 +15,7 @@ from datasets import Dataset
 from modeling_mmt import MMTModel
 from modeling_mmt.data.checks import has_text, missing_columns
 from modeling_mmt.data.collator import stable_id
-from modeling_mmt.evaluation.embedding import embed_texts
+from modeling_mmt.evaluation.embedding import embed_texts, texts_embedded_here
 from modeling_mmt.evaluation.metrics import retrieval_metrics
 from modeling_mmt.evaluation.ranks import ranks
 from modeling_mmt.training.alignment_loss import alignment_loss
@@ -68,10 +68,10 @@ class AlignmentTask(RetrievalTask):
     def objectives(
         self, embeds: Mapping[str, torch.Tensor], positive_ids: torch.Tensor, targets: torch.Tensor | None
     ) -> dict[str, torch.Tensor]:
-        """`"loss"` alone."""
+        """`"loss"` alone, as `RetrievalTask.objectives`."""
         assert targets is not None
-        scale = embeds["logit_scale"].detach()
-        return {"loss": alignment_loss(self.loss_kind, embeds["text_embeds"], targets, scale, positive_ids)}
+        scale, student = embeds["logit_scale"].detach(), embeds["text_embeds"]
+        return {"loss": alignment_loss(self.loss_kind, student, targets, scale, positive_ids, self.data.group)}
 
     def score(self) -> float:
         """MRR, in percent, of the teacher's English sentence among all of validation's, sought by its translations.
@@ -90,10 +90,11 @@ class AlignmentTask(RetrievalTask):
         english, foreign = rows[english_column(source)][:], rows[f"{source.text_column}_{language}"][:]
         pairs = [(row, text) for row, text in enumerate(foreign) if text]
         texts = [text for _, text in pairs]
-        self.data.encode_ahead(texts)
-        queries = embed_texts(self.data.model, self.data.view, texts)
-        gallery = embed_texts(self.teacher.model, self.teacher.view, english)
-        return retrieval_metrics(ranks(queries, gallery, [row for row, _ in pairs]))["MRR"]
+        group = self.data.group
+        self.data.encode_ahead(texts_embedded_here(texts, group))
+        queries = embed_texts(self.data.model, self.data.view, texts, group=group)
+        gallery = embed_texts(self.teacher.model, self.teacher.view, english, group=group)
+        return retrieval_metrics(ranks(queries, gallery, [row for row, _ in pairs], group=group))["MRR"]
 
 
 def open_task(data: RunData, stage: StageArguments) -> RetrievalTask:

@@ -9,8 +9,10 @@ temperature.
 """
 
 import torch
+import torch.distributed as dist
 from torch.nn.functional import cosine_similarity, mse_loss, normalize
 
+from modeling_mmt.training.large_batch import gather_embeddings
 from modeling_mmt.training.streaming_loss import contrastive_loss
 
 
@@ -20,6 +22,7 @@ def alignment_loss(
     teacher: torch.Tensor,
     logit_scale: torch.Tensor,
     positive_ids: torch.Tensor | None = None,
+    group: dist.ProcessGroup | None = None,
 ) -> torch.Tensor:
     """One of the three losses.
 
@@ -36,13 +39,16 @@ def alignment_loss(
         teacher: `(N, P)` float, without a gradient.
         logit_scale: `()` float, 1/tau itself; `nce` alone reads it.
         positive_ids: `(N, 1)` int64, equal for equal English sentences; `nce` alone reads it.
+        group: processes in which the pairs lie, with the value and the gradients of `streaming_loss.streaming_loss`.
 
     Returns:
         Scalar, float32.
     """
+    if kind != "nce" and group is not None:
+        student, teacher = gather_embeddings(student, group), gather_embeddings(teacher, group)
     if kind == "mse":
         return mse_loss(student, teacher)
     if kind == "cosine":
         return (1 - cosine_similarity(student, teacher)).mean()
     pair = normalize(student, dim=-1), normalize(teacher, dim=-1)
-    return contrastive_loss("symmetric_softmax", *pair, logit_scale, positive_ids)
+    return contrastive_loss("symmetric_softmax", *pair, logit_scale, positive_ids, group=group)

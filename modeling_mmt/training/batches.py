@@ -6,6 +6,7 @@ from itertools import islice, tee
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 
 from modeling_mmt import MMTModel, MMTProcessor
@@ -15,6 +16,7 @@ from modeling_mmt.data.collator import ClipDataset, Draw, EpochBatchSampler, MMT
 from modeling_mmt.data.fingerprints import architecture, encoder_fingerprint, rows_fingerprint, weights_fingerprint
 from modeling_mmt.data.tokenized import TokenizedOnce
 from modeling_mmt.data.windows import SampledClips
+from modeling_mmt.evaluation.processes import Group
 from modeling_mmt.freezing_mmt import has_adapters
 from modeling_mmt.training.corpora import Corpora
 from modeling_mmt.training.layer_cache import FrozenTextCache
@@ -56,6 +58,11 @@ class RunData:
         self.clip_budget = MemoryBudget(int(self.recipe.clip_memory * 2**30))
         self.encoded: dict[tuple[str, str | None, str], CachedClips] = {}
         self.decoded: dict[tuple[str, str | None, str, int], CachedClips] = {}
+
+    @property
+    def group(self) -> Group:
+        """The run's processes, where they are several."""
+        return dist.group.WORLD if self.accelerator.num_processes > 1 else None
 
     def contents(self, stage: StageArguments) -> dict[str, Any]:
         """What a stage reads, hashed: the encoders, how pixels are prepared, every source's rows and features."""
@@ -269,7 +276,7 @@ class RunData:
 
     def encode_ahead(self, texts: list[str]):
         """Keep the frozen layers' output for captions that will be embedded, if it is kept."""
-        if self.cache is not None:
+        if self.cache is not None and texts:
             progress = "frozen layers" if self.accelerator.is_main_process else None
             self.cache.fill([self.tokenized(texts)], progress)
 

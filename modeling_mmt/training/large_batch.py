@@ -2,7 +2,8 @@
 
 Two independent means, each with the gradient of the plain step over the whole batch:
 
-* `gather_embeddings`: every process sees every row, and each row's gradient finds its way home;
+* `gather_embeddings`: every process sees every row, and each row's gradient finds its way home (a large loss is not
+  computed so, whole by every process: `streaming_loss.py` shares it, with the same gradients);
 * `two_pass_backward`: the batch is encoded in chunks (`micro_batches.py`), within a stated memory budget (GradCache).
 
 Gradient accumulation is none of them: it averages the losses of several small batches and adds no negatives.
@@ -63,22 +64,26 @@ def gather_ids(ids: torch.Tensor, group: dist.ProcessGroup | None = None) -> tor
     Returns:
         `(N,)` or `(N, K)` int64; the input itself with one process.
     """
-    return ids if _world_size(group) == 1 else _gather_rows(ids, _row_counts(ids, group), group)
+    return ids if _world_size(group) == 1 else gather_rows(ids, row_counts(ids, group), group)
 
 
 def _world_size(group: dist.ProcessGroup | None) -> int:
     return dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
 
 
-def _row_counts(tensor: torch.Tensor, group: dist.ProcessGroup | None) -> list[int]:
+def row_counts(tensor: torch.Tensor, group: dist.ProcessGroup | None) -> list[int]:
+    """How many rows each process of an initialised group has."""
     own = torch.tensor([len(tensor)], device=tensor.device)
     counts = [torch.empty_like(own) for _ in range(_world_size(group))]
     dist.all_gather(counts, own, group=group)
     return torch.cat(counts).tolist()
 
 
-def _gather_rows(tensor: torch.Tensor, counts: list[int], group: dist.ProcessGroup | None) -> torch.Tensor:
-    """Gather rows through a collective that wants equal sizes: pad to the most rows, and drop the padding after."""
+def gather_rows(tensor: torch.Tensor, counts: list[int], group: dist.ProcessGroup | None) -> torch.Tensor:
+    """Put together the rows of all processes, of which each has so many, on every process; not differentiable.
+
+    The collective wants equal sizes: rows are padded to the most, and the padding is dropped after.
+    """
     padded = tensor.new_zeros((max(counts), *tensor.shape[1:]))
     padded[: len(tensor)] = tensor
     parts = [torch.empty_like(padded) for _ in counts]
@@ -89,10 +94,10 @@ def _gather_rows(tensor: torch.Tensor, counts: list[int], group: dist.ProcessGro
 class _GatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: torch.Tensor, group: dist.ProcessGroup | None) -> torch.Tensor:
-        counts = _row_counts(tensor, group)
+        counts = row_counts(tensor, group)
         ctx.group, ctx.count = group, len(tensor)
         ctx.start = sum(counts[: dist.get_rank(group)])
-        return _gather_rows(tensor, counts, group)
+        return gather_rows(tensor, counts, group)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:

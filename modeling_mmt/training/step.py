@@ -13,7 +13,7 @@ from transformers import get_scheduler
 from modeling_mmt import MMTModel
 from modeling_mmt.training.batches import RunData
 from modeling_mmt.training.checkpointing import load_trainable_state, trainable_state
-from modeling_mmt.training.large_batch import gather_embeddings, gather_ids, two_pass_backward
+from modeling_mmt.training.large_batch import two_pass_backward
 from modeling_mmt.training.micro_batches import MicroBatches, micro_batches
 from modeling_mmt.training.recipe import Source, StageArguments
 from modeling_mmt.training.sharding import average_gradients, clip_grad_norm, copy_to_shard, shard, wants_sharding
@@ -67,9 +67,8 @@ class Learner:
         """
         accelerator, stage = self.accelerator, self.stage
         targets = self.task.targets(batch)
-        targets = None if targets is None else gather_embeddings(targets)
         cut = self.micro_batches(batch)
-        positive_ids = gather_ids(batch["positive_ids"].to(accelerator.device))
+        positive_ids = batch["positive_ids"].to(accelerator.device)
         objectives: dict[str, torch.Tensor] = {}
 
         def encode(chunk: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -78,9 +77,7 @@ class Learner:
                 return {key: value.float() for key, value in self.embedder(inputs).items()}
 
         def loss(embeds: Mapping[str, torch.Tensor]) -> torch.Tensor:
-            rows = cut.restore(embeds)
-            gathered = {key: gather_embeddings(value) if value.dim() else value for key, value in rows.items()}
-            objectives.update(self.task.objectives(gathered, positive_ids, targets))
+            objectives.update(self.task.objectives(cut.restore(embeds), positive_ids, targets))
             return source.weight / stage.gradient_accumulation_steps * objectives["loss"]
 
         two_pass_backward(

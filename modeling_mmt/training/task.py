@@ -1,6 +1,7 @@
 """The task of a stage: its batches, its loss, and the score by which checkpoints are chosen."""
 
 from collections.abc import Callable, Mapping, MutableMapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -47,8 +48,16 @@ class RetrievalTask:
     def objectives(
         self, embeds: Mapping[str, torch.Tensor], positive_ids: torch.Tensor, targets: torch.Tensor | None
     ) -> dict[str, torch.Tensor]:
-        """The objectives over the batch of all processes, and `"loss"`, their weighted sum."""
-        return self.data.model.compute_objectives(embeds, positive_ids, contrastive_loss)
+        """The objectives over the batch of all processes, and `"loss"`, their weighted sum.
+
+        Args:
+            embeds: by name `(n, P)` of this process's rows, and scalars.
+            positive_ids: `(n, K)` of its rows.
+            targets: of its rows, as `targets` gave them.
+        """
+        return self.data.model.compute_objectives(
+            embeds, positive_ids, partial(contrastive_loss, group=self.data.group)
+        )
 
     def score(self) -> float:
         """Of the model as it is, in percent; higher is better."""

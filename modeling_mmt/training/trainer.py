@@ -6,6 +6,7 @@ that many fewer. Both take `MMTDataCollator`, and `remove_unused_columns=False` 
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,6 @@ import torch.distributed as dist
 from transformers import Trainer
 
 from modeling_mmt.modeling_mmt import MMTModel
-from modeling_mmt.training.large_batch import gather_embeddings, gather_ids
 from modeling_mmt.training.streaming_loss import contrastive_loss
 
 
@@ -21,7 +21,7 @@ class MMTTrainer(Trainer):
     """`Trainer` whose loss is that of one process with the batches of all: every clip is every other's negative.
 
     The loss comes out of `model(...)` itself, the data-parallel wrapper, so the wrapper sees the backward pass of
-    every parameter and averages the gradients; see `gather_embeddings` for why the average is exact.
+    every parameter and averages the gradients; see `large_batch.gather_embeddings` for why the average is exact.
     `per_device_train_batch_size` times the number of processes is the contrastive batch; gradient accumulation adds no
     negatives.
 
@@ -51,9 +51,9 @@ def _objectives_over_all_processes(model: MMTModel) -> Iterator[None]:
 
     def compute_objectives(embeds: Mapping[str, torch.Tensor], positive_ids: torch.Tensor | None) -> dict[str, Any]:
         with torch.autocast(model.device.type, enabled=False):
-            rows = {name: gather_embeddings(value.float()) for name, value in embeds.items()}
-            ids = None if positive_ids is None else gather_ids(positive_ids)
-            return MMTModel.compute_objectives(model, rows, ids, contrastive_loss)
+            rows = {name: value.float() for name, value in embeds.items()}
+            loss = partial(contrastive_loss, group=dist.group.WORLD)  # None where there is one process
+            return MMTModel.compute_objectives(model, rows, positive_ids, loss)
 
     vars(model)["compute_objectives"] = compute_objectives
     try:

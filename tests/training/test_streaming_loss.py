@@ -189,7 +189,7 @@ def test_the_memory_budget_chooses_between_dense_and_streaming(monkeypatch):
     contrastive_loss("nce", a, b, logit_scale, memory_budget=dense_bytes)
     assert not calls
     contrastive_loss("nce", a, b, logit_scale, memory_budget=dense_bytes - 1)
-    assert calls == [{"memory_budget": dense_bytes - 1}]
+    assert calls == [{"memory_budget": dense_bytes - 1, "group": None}]
 
 
 def test_equal_rows_give_the_closed_form():
@@ -200,13 +200,13 @@ def test_equal_rows_give_the_closed_form():
 
 def test_ids_without_a_repeat_cost_no_mask(monkeypatch):
     seen = []
-    original = streaming_module._Tiles.further_positives
+    original = streaming_module.Tiles.further_positives
 
     def spy(self, rows, columns):
         seen.append(original(self, rows, columns))
         return seen[-1]
 
-    monkeypatch.setattr(streaming_module._Tiles, "further_positives", spy)
+    monkeypatch.setattr(streaming_module.Tiles, "further_positives", spy)
     streaming("nce", batch("nce"), torch.arange(2 * N).view(N, 2), block_size=16)
     assert seen and all(mask is None for mask in seen)
 

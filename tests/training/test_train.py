@@ -31,6 +31,7 @@ from modeling_mmt.data.files import file_sha256
 from modeling_mmt.data.reading import load_split
 from modeling_mmt.data.weights import CheckpointError
 from modeling_mmt.evaluation.embedding import embed_texts, embed_videos
+from modeling_mmt.evaluation.evaluate import EvalSpec, evaluate, open_checkpoint, open_corpus
 from modeling_mmt.evaluation.ranks import ranks_by_language
 from modeling_mmt.hub.publish import PublishError, publish
 from modeling_mmt.training.batches import RunData
@@ -824,6 +825,11 @@ def test_several_processes_have_the_losses_of_one(run, corpus, tmp_path, launch,
     found, wanted = weights(tmp_path / "two" / "recipe"), weights(tmp_path / "model")
     far = [name for name in wanted if not torch.allclose(found[name], wanted[name], rtol=1e-2, atol=1e-3)]
     assert [name for name in far if "key" not in name and "k_proj" not in name] == []
+    checkpoint = str(tmp_path / "two" / "recipe")  # searched by the processes together, and here by one
+    by_one = evaluate(
+        *open_checkpoint(checkpoint), open_corpus(EvalSpec.of_checkpoint(checkpoint, split="validation"))
+    )
+    assert by_one.figures == two["figures"]["validation"]
 
 
 @pytest.mark.parametrize(
