@@ -33,6 +33,6 @@ def read_classes() -> Sequence[ImageNetClass]:
     """The classes, in the order of every ImageNet classifier's outputs."""
     lines = map(json.loads, FILE.read_text(encoding="utf-8").splitlines())
     return tuple(
-        ImageNetClass(**{name: tuple(value) if isinstance(value, list) else value for name, value in line.items()})
-        for line in lines
+        ImageNetClass(of["synset"], tuple(of["names"]), tuple(of["above"]), of["gloss"], tuple(of["related"]))
+        for of in lines
     )

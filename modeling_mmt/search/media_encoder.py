@@ -26,6 +26,7 @@ from modeling_mmt.extraction.encoders import StepEncoder, load_encoder
 from modeling_mmt.extraction.shards import encode_clips
 from modeling_mmt.image_processing_mmt import PixelSettings
 from modeling_mmt.search.media_windows import Chunk, Span, steps_of
+from modeling_mmt.vision_encoders_mmt import MMTVisionEncoder
 
 OWN = "the model's own"
 
@@ -91,12 +92,20 @@ def with_encoders(model: MMTModel, processor: MMTProcessor, encoders: Sequence[S
         model: has no vision encoder; its weights are copied.
         processor: its, which is changed.
         encoders: of the streams that it was trained on, in order.
+
+    Raises:
+        InputError: one is no encoder that a model can have inside.
     """
-    fields = model.config.to_dict() | {"vision_config": [encoder.model.config.to_dict() for encoder in encoders]}
+    experts = [encoder.model for encoder in encoders if isinstance(encoder.model, MMTVisionEncoder)]
+    if len(experts) < len(encoders):
+        raise InputError(
+            "a model trained on features of a .pth file cannot have that network inside; keep it as it is"
+        )
+    fields = model.config.to_dict() | {"vision_config": [expert.config.to_dict() for expert in experts]}
     whole = MMTModel(MMTConfig(**fields))
     whole.load_state_dict(model.state_dict(), strict=False)
-    for own, encoder in zip(whole.video_model.vision_experts, encoders, strict=True):
-        own.load_state_dict(encoder.model.state_dict())
+    for own, expert in zip(whole.video_model.vision_experts, experts, strict=True):
+        own.load_state_dict(expert.state_dict())
     recorded = processor.feature_extractor.extractors
     processor.feature_extractor = MMTVideoFeatureExtractor(
         model.config.video_feature_dim, model.config.max_video_length, [encoder.settings for encoder in encoders]
