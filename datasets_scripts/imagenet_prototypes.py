@@ -8,7 +8,7 @@ The encoder's vector of a picture is the mean of its classes' vectors, weighted 
 classifier's rows say what a class's pictures get: classes whose rows are alike are likely together. A copy of a class
 is the vector of a picture whose logits are the cosines of the class's row with all rows, as often as gives the class
 half on average, and noise that is drawn anew for each. In a share of the copies the class itself is not among the
-classes, as of things that are no class.
+classes, as of things that are no class. What else the encoder gives is what the pictures of `--like` have on average.
 """
 
 import argparse
@@ -112,11 +112,13 @@ def run(arguments: argparse.Namespace) -> dict[str, int]:
             f"--encoder {arguments.encoder} knows no classes ({error}); give efficientnet-lite0-names"
         ) from error
     like = FeatureStore(arguments.like)
-    if like.dim != len(vectors):
+    if like.dim < len(vectors):
         raise SourceError(
             f"--like {arguments.like}: features are {like.dim} wide, the classes' vectors {len(vectors)}"
         )
     drawn = prototypes(rows, vectors.T, arguments.copies, arguments.unseen, arguments.noise, arguments.seed)
+    features = np.tile(like.mean(), (drawn.shape[0] * drawn.shape[1], 1, 1))
+    features[:, 0, : len(vectors)] = drawn.reshape(len(features), -1)
     names = {of.synset: list(of.names) for of in read_classes()}
     pairs = [(f"{synset}-{copy}", names[synset]) for synset in synsets for copy in range(arguments.copies)]
 
@@ -131,7 +133,7 @@ def run(arguments: argparse.Namespace) -> dict[str, int]:
     settings |= {"image_size": (like.manifest["source"] or {}).get("image_size")}
     write_feature_store(
         arguments.output_dir / "features",
-        zip((id_ for id_, _ in pairs), drawn.reshape(len(pairs), 1, -1), strict=True),
+        zip((id_ for id_, _ in pairs), features, strict=True),
         extractor=like.manifest["extractor"],
         revision=like.manifest["revision"],
         source=settings,

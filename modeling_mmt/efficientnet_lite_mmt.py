@@ -30,6 +30,8 @@ class EfficientNetLiteConfig(PreTrainedConfig):
         num_classes: with classes, `pooler_output` is the mean of their vectors, weighted by the classifier's softmax
             (ConSE, Norouzi et al. 2014, section 3.2, over all classes); 0: the mean of the last feature map.
         temperature: that the classifier's logits are divided by.
+        num_directions: with classes, the last so many numbers of `pooler_output` are the mean of the last feature map
+            along as many directions.
         batch_norm_eps: TensorFlow's epsilon, which the published weights were trained with.
         image_size: native side in pixels; any size runs.
         image_mean: per-channel mean that the input is normalised with.
@@ -49,6 +51,7 @@ class EfficientNetLiteConfig(PreTrainedConfig):
     head_dim: int | None = None
     num_classes: int = 0
     temperature: float = 1.0
+    num_directions: int = 0
     batch_norm_eps: float = 1e-3
     image_size: int = 224
     image_mean: list[float] | tuple[float, ...] = (0.5, 0.5, 0.5)
@@ -98,18 +101,21 @@ class ClassMeans(nn.Module):
     """Pooled features to the mean of the classes' vectors, weighted by how likely a picture shows each.
 
     Args:
-        config: says how many classes there are and how wide everything is.
+        config: says how many classes and directions there are and how wide everything is.
     """
 
     def __init__(self, config: EfficientNetLiteConfig):
         super().__init__()
         self.temperature = config.temperature
-        self.classifier = nn.Linear(config.head_dim or config.hidden_size, config.num_classes)
-        self.vectors = nn.Linear(config.num_classes, config.hidden_size, bias=False)  # a column a class
+        head_dim = config.head_dim or config.hidden_size
+        self.classifier = nn.Linear(head_dim, config.num_classes)
+        self.vectors = nn.Linear(config.num_classes, config.hidden_size - config.num_directions, bias=False)
+        self.directions = nn.Linear(head_dim, config.num_directions, bias=False)
 
     def forward(self, pooled: torch.Tensor) -> torch.Tensor:
         """`(B, head_dim)` to `(B, hidden_size)`."""
-        return self.vectors((self.classifier(pooled) / self.temperature).softmax(dim=-1))
+        likely = (self.classifier(pooled) / self.temperature).softmax(dim=-1)
+        return torch.cat([self.vectors(likely), self.directions(pooled)], dim=-1)
 
 
 class EfficientNetLiteModel(PreTrainedModel):

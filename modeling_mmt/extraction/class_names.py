@@ -4,7 +4,8 @@ Each of ImageNet's classes has a vector, made of what multilingual-e5-small read
 above it in WordNet, its gloss. A picture's vector is the mean of the classes', weighted by the softmax of the
 classifier's logits (ConSE, Norouzi et al. 2014; there of the ten likeliest classes and of their names alone). A name
 of any thing has a vector of the same kind (`NameSpace`), so that a model can learn from names where pictures lie of
-things that it never sees (`name_features.py`).
+things that it never sees (`name_features.py`). Beside it stand the pooled features along the few directions in which
+the classifier's rows differ most, for what no class has: a drawing, a colour.
 
 `efficientnet-lite0-names` is the packaged encoder of all classes; `write_encoder` leaves classes out on request.
 """
@@ -27,6 +28,7 @@ from modeling_mmt.extraction.packaged_weights import lite0_state_dict, write_pre
 
 TEXT_PREFIX = "query: "  # as e5 wants it
 GLOSS_WEIGHT, TEMPERATURE = 0.5, 2.0  # chosen on held-out photographs: results/photo9/tried.md
+NUM_DIRECTIONS = 32  # chosen there too
 CONFIDENCE = 0.5  # length of a name's vector: as of a picture that the classifier is half sure of
 SPACE_FILE, CLASSES_FILE = "name_space.safetensors", "classes.json"  # beside the model: the space, and the synsets
 BATCH = 64
@@ -138,14 +140,17 @@ def write_encoder(data: bytes, folder: Path, text_encoder: str | Path, without: 
     vectors, space = class_vectors([*kept.values()], text_states(text_encoder))
     config = EfficientNetLiteConfig(
         head_dim=source["_fc.weight"].shape[1],
-        hidden_size=vectors.shape[1],
+        hidden_size=vectors.shape[1] + NUM_DIRECTIONS,
         num_classes=len(kept),
         temperature=TEMPERATURE,
+        num_directions=NUM_DIRECTIONS,
     )
     model = EfficientNetLiteModel(config)
     network = {name: value for name, value in model.state_dict().items() if not name.startswith("class_means.")}
+    rows = source["_fc.weight"][[*kept]]
     classes = {
-        "class_means.classifier.weight": source["_fc.weight"][[*kept]],
+        "class_means.classifier.weight": rows,
+        "class_means.directions.weight": leading_directions(rows, NUM_DIRECTIONS),
         "class_means.classifier.bias": source["_fc.bias"][[*kept]],
         "class_means.vectors.weight": vectors.T,
     }
@@ -154,6 +159,13 @@ def write_encoder(data: bytes, folder: Path, text_encoder: str | Path, without: 
     save_file(asdict(space), folder / SPACE_FILE)
     write_json(folder / CLASSES_FILE, [of.synset for of in kept.values()])
     write_preprocessing(config, folder)
+
+
+def leading_directions(rows: torch.Tensor, number: int) -> torch.Tensor:
+    """The principal axes `(number, H)` of rows `(C, H)`; of each, the largest coordinate is positive."""
+    axes = torch.linalg.svd(rows - rows.mean(dim=0), full_matrices=False)[2][:number]
+    largest = axes.gather(1, axes.abs().argmax(dim=1, keepdim=True))
+    return axes * largest.sign()
 
 
 def _unit(vectors: torch.Tensor) -> torch.Tensor:

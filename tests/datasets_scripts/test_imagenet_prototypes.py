@@ -62,7 +62,11 @@ def encoder(tmp_path):
 
 def store(folder, width):
     write_feature_store(
-        folder, [("a", np.ones((1, width)))], extractor="names", revision="r", source={"image_size": 224}
+        folder,
+        [("a", np.ones((1, width))), ("b", 3 * np.ones((2, width)))],
+        extractor="names",
+        revision="r",
+        source={"image_size": 224},
     )
     return folder
 
@@ -73,11 +77,12 @@ def run(tmp_path, encoder, like, *options):
 
 
 def test_each_class_of_the_encoder_has_its_names_and_as_many_copies_as_asked_for(encoder, tmp_path):
-    assert run(tmp_path, encoder, store(tmp_path / "drawings", 5)) == {"train": 6}
+    assert run(tmp_path, encoder, store(tmp_path / "drawings", 7)) == {"train": 6}
     rows, made = read_split(str(tmp_path / "out"), None, "train"), FeatureStore(tmp_path / "out" / "features")
-    assert list(made) == rows["video_id"][:] and made.dim == 5
+    assert list(made) == rows["video_id"][:] and made.dim == 7
     assert rows[1] == {"video_id": "n01440764-1", "name_en": ["tench", "Tinca tinca"]}
     assert made.extractors == FeatureStore(tmp_path / "drawings").extractors
+    assert all((features[0, 5:] == 2).all() and (features[0, :5] != 2).all() for features in made.values())
     record = json.loads((tmp_path / "out" / "build.json").read_text())
     assert record["rules"]["related"]["count"] == 997 and record["languages"] == ["en"]
 
@@ -86,5 +91,5 @@ def test_an_encoder_without_classes_and_a_store_of_another_width_are_refused(enc
     like = store(tmp_path / "drawings", 5)
     with pytest.raises(SourceError, match="knows no classes"):
         run(tmp_path, tmp_path, like)
-    with pytest.raises(SourceError, match="7 wide, the classes' vectors 5"):
-        run(tmp_path, encoder, store(tmp_path / "wide", 7))
+    with pytest.raises(SourceError, match="4 wide, the classes' vectors 5"):
+        run(tmp_path, encoder, store(tmp_path / "narrow", 4))

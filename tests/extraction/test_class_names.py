@@ -56,6 +56,12 @@ def test_a_names_vector_points_from_the_centre_to_its_state_and_is_as_long_as_th
     torch.testing.assert_close(found, CONFIDENCE * unit(torch.tensor([-0.6, 1.0]))[None])
 
 
+def test_leading_directions_are_the_axes_in_which_rows_differ_most():
+    rows = torch.tensor([[3.0, 1, 7], [-3, 1, 7], [0, 2, 7], [0, 0, 7]])
+    torch.testing.assert_close(class_names.leading_directions(rows, 2).abs(), torch.eye(3)[:2])
+    assert (class_names.leading_directions(rows, 2).sum(dim=1) > 0).all()
+
+
 def test_what_is_related_to_a_concept_or_has_its_name_for_a_word_is_left_out():
     everything, kept = kept_classes(), kept_classes({"cat", "guitar"})
     assert list(everything.values()) == list(read_classes())
@@ -90,14 +96,21 @@ def test_a_pictures_vector_is_the_mean_of_the_classes_by_the_classifiers_softmax
         found = vision(pixels)
     logits = pooled @ wheel["_fc.weight"][kept].T + wheel["_fc.bias"][kept]
     vectors, space = class_vectors([*kept_classes({"cat"}).values()], embed)
-    torch.testing.assert_close(found, (logits / class_names.TEMPERATURE).softmax(-1) @ vectors, rtol=1e-4, atol=1e-5)
+    expected = (logits / class_names.TEMPERATURE).softmax(-1) @ vectors
+    torch.testing.assert_close(found[:, :WIDTH], expected, rtol=1e-4, atol=1e-5)
+    directions = class_names.leading_directions(wheel["_fc.weight"][kept], class_names.NUM_DIRECTIONS)
+    torch.testing.assert_close(found[:, WIDTH:], pooled @ directions.T, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(NameSpace.load(folder).centre, space.centre)
 
 
 def test_names_features_lie_beside_those_of_pictures(encoder, tmp_path, monkeypatch):
     folder, _ = encoder
     write_feature_store(
-        tmp_path / "drawings", [("a", np.ones((2, WIDTH)))], extractor="e", revision="r", source={"image_size": 224}
+        tmp_path / "drawings",
+        [("a", np.full((2, WIDTH + 2), 5.0))],
+        extractor="e",
+        revision="r",
+        source={"image_size": 224},
     )
     like = FeatureStore(tmp_path / "drawings")
     monkeypatch.setattr(name_features, "text_states", lambda folder: embed)
@@ -106,7 +119,8 @@ def test_names_features_lie_beside_those_of_pictures(encoder, tmp_path, monkeypa
     store = FeatureStore(tmp_path / "names")
     assert store.extractors == like.extractors and len(store) == 1152
     dog = NameSpace.load(folder).vectors(embed(["dog"]))
-    np.testing.assert_allclose(store["1f415"], dog.numpy(), atol=1e-3)
+    np.testing.assert_allclose(store["1f415"][:, :WIDTH], dog.numpy(), atol=1e-3)
+    assert (store["1f415"][:, WIDTH:] == 5).all()
 
 
 @pytest.mark.slow
