@@ -115,8 +115,8 @@ docs: $(STAMP)  ## the site, in build/site; a broken link is an error
 	$(PY) docs/make_reference.py
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet
 
-demo: $(STAMP)  ## encoders, features, two rows on emoji9, the nine-language table; at most 15 minutes on 2 cores
-	$(PY) experiments/demo.py $(ARGS)
+demo: $(STAMP)  ## encoders, features, three rows, a checkpoint that searches any folder; at most 15 minutes on 2 cores
+	$(PY) -m mmt demo --output_dir runs/demo/pixels $(ARGS)
 
 table: $(STAMP)  ## the whole grid on emoji9, 3 seeds; hours, resumes row by row
 	$(PY) experiments/run.py table $(ARGS)
@@ -133,8 +133,8 @@ crossfit: $(STAMP)  ## four of its rows in five folds, so that every concept is 
 table-storybook8: $(STAMP)  ## the same rows on picture books: make table-storybook8 DATA=<folder with storybook8/>
 	$(PY) experiments/storybook8.py --data_dir $(DATA)/storybook8 $(ARGS)
 
-table-photo9: $(STAMP)  ## rows with and without photographs on real ones: make table-photo9 DATA=<folder with photo9/>
-	$(PY) experiments/photo9.py --data_dir $(DATA)/photo9 $(ARGS)
+table-photo9: $(STAMP)  ## rows with and without photographs on real ones: make table-photo9 DATA=<folder with photo9/ and art4apps7/>
+	$(PY) experiments/photo9.py --data_dir $(DATA) $(ARGS)
 
 film9: $(STAMP)  ## films with subtitles made of emoji9, pre-trained on and searched for moments; hours, resumes
 	$(PY) experiments/film9.py $(ARGS)

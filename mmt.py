@@ -1,6 +1,7 @@
 """`mmt`: train, search with, measure and publish models that find clips by text in many languages.
 
 Examples:
+  mmt demo                                                          a model to start with, in 5 to 15 minutes: demo/
   mmt extract my_media --output_dir features/mine --num_frames 8    features of videos and pictures, or of a dataset
   mmt build own_clips --data_dir my_clips --output_dir data/mine    a corpus from files, with a card
   mmt convert old_features --output_dir features/old                features that other code made
@@ -126,6 +127,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     for name, about in PASSED_ON.items():
         verb(name, about)
+    add_demo(verb("demo", "make a model to start with, from packages alone, and search pictures with it"))
     add_extract(
         verb("extract", "extract features from videos and pictures, or a dataset's clips, by a frozen encoder")
     )
@@ -138,6 +140,12 @@ def build_parser() -> argparse.ArgumentParser:
     add_export(verb("export", "write both towers as ONNX, and an int8 text tower"))
     add_publish(verb("publish", "push a checkpoint, a dataset, an index or a feature store to the Hub, with its card"))
     return parser
+
+
+def add_demo(parser: argparse.ArgumentParser):
+    """`mmt demo`."""
+    parser.add_argument("--output_dir", default="demo", metavar="FOLDER", help="of the checkpoint (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of training (%(default)s)")
 
 
 def add_extract(parser: argparse.ArgumentParser):

@@ -88,8 +88,14 @@ setup(
     packages=find_packages(include=["modeling_mmt", "modeling_mmt.*", "datasets_scripts"]),
     py_modules=["mmt"],
     package_data={
-        "modeling_mmt": ["hub/model_card.md", "recipes/**", "report/*.jinja"],
-        "datasets_scripts": ["emoji9/**", "imagenet_classes.jsonl", "LICENSE-WordNet-3.0.txt"],
+        "modeling_mmt": [
+            "data/imagenet_classes.jsonl",
+            "data/LICENSE-WordNet-3.0.txt",
+            "hub/model_card.md",
+            "recipes/**",
+            "report/*.jinja",
+        ],
+        "datasets_scripts": ["emoji9/**"],
     },
     entry_points={"console_scripts": ["mmt = mmt:main"]},
     python_requires=">=3.11,<3.14",  # the versions that the suite ran on

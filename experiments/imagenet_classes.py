@@ -1,10 +1,10 @@
-"""The list of ImageNet's classes, their names, and the concepts of photo9 that each is related to.
+"""The list of ImageNet's classes: their names, what lies above them, what they are, and related concepts of photo9.
 
     apt-get install wordnet-base            # WordNet 3.0, /usr/share/wordnet
     pip download --no-deps timm==1.0.31     # ImageNet's order and names
     python experiments/imagenet_classes.py --photo9 PHOTO9/photo9.jsonl --timm timm-1.0.31-py3-none-any.whl
 
-writes `datasets_scripts/imagenet_classes.jsonl`, which `mmt build imagenet_prototypes` reads: it needs neither.
+writes `modeling_mmt/data/imagenet_classes.jsonl`, which the package reads: it needs neither.
 
 A class is related to a concept if it is equal to it, above it or below it in WordNet, for any noun sense of the
 concept's English name or of an alias; if a name of it has the concept's for a word; or if the same thing has another
@@ -15,12 +15,13 @@ import argparse
 import json
 import re
 import zipfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-OUTPUT = Path(__file__).resolve().parents[1] / "datasets_scripts" / "imagenet_classes.jsonl"
+OUTPUT = Path(__file__).resolve().parents[1] / "modeling_mmt" / "data" / "imagenet_classes.jsonl"
 INFO = "timm/data/_info/imagenet_"
+WIDEST = 200  # of what lies above, nothing with more classes below it: "artifact" says little
 ALIASES = {  # what WordNet, or the source of the photos, calls a concept
     "automobile": ["car"],
     "courgette": ["zucchini"],
@@ -59,13 +60,18 @@ class WordNet:
     def __init__(self, folder: Path):
         self.parents: dict[str, set[str]] = {}
         self.synsets: dict[str, set[str]] = defaultdict(set)
+        self.names: dict[str, str] = {}
+        self.glosses: dict[str, str] = {}
         for line in (folder / "data.noun").read_text(encoding="latin-1").splitlines():
             if line.startswith(" "):  # the licence
                 continue
-            fields = line.partition(" | ")[0].split()
+            data, _, gloss = line.partition(" | ")
+            fields = data.split()
             offset, num_words = fields[0], int(fields[3], 16)
             for word in fields[4 : 4 + 2 * num_words : 2]:
                 self.synsets[word.replace("_", " ").lower()].add(offset)
+            self.names[offset] = fields[4].replace("_", " ")
+            self.glosses[offset] = gloss.partition('; "')[0].strip()  # without examples of its use
             pointers = fields[5 + 2 * num_words :]
             self.parents[offset] = {pointers[i + 1] for i in range(0, len(pointers), 4) if pointers[i] in ("@", "@i")}
 
@@ -79,6 +85,25 @@ class WordNet:
                 found.add(offset)
                 waiting += self.parents[offset]
         return found
+
+
+def above(classes: Iterable[str], wordnet: WordNet) -> dict[str, list[str]]:
+    """The first lemma of each synset above a class that has few classes below it, the nearest first.
+
+    Args:
+        classes: synset ids, as ImageNet writes them.
+        wordnet: where they lie.
+    """
+    closures = {synset: wordnet.closure([synset[1:]]) - {synset[1:]} for synset in classes}
+    below = Counter(offset for closure in closures.values() for offset in closure)
+    return {
+        synset: [
+            wordnet.names[offset]
+            for offset in sorted(closure, key=lambda offset: (below[offset], offset))
+            if below[offset] <= WIDEST
+        ]
+        for synset, closure in closures.items()
+    }
 
 
 def related(concept: str, classes: Mapping[str, Sequence[str]], wordnet: WordNet) -> set[str]:
@@ -122,7 +147,17 @@ def main(argv: Sequence[str] | None = None):
     for concept in sorted({photo["concept"] for photo in photos}):
         for synset in related(concept, classes, wordnet):
             of_class[synset].append(concept)
-    lines = [{"synset": synset, "names": names, "related": of_class[synset]} for synset, names in classes.items()]
+    higher = above(classes, wordnet)
+    lines = [
+        {
+            "synset": synset,
+            "names": names,
+            "above": higher[synset],
+            "gloss": wordnet.glosses[synset[1:]],
+            "related": of_class[synset],
+        }
+        for synset, names in classes.items()
+    ]
     OUTPUT.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     print(f"{OUTPUT}: {len(lines)} classes, {sum(bool(line['related']) for line in lines)} related to a concept")
 

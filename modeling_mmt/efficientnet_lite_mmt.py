@@ -25,7 +25,13 @@ class EfficientNetLiteConfig(PreTrainedConfig):
         stage_strides: stride of the first block of each stage.
         stage_kernels: depthwise kernel size of each stage.
         expand_ratios: width multiplier inside the blocks of each stage; 1 = no expansion convolution.
-        hidden_size: channels of the last convolution, the width of `pooler_output`.
+        hidden_size: width of `pooler_output`.
+        head_dim: channels of the last convolution; `None`: `hidden_size`.
+        num_classes: with classes, `pooler_output` is the mean of their vectors, weighted by the classifier's softmax
+            (ConSE, Norouzi et al. 2014, section 3.2, over all classes); 0: the mean of the last feature map.
+        temperature: that the classifier's logits are divided by.
+        num_directions: with classes, the last so many numbers of `pooler_output` are the mean of the last feature map
+            along as many directions.
         batch_norm_eps: TensorFlow's epsilon, which the published weights were trained with.
         image_size: native side in pixels; any size runs.
         image_mean: per-channel mean that the input is normalised with.
@@ -42,6 +48,10 @@ class EfficientNetLiteConfig(PreTrainedConfig):
     stage_kernels: list[int] | tuple[int, ...] = (3, 3, 5, 3, 5, 5, 3)
     expand_ratios: list[int] | tuple[int, ...] = (1, 6, 6, 6, 6, 6, 6)
     hidden_size: int = 1280
+    head_dim: int | None = None
+    num_classes: int = 0
+    temperature: float = 1.0
+    num_directions: int = 0
     batch_norm_eps: float = 1e-3
     image_size: int = 224
     image_mean: list[float] | tuple[float, ...] = (0.5, 0.5, 0.5)
@@ -87,8 +97,29 @@ class EfficientNetLiteBlock(nn.Module):
         return hidden + output if self.has_skip else output
 
 
+class ClassMeans(nn.Module):
+    """Pooled features to the mean of the classes' vectors, weighted by how likely a picture shows each.
+
+    Args:
+        config: says how many classes and directions there are and how wide everything is.
+    """
+
+    def __init__(self, config: EfficientNetLiteConfig):
+        super().__init__()
+        self.temperature = config.temperature
+        head_dim = config.head_dim or config.hidden_size
+        self.classifier = nn.Linear(head_dim, config.num_classes)
+        self.vectors = nn.Linear(config.num_classes, config.hidden_size - config.num_directions, bias=False)
+        self.directions = nn.Linear(head_dim, config.num_directions, bias=False)
+
+    def forward(self, pooled: torch.Tensor) -> torch.Tensor:
+        """`(B, head_dim)` to `(B, hidden_size)`."""
+        likely = (self.classifier(pooled) / self.temperature).softmax(dim=-1)
+        return torch.cat([self.vectors(likely), self.directions(pooled)], dim=-1)
+
+
 class EfficientNetLiteModel(PreTrainedModel):
-    """Pictures in; one vector a picture in `pooler_output`, the mean of the last feature map."""
+    """Pictures in; a vector each in `pooler_output`: the mean of the last feature map, or of classes' vectors."""
 
     config: EfficientNetLiteConfig
     config_class = EfficientNetLiteConfig
@@ -115,7 +146,9 @@ class EfficientNetLiteModel(PreTrainedModel):
                 )
                 dim_in = dim_out
         self.blocks = nn.Sequential(*blocks)
-        self.head = nn.Sequential(*_convolution(dim_in, config.hidden_size, 1, config), nn.ReLU6())
+        head_dim = config.head_dim or config.hidden_size
+        self.head = nn.Sequential(*_convolution(dim_in, head_dim, 1, config), nn.ReLU6())
+        self.class_means = ClassMeans(config) if config.num_classes else None
         self.post_init()
 
     def forward(self, pixel_values: torch.Tensor, return_dict: bool | None = None, **kwargs):
@@ -127,8 +160,11 @@ class EfficientNetLiteModel(PreTrainedModel):
             kwargs: ignored; callers may pass what other encoders take.
 
         Returns:
-            `last_hidden_state` `(B, 1280, H / 32, W / 32)` and `pooler_output` `(B, 1280)`.
+            `last_hidden_state` `(B, head_dim, H / 32, W / 32)` and `pooler_output` `(B, hidden_size)`.
         """
         hidden = self.head(self.blocks(self.stem(pixel_values)))
-        output = BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=hidden.mean(dim=(-2, -1)))
+        pooled = hidden.mean(dim=(-2, -1))
+        if self.class_means is not None:
+            pooled = self.class_means(pooled)
+        output = BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=pooled)
         return output if return_dict is None or return_dict else output.to_tuple()

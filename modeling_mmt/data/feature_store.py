@@ -114,6 +114,10 @@ class FeatureStore(Mapping[str, np.ndarray]):
         parts = [*(shard["sha256"] for shard in self.manifest["shards"]), *rate]
         return hashlib.sha256("".join(parts).encode()).hexdigest()
 
+    def mean(self) -> np.ndarray:
+        """`(D_v,)` float32: the mean over clips of each one's mean step."""
+        return np.mean([features.mean(axis=0, dtype=np.float32) for features in self.values()], axis=0)
+
     def num_steps(self, video_id: str) -> int:
         """F of a clip.
 

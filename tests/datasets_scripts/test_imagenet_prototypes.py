@@ -1,42 +1,47 @@
-"""`mmt build imagenet_prototypes`: closed forms first, then the builder on a classifier of made-up weights."""
+"""`mmt build imagenet_prototypes`: closed forms first, then the builder on an encoder of made-up weights."""
 
-import io
 import json
 
 import datasets
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from datasets_scripts import imagenet_prototypes as builder
 from modeling_mmt.commands.build import build
-from modeling_mmt.data.feature_store import FeatureStore, FeatureStoreError
+from modeling_mmt.data.feature_store import FeatureStore
 from modeling_mmt.data.feature_store_writer import write_feature_store
 from modeling_mmt.data.reading import read_split
 from modeling_mmt.data.sources import SourceError
 
-DIM = 24
+SYNSETS = ["n01440764", "n02391049", "n04562935"]  # tench, zebra, water tower
 
 
-def test_noisy_rows_have_deviation_one_and_the_share_of_the_row_that_the_noise_leaves():
-    rows = np.random.default_rng(0).normal(3, 0.1, size=(40, 500)).astype(np.float32)
-    found = builder.noisy_rows(rows, noise=2.0, copies=30, seed=1)
-    assert found.shape == (40, 30, 500) and found.std() == pytest.approx(1, abs=0.01)
+def test_classes_of_unlike_rows_are_sure_to_the_confidence_asked_for():
+    assert builder.confident_sharpness(np.eye(4), 0.5) == pytest.approx(np.log(3))  # e^s / (e^s + 3) = 1/2
+
+
+def test_a_copy_is_the_mean_of_the_vectors_by_the_cosines_of_the_rows():
+    rows = np.array([[2.0, 0, 0], [0, 1.0, 0], [0, 0, 5.0], [1.0, 1.0, 0]], np.float32)
+    found = builder.prototypes(rows, np.eye(4, dtype=np.float32), copies=2)
     centred = rows - rows.mean(axis=0)
-    expected = centred / centred.std() / np.sqrt(5)
-    np.testing.assert_allclose(found.mean(axis=1), expected, atol=0.9)  # the noise of a mean of 30 is 0.16
-    assert np.corrcoef(found.mean(axis=1).ravel(), expected.ravel())[0, 1] > 0.9
-    assert (builder.noisy_rows(rows, 2.0, 30, 1) == found).all() and (
-        builder.noisy_rows(rows, 2.0, 30, 2) != found
-    ).any()
+    cosines = np.array([[a @ b / np.linalg.norm(a) / np.linalg.norm(b) for b in centred] for a in centred])
+    assert found.shape == (4, 2, 4) and (found[:, 0] == found[:, 1]).all()
+    np.testing.assert_allclose(found.sum(axis=2), 1, rtol=1e-5)
+    assert found[:, 0].diagonal().mean() == pytest.approx(0.5, abs=1e-4)
+    ratios = np.log(found[:, 0] / found[:, 0].diagonal()[:, None])  # sharpness * (cosine - 1)
+    sharpness = ratios[0, 1] / (cosines[0, 1] - 1)
+    np.testing.assert_allclose(ratios, sharpness * (cosines - 1), atol=1e-4)
 
 
-def test_without_noise_every_copy_is_the_row():
-    rows = np.eye(3, 5, dtype=np.float32)
-    found = builder.noisy_rows(rows, 0.0, 2, 0)
-    np.testing.assert_array_equal(found[:, 0], found[:, 1])
-    centred = rows - rows.mean(axis=0)
-    np.testing.assert_allclose(found[:, 0], centred / centred.std(), rtol=1e-5)
+def test_an_unseen_copy_has_nothing_of_its_class_and_noise_tells_copies_apart():
+    rows = np.random.default_rng(0).normal(size=(6, 8)).astype(np.float32)
+    unseen = builder.prototypes(rows, np.eye(6, dtype=np.float32), copies=3, unseen=1.0)
+    assert (unseen[range(6), :, range(6)] == 0).all()
+    noisy = builder.prototypes(rows, np.eye(6, dtype=np.float32), copies=3, noise=1.0, seed=4)
+    assert (noisy[:, 0] != noisy[:, 1]).any(axis=1).all()
+    assert (noisy == builder.prototypes(rows, np.eye(6, dtype=np.float32), copies=3, noise=1.0, seed=4)).all()
 
 
 @pytest.fixture(autouse=True)
@@ -45,73 +50,46 @@ def own_cache(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def wheel(monkeypatch):
-    """The builder's wheel, of made-up weights: 1,000 rows."""
+def encoder(tmp_path):
     generator = torch.Generator().manual_seed(0)
-    weights = {"_fc.weight": torch.randn(1000, DIM, generator=generator)}
-    buffer = io.BytesIO()
-    torch.save(weights, buffer)
-    monkeypatch.setattr(builder, "download_wheel", lambda file, folder: folder)
-    monkeypatch.setattr(builder, "read_member", lambda wheel, file: buffer.getvalue())
-    return weights
+    weights = {"classifier": torch.randn(3, 7, generator=generator), "vectors": torch.randn(5, 3, generator=generator)}
+    (tmp_path / "encoder").mkdir()
+    tensors = {f"class_means.{name}.weight": value for name, value in weights.items()}
+    save_file(tensors, tmp_path / "encoder" / "model.safetensors")
+    (tmp_path / "encoder" / "classes.json").write_text(json.dumps(SYNSETS))
+    return tmp_path / "encoder"
 
 
-@pytest.fixture
-def drawings(tmp_path):
-    rng = np.random.default_rng(1)
-    clips = {f"drawing-{n}": 1 + 0.5 * rng.standard_normal((1 + n % 3, DIM)) for n in range(50)}
+def store(folder, width):
     write_feature_store(
-        tmp_path / "drawings", clips.items(), extractor=builder.EXTRACTOR, revision="r", dtype="float32"
+        folder,
+        [("a", np.ones((1, width))), ("b", 3 * np.ones((2, width)))],
+        extractor="names",
+        revision="r",
+        source={"image_size": 224},
     )
-    return tmp_path / "drawings"
+    return folder
 
 
-def run(tmp_path, drawings, *options):
-    words = ["--like", str(drawings), "--output_dir", str(tmp_path / "out"), "--copies", "2", *options]
-    counts = build("imagenet_prototypes", words)
-    return counts, read_split(str(tmp_path / "out"), None, "train"), FeatureStore(tmp_path / "out" / "features")
+def run(tmp_path, encoder, like, *options):
+    words = ["--encoder", str(encoder), "--like", str(like), "--output_dir", str(tmp_path / "out"), "--copies", "2"]
+    return build("imagenet_prototypes", [*words, *options])
 
 
-def test_each_class_that_is_kept_has_its_names_and_as_many_copies_as_asked_for(wheel, drawings, tmp_path):
-    counts, rows, store = run(tmp_path, drawings)
-    assert counts == {"train": 2 * 730} and list(store) == rows["video_id"][:]
-    assert rows[0] == {"video_id": "n01440764-0", "name_en": "tench"}
-    assert not any(row["name_en"] in ("banana", "pizza", "beagle") for row in rows)
+def test_each_class_of_the_encoder_has_its_names_and_as_many_copies_as_asked_for(encoder, tmp_path):
+    assert run(tmp_path, encoder, store(tmp_path / "drawings", 7)) == {"train": 6}
+    rows, made = read_split(str(tmp_path / "out"), None, "train"), FeatureStore(tmp_path / "out" / "features")
+    assert list(made) == rows["video_id"][:] and made.dim == 7
+    assert rows[1] == {"video_id": "n01440764-1", "name_en": ["tench", "Tinca tinca"]}
+    assert made.extractors == FeatureStore(tmp_path / "drawings").extractors
+    assert all((features[0, 5:] == 2).all() and (features[0, :5] != 2).all() for features in made.values())
     record = json.loads((tmp_path / "out" / "build.json").read_text())
-    assert record["rules"]["related"]["count"] == 270 and record["languages"] == ["en"]
+    assert record["rules"]["related"]["count"] == 997 and record["languages"] == ["en"]
 
 
-def test_the_features_have_the_drawings_mean_and_deviation_channel_by_channel(wheel, drawings, tmp_path):
-    _, rows, store = run(tmp_path, drawings, "--noise", "1.5", "--keep_related")
-    values = np.stack([store[video_id][0] for video_id in rows["video_id"]]).astype(np.float64)
-    of_drawings = np.stack([features.mean(axis=0) for features in FeatureStore(drawings).values()])
-    np.testing.assert_allclose(values.mean(axis=0), of_drawings.mean(axis=0), atol=0.05)
-    np.testing.assert_allclose(values.std(axis=0), of_drawings.std(axis=0), rtol=0.15)
-
-
-def test_without_noise_a_class_is_its_own_row_in_the_drawings_units(wheel, drawings, tmp_path):
-    _, rows, store = run(tmp_path, drawings, "--noise", "0", "--keep_related")
-    of_drawings = np.stack([features.mean(axis=0) for features in FeatureStore(drawings).values()])
-    found = np.stack([store[video_id][0] for video_id in rows["video_id"][:][::2]]).astype(np.float64)
-    found = (found - of_drawings.mean(axis=0)) / of_drawings.std(axis=0)
-    weights = wheel["_fc.weight"].numpy()
-    np.testing.assert_allclose(found, (weights - weights.mean(axis=0)) / weights.std(), atol=0.02)
-
-
-def test_a_store_of_another_extractor_or_width_is_refused(wheel, tmp_path):
-    write_feature_store(tmp_path / "other", [("a", np.ones((1, DIM)))], extractor="s3d", revision="1")
-    with pytest.raises(FeatureStoreError, match="extractor is 's3d'"):
-        run(tmp_path, tmp_path / "other")
-    write_feature_store(tmp_path / "wide", [("a", np.ones((1, 7)))], extractor=builder.EXTRACTOR, revision="1")
-    with pytest.raises(SourceError, match=f"7 wide, the classifier's rows {DIM}"):
-        run(tmp_path, tmp_path / "wide")
-
-
-def test_the_list_of_classes_is_imagenets():
-    classes = builder.read_classes()
-    assert len({of["synset"] for of in classes}) == 1000
-    assert [of["synset"] for of in classes] == sorted(of["synset"] for of in classes)  # ImageNet's order
-    related = {concept for of in classes for concept in of["related"]}
-    assert {"dog", "banana", "rooster", "elephant"} <= related
-    by_name = {of["names"][0]: of["related"] for of in classes}
-    assert by_name["beagle"] == ["dog"] and by_name["cock"] == ["rooster"] and by_name["zebra"] == []
+def test_an_encoder_without_classes_and_a_store_of_another_width_are_refused(encoder, tmp_path):
+    like = store(tmp_path / "drawings", 5)
+    with pytest.raises(SourceError, match="knows no classes"):
+        run(tmp_path, tmp_path, like)
+    with pytest.raises(SourceError, match="4 wide, the classes' vectors 5"):
+        run(tmp_path, encoder, store(tmp_path / "narrow", 4))

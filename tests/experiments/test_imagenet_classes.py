@@ -46,3 +46,17 @@ def test_classes_come_in_imagenets_order_with_all_names(tmp_path):
         wheel.writestr(f"{listing.INFO}synset_to_lemma.txt", lemmas)
     found = listing.read_classes(tmp_path / "timm.whl")
     assert list(found.items()) == [("n00000006", ["lemon", "lemon tree"]), ("n00000004", ["acoustic guitar"])]
+
+
+def test_what_lies_above_a_class_comes_nearest_first_without_what_has_many_classes_below(wordnet, monkeypatch):
+    classes = ["n00000004", "n00000003", "n00000006"]
+    guitar, strings = "guitar", "stringed instrument"
+    assert listing.above(classes, wordnet)["n00000004"] == [guitar, "instrument", strings]
+    monkeypatch.setattr(listing, "WIDEST", 1)
+    assert listing.above(classes, wordnet) == {"n00000004": [guitar], "n00000003": [], "n00000006": ["fruit"]}
+
+
+def test_a_gloss_has_no_examples_of_its_use(tmp_path):
+    line = '00000001 06 n 01 mat 0 000 | what lies on a floor; "wipe your feet on the mat"\n'
+    (tmp_path / "data.noun").write_text(line, encoding="latin-1")
+    assert listing.WordNet(tmp_path).glosses == {"00000001": "what lies on a floor"}

@@ -62,20 +62,35 @@ def test_a_row_tells_emoji9s_training_concepts_from_the_others_and_means_lie_in_
 
 def test_the_page_has_a_line_for_each_row_and_part(found):
     rows = [photos.row(name, "test", [found]) for name in ("both", "none_en")]
-    text = photos.markdown({"seeds": [0], "machine": "2 cores", "rows": rows})
-    assert text.count("| emoji9 + prototypes | ") == 3 and "**test**: 3 concepts, 5 photos" in text
+    searched = {
+        ("both", seed): {place: dict.fromkeys(LANGUAGES, 10.0 + seed) for place in photos.DRAWINGS} for seed in (0, 1)
+    }
+    drawings = {"both": photos.among_drawings(searched, "both", (0, 1))}
+    text = photos.markdown({"seeds": [0], "machine": "2 cores", "rows": rows, "drawings": drawings})
+    assert text.count("| emoji9 + prototypes | ") == 4 and "**test**: 3 concepts, 5 photos" in text
+    assert "| emoji9 + prototypes | 10.5 | 10.5 | 10.5 | 10.5 |" in text
 
 
 def test_rows_that_learned_from_photographs_do_not_search_those_they_learned_from():
-    for name, (_, saw_photographs) in photos.ROWS.items():
+    for name, (*_, saw_photographs) in photos.ROWS.items():
         assert ("train" not in "+".join(photos.splits_of(name))) == saw_photographs
+
+
+def test_a_row_without_the_concepts_classes_learns_from_features_of_its_own_alone():
+    def read(recipe):
+        homes = [recipe["data"], *(source for source in recipe["finetuning"]["sources"] if "dataset" in source)]
+        return {name for home in homes for name in (home["dataset"], *home["features"])} - {"emoji9"}
+
+    one, other = (read(photos.recipe_of(name)) for name in ("both", "both_with_their_classes"))
+    assert len(one) == len(other) == 4 and all(name.startswith(f"{photos.WITHOUT}/") for name in one)
+    assert {name.replace(str(photos.WITHOUT), "runs") for name in one} == other
 
 
 @pytest.mark.parametrize("name", photos.ROWS)
 def test_every_row_is_a_recipe_that_the_package_reads(name):
     from modeling_mmt.training.recipe_reading import load_recipe
 
-    recipe = load_recipe([str(ROOT / photos.FOLDER / f"{name}.yaml")], "")
+    recipe = load_recipe([str(ROOT / photos.FOLDER / f"{photos.ROWS[name][0]}.yaml")], "")
     read = {recipe.data.dataset, *(source.dataset for source in recipe.finetuning.sources if source.dataset)}
-    assert (photos.PHOTOS in read) == photos.ROWS[name][1]
+    assert (photos.PHOTOS in read) == photos.ROWS[name][-1]
     assert np.all([source.noise_probability == 0 for source in recipe.finetuning.sources])

@@ -167,7 +167,7 @@ def test_the_first_code_block_names_test_clips_and_folders_that_the_demo_makes()
     assert set(CLIPS) <= set(split["video_id"].to_pylist())
     recipe = yaml.safe_load((ROOT / "modeling_mmt" / "recipes" / "emoji9" / "mmp_en.yaml").read_text(encoding="utf-8"))
     assert f'FeatureStore("{recipe["data"]["features"][0]}")' in BLOCK
-    demo = (ROOT / "experiments" / "demo.py").read_text(encoding="utf-8")
+    demo = (ROOT / "modeling_mmt" / "commands" / "demo.py").read_text(encoding="utf-8")
     assert '"mmp_en"' in demo and '"demo"' in demo and "runs/demo/mmp_en" in BLOCK
 
 
