@@ -158,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.worker:
         serve(args)
         return 0
-    worlds = WORLDS
+    worlds: Sequence[int] = WORLDS
     if args.quick:
         args.count_rows, args.time_rows, args.repeats, worlds = 2048, 1024, 1, (1, 2)
     load = os.getloadavg()[0]

@@ -22,9 +22,9 @@ import numpy as np
 from datasets_scripts.corpus import About, Clock, Options, Row, add_publishing_options, build
 from modeling_mmt.data.feature_store import FeatureStore
 from modeling_mmt.data.feature_store_writer import write_feature_store
-from modeling_mmt.data.files import load_tensors
 from modeling_mmt.data.imagenet_classes import read_classes
 from modeling_mmt.data.sources import SourceError, Sources, Tally
+from modeling_mmt.data.weights import load_tensors
 
 COPIES, UNSEEN, NOISE = 16, 0.0, 2.0  # results/photo9/tried.md says why
 RULES = {"related": "a class that the encoder was built without"}
