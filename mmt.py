@@ -144,8 +144,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def add_demo(parser: argparse.ArgumentParser):
     """`mmt demo`."""
-    parser.add_argument("--output_dir", default="demo", metavar="FOLDER", help="of the checkpoint (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of training (%(default)s)")
+    checkpoint = "new folder for the checkpoint (%(default)s)"
+    parser.add_argument("--output_dir", default="demo", metavar="FOLDER", help=checkpoint)
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of training (%(default)s)")
 
 
 def add_extract(parser: argparse.ArgumentParser):

@@ -5,7 +5,7 @@
 
 Operations are counted by torch's FlopCounterMode while the loss runs, forward and backward, at `--count_rows` rows of
 width `--count_width`; they grow with the width, so that those of another width follow. The clock's rows are of
-`--time_rows` and `--time_width`; both ways take turns within one group of processes (gloo, one thread each), and a
+`--time_rows` and `--time_width`; both losses take turns within one group of processes (gloo, one thread each), and a
 process's time is that of the slowest. What W processes can gain by the clock depends on the cores that there are.
 
 The share of a step: the operations of one loss beside those of the towers' products for N / W clips, XLM-R-large's
@@ -40,7 +40,7 @@ from modeling_mmt.training.streaming_loss import streaming_loss
 
 WORLDS = (1, 2, 4)
 WHOLE, SHARED = "whole on each", "shared"
-LIMIT = 1e-5  # of the relative difference between the two ways
+LIMIT = 1e-5  # of the relative difference between the two
 
 
 def rows_of(number: int, width: int) -> list[torch.Tensor]:
@@ -75,21 +75,21 @@ def operations(step: Callable[[], Any]) -> int:
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """What one process counts and times."""
-    ways = {WHOLE: partial(loss_and_gradients, shares=False), SHARED: partial(loss_and_gradients, shares=True)}
+    losses = {WHOLE: partial(loss_and_gradients, shares=False), SHARED: partial(loss_and_gradients, shares=True)}
     leaves = rows_of(args.count_rows, args.count_width)
-    counted = {name: operations(partial(way, leaves)) for name, way in ways.items()}
+    counted = {name: operations(partial(loss, leaves)) for name, loss in losses.items()}
     leaves = rows_of(args.time_rows, args.time_width)
-    results = {name: way(leaves) for name, way in ways.items()}  # the first run warms up
+    results = {name: loss(leaves) for name, loss in losses.items()}  # the first run warms up
     differences = [
         ((mine - theirs).norm() / theirs.norm()).item()
         for mine, theirs in zip(results[SHARED], results[WHOLE], strict=True)
     ]
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    seconds: dict[str, list[float]] = {name: [] for name in losses}
     for _ in range(args.repeats):
-        for name, way in ways.items():
+        for name, loss in losses.items():
             dist.barrier()
             start = time.perf_counter()
-            way(leaves)
+            loss(leaves)
             seconds[name].append(time.perf_counter() - start)
     return {"operations": counted, "difference": max(differences), "seconds": seconds}
 
@@ -144,7 +144,7 @@ def summary(world: int, found: Sequence[dict[str, Any]], args: argparse.Namespac
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure with each number of processes; the exit code says whether the two ways agree."""
+    """Measure with each number of processes; the exit code says whether the two agree."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--count_rows", type=int, default=32768)
     parser.add_argument("--count_width", type=int, default=16)

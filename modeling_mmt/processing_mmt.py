@@ -16,6 +16,7 @@ from .frames_mmt import FrameSampling
 from .freezing_mmt import keep_in_eval  # noqa: F401  as above
 from .image_processing_mmt import PixelSettings, in_steps
 from .inputs_mmt import checked_clip, clean_caption
+from .picture_formats_mmt import PICTURE_SUFFIXES  # noqa: F401  as above
 from .pictures_mmt import picture_frames  # noqa: F401  as above
 from .sentence_encoder_mmt import load_pretrained  # noqa: F401  as above
 from .video_decoding_mmt import clip_frames

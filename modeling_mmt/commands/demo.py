@@ -3,8 +3,8 @@
 Rebuilds two encoders from packages, extracts the features of emoji9's drawings, trains two rows of the table with one
 seed and a short recipe (no pre-training, and MMP; both fine-tuned on English names) and prints how they search in nine
 languages. Then it trains `photo9/both`, which does well on photographs and has seen none, writes it as a checkpoint
-with its picture encoder inside, and lets it search pictures that scikit-image's wheel holds. Interrupted, it goes on
-where it was.
+with its picture encoder inside, and lets it search pictures that scikit-image's wheel holds. Run again after an
+interruption, it continues.
 """
 
 import json
@@ -140,7 +140,7 @@ def print_figures(rows: dict[str, Path]):
     """R@1 of each row in each language, on emoji9's test clips."""
     print("\nText-to-video R@1 (%) on 300 test clips of emoji9, names as queries, one seed, short recipe:\n")
     for number, (name, row) in enumerate(rows.items()):
-        (figures,) = json.loads((row / "metrics.json").read_text(encoding="utf-8"))["figures"].values()
+        figures = json.loads((row / "metrics.json").read_text(encoding="utf-8"))["figures"]["test"]
         recalls = average_over_languages({key: of["R@1"] for key, of in figures["all"]["t2v"].items()})
         if number == 0:
             print(f"{'':10}" + "".join(f"{key:>12}" for key in recalls))

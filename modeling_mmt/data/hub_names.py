@@ -27,7 +27,8 @@ def check_model_name(name: str, revision: str | None = None):
     except (HTTPError, OfflineModeIsEnabled) as error:
         if not isinstance(try_to_load_from_cache(name, CONFIG, revision=revision), str):
             raise InputError(
-                f"{name} is no folder here and not in the cache, and {unreachable(error)}; connect, or give a folder"
+                f"{name} is not a folder here and not in the cache, and {unreachable(error)}; "
+                "connect, or give a folder"
             ) from error
         constants.HF_HUB_OFFLINE = True
 

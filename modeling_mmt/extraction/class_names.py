@@ -90,7 +90,7 @@ def class_vectors(classes: Sequence[ImageNetClass], embed: Embed) -> tuple[torch
     return vectors - vectors.mean(dim=0), replace(space, centre=vectors.mean(dim=0))
 
 
-def kept_classes(without: Collection[str] = ()) -> Mapping[int, ImageNetClass]:
+def remaining_classes(without: Collection[str] = ()) -> Mapping[int, ImageNetClass]:
     """The classes that are related to none of some concepts of photo9, by their place in the classifier.
 
     Of what is said about a class, what has the name of such a concept for a word is left out too.
@@ -133,31 +133,31 @@ def write_encoder(data: bytes, folder: Path, text_encoder: str | Path, without: 
         data: the wheel's state dict.
         folder: to write to.
         text_encoder: folder of multilingual-e5-small.
-        without: concepts of photo9 whose classes are left out (`kept_classes`).
+        without: concepts of photo9 whose classes are left out (`remaining_classes`).
     """
     source = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    kept = kept_classes(without)
-    vectors, space = class_vectors([*kept.values()], text_states(text_encoder))
+    remaining = remaining_classes(without)
+    vectors, space = class_vectors([*remaining.values()], text_states(text_encoder))
     config = EfficientNetLiteConfig(
         head_dim=source["_fc.weight"].shape[1],
         hidden_size=vectors.shape[1] + NUM_DIRECTIONS,
-        num_classes=len(kept),
+        num_classes=len(remaining),
         temperature=TEMPERATURE,
         num_directions=NUM_DIRECTIONS,
     )
     model = EfficientNetLiteModel(config)
     network = {name: value for name, value in model.state_dict().items() if not name.startswith("class_means.")}
-    rows = source["_fc.weight"][[*kept]]
+    rows = source["_fc.weight"][[*remaining]]
     classes = {
         "class_means.classifier.weight": rows,
         "class_means.directions.weight": leading_directions(rows, NUM_DIRECTIONS),
-        "class_means.classifier.bias": source["_fc.bias"][[*kept]],
+        "class_means.classifier.bias": source["_fc.bias"][[*remaining]],
         "class_means.vectors.weight": vectors.T,
     }
     model.load_state_dict(lite0_state_dict(source, network) | classes, strict=True)
     model.save_pretrained(folder)
     save_file(asdict(space), folder / SPACE_FILE)
-    write_json(folder / CLASSES_FILE, [of.synset for of in kept.values()])
+    write_json(folder / CLASSES_FILE, [of.synset for of in remaining.values()])
     write_preprocessing(config, folder)
 
 

@@ -279,7 +279,7 @@ def _reason(error: Exception, revision: str) -> str:
     if response is not None and response.status_code == 412:
         return f"someone committed to {revision} meanwhile; look at it, then repeat"
     words = next(iter(str(error).strip().splitlines()), type(error).__name__)
-    if response is None and any(isinstance(cause, OSError) for cause in _causes(error)):
+    if any(isinstance(cause, OSError) and not isinstance(cause, HfHubHTTPError) for cause in _causes(error)):
         words = unreachable(error)
     return f"not published, and what was there is kept; repeat the command ({words})"
 

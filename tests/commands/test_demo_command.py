@@ -1,5 +1,6 @@
 """`mmt demo`: what it refuses and skips; the whole of it is `make demo`."""
 
+import json
 import zipfile
 
 import pytest
@@ -41,3 +42,11 @@ def test_the_pictures_of_the_wheel_are_indexed_and_every_query_is_asked(tmp_path
     pictures = {path.name: path.read_text() for path in (tmp_path / "scikit-image").iterdir()}
     assert pictures == {"horse.png": "skimage/data/horse.png"}
     assert calls["index"] == {"model": str(tmp_path / "checkpoint")} and len(calls["queries"]) == 9
+
+
+def test_the_figures_that_are_printed_are_those_of_the_test_split(tmp_path, capsys):
+    figures = {split: {"all": {"t2v": {"en": {"R@1": r1}}}} for split, r1 in (("validation", 31.0), ("test", 23.0))}
+    (tmp_path / "metrics.json").write_text(json.dumps({"figures": figures}))
+    demo.print_figures({"none_en": tmp_path})
+    *_, header, row = capsys.readouterr().out.splitlines()
+    assert header.split()[0] == "en" and row.split()[:2] == ["none_en", "23.0"]

@@ -75,7 +75,7 @@ def test_what_did_not_change_is_seen_without_torch_and_what_did_is_not_missed(ch
     assert imported()[-1] == imported("--model", str(model))[-1] == imported("--status")[-1] == "[]"
     os.utime(model / "model.safetensors", ns=(5, 5))  # of the same content: read once more
     touched, again = imported(), imported()
-    assert touched[0] == again[0] == "0 files added, 0 replaced, 0 dropped; 0 known by their content"
+    assert touched[0] == again[0] == "0 files added, 0 replaced, 0 dropped, 0 recognised by content"
     assert "torch" in touched[-1] and again[-1] == "[]"
     write_picture(media / "b.png", 8)
     assert imported("--status")[-1] == "[]" and imported()[0].startswith("0 files added, 1 replaced")

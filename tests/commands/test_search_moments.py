@@ -191,8 +191,8 @@ def test_what_cannot_be_saved_is_one_line_and_leaves_nothing(index, checkpoint, 
 
 def test_a_picture_and_a_moment_of_a_video_are_queries(tmp_path, capsys):
     media, checkpoint = build_media(tmp_path / "media"), save_pixel_checkpoint(tmp_path / "model")
-    place = tmp_path / "of pixels"
-    assert call(capsys, "index", media, "--model", checkpoint, "--output_dir", place, "--num_workers", "1")[0] == 0
+    place, windows = tmp_path / "of pixels", ["--window", "8", "--stride", "4", "--num_workers", "1"]
+    assert call(capsys, "index", media, "--model", checkpoint, "--output_dir", place, *windows)[0] == 0
     queries = ["--by_picture", media / "photo.png", "--by_picture", media / "kitchen" / "cup.png"]
     results = told(capsys, place, *queries, "--by_video", media / "z.mkv", "--at", "8", "--windows", "--top", "20")
     assert [result["query"] for result in results] == [*map(str, queries[1::2]), f"{media / 'z.mkv'} at 8"]

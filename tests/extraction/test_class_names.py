@@ -13,7 +13,7 @@ from modeling_mmt.data.feature_store_writer import write_feature_store
 from modeling_mmt.data.imagenet_classes import read_classes
 from modeling_mmt.efficientnet_lite_mmt import EfficientNetLiteConfig, EfficientNetLiteModel
 from modeling_mmt.extraction import class_names, name_features
-from modeling_mmt.extraction.class_names import CONFIDENCE, GLOSS_WEIGHT, NameSpace, class_vectors, kept_classes
+from modeling_mmt.extraction.class_names import CONFIDENCE, GLOSS_WEIGHT, NameSpace, class_vectors, remaining_classes
 from modeling_mmt.extraction.packaged_encoders import packaged_encoder
 from modeling_mmt.vision_encoders_mmt import MMTVisionEncoder
 
@@ -63,7 +63,7 @@ def test_leading_directions_are_the_axes_in_which_rows_differ_most():
 
 
 def test_what_is_related_to_a_concept_or_has_its_name_for_a_word_is_left_out():
-    everything, kept = kept_classes(), kept_classes({"cat", "guitar"})
+    everything, kept = remaining_classes(), remaining_classes({"cat", "guitar"})
     assert list(everything.values()) == list(read_classes())
     assert {number for number in everything if set(read_classes()[number].related) & {"cat", "guitar"}} == (
         everything.keys() - kept.keys()
@@ -88,14 +88,14 @@ def encoder(tmp_path, monkeypatch):
 
 def test_a_pictures_vector_is_the_mean_of_the_classes_by_the_classifiers_softmax(encoder):
     folder, wheel = encoder
-    kept = [*kept_classes({"cat"})]
+    kept = [*remaining_classes({"cat"})]
     vision = MMTVisionEncoder.from_pretrained(str(folder))
     pixels = torch.randn(2, 3, 64, 64)
     with torch.inference_mode():
         pooled = vision.encoder(pixels).last_hidden_state.mean(dim=(2, 3))
         found = vision(pixels)
     logits = pooled @ wheel["_fc.weight"][kept].T + wheel["_fc.bias"][kept]
-    vectors, space = class_vectors([*kept_classes({"cat"}).values()], embed)
+    vectors, space = class_vectors([*remaining_classes({"cat"}).values()], embed)
     expected = (logits / class_names.TEMPERATURE).softmax(-1) @ vectors
     torch.testing.assert_close(found[:, :WIDTH], expected, rtol=1e-4, atol=1e-5)
     directions = class_names.leading_directions(wheel["_fc.weight"][kept], class_names.NUM_DIRECTIONS)

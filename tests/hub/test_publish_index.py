@@ -49,7 +49,7 @@ def test_an_index_is_pushed_and_pulled_by_its_tag_without_what_was_dropped_or_of
     assert b"private.png" not in text and str(indexed).encode() not in text
     index = SearchIndex.from_hub("org/clips", "v1")
     assert (index.model, index.revision, index.media_folder) == ("org/model", "v2", None)
-    assert index.settings["window"] == 8
+    assert index.settings["window"] == 4
     assert 'mmt search org/clips "con mèo" --revision v1' in (pulled / "README.md").read_text()
     code, _, err = call(capsys, "index", indexed / "media", "--output_dir", shutil.copytree(pulled, indexed / "copy"))
     assert code == 2 and "is a published copy; name a new folder" in err

@@ -20,6 +20,7 @@ from modeling_mmt.hub.publish import UploadError, publish
 def checkpoint(tmp_path):
     build_model().save_pretrained(tmp_path / "model")
     build_processor().save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "README.md").write_text("---\nlicense: mit\n---\n# mine\n")
     return tmp_path / "model"
 
 
@@ -42,14 +43,15 @@ def cut_off(tmp_path, monkeypatch):
 def test_a_name_that_is_not_in_the_cache_is_refused_at_once_in_one_line(cut_off, tmp_path, capsys):
     endpoint = cut_off()
     code = mmt.main(["import", "openai/clip", "--output_dir", str(tmp_path / "out")])
-    told = capsys.readouterr().err.strip()
-    assert code == 2 and "\n" not in told and "[Errno" in told
-    assert told.startswith(f"mmt: openai/clip is no folder here and not in the cache, and the Hub, {endpoint}, could")
+    message = capsys.readouterr().err.strip()
+    assert code == 2 and "\n" not in message and "[Errno" in message
+    assert message.startswith("mmt: openai/clip is not a folder here and not in the cache, and the Hub, ")
+    assert f"the Hub, {endpoint}, could not be reached" in message
 
 
 def test_the_second_name_of_a_pair_is_looked_for_too(cut_off, checkpoint, tmp_path):
     cut_off()
-    with pytest.raises(InputError, match="^openai/clip is no folder here"):
+    with pytest.raises(InputError, match="^openai/clip is not a folder here"):
         import_dual_encoder(str(checkpoint), str(tmp_path / "out"), vision_model="openai/clip")
 
 

@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 from video_files import number_frame, numbers_of, write_video
 
-from modeling_mmt import frames_mmt, pictures_mmt, video_decoding_mmt, video_packets_mmt
+from modeling_mmt import frames_mmt, picture_formats_mmt, pictures_mmt, video_decoding_mmt, video_packets_mmt
 from modeling_mmt import video_streams_mmt as streams
 from modeling_mmt.frames_mmt import FrameSampling, VideoDecodingError
 from modeling_mmt.video_decoding_mmt import clip_frames, read_clip
@@ -686,7 +686,7 @@ def test_without_a_decoder_the_message_says_what_to_install(videos, monkeypatch)
 
 
 def test_the_files_alone_read_arrays_where_nothing_else_is_installed(tmp_path, monkeypatch):
-    for module in (video_decoding_mmt, streams, video_packets_mmt, pictures_mmt, frames_mmt):
+    for module in (video_decoding_mmt, streams, video_packets_mmt, pictures_mmt, picture_formats_mmt, frames_mmt):
         shutil.copy(module.__file__, tmp_path)
     for package in ("av", "PIL", "torchcodec", "modeling_mmt"):
         monkeypatch.setitem(sys.modules, package, None)

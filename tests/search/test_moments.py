@@ -68,7 +68,9 @@ def test_where_nothing_is_said_the_threshold_is_the_best_for_how_videos_were_cut
     ):
         assert JoinRule.of_index(settings) == JoinRule(threshold)
     spans = [(4.0 * place, 4.0 * place + 4) for place in range(6)]
-    embeddings = torch.tensor([[score, (1 - score**2) ** 0.5] for score in (0, 0, 0.75, 1.0, 0.0, 0.0)])
+    embeddings = torch.tensor(
+        [[score, (1 - score**2) ** 0.5] for score in (0, 0, 0.82, 1.0, 0.0, 0.0)]
+    )  # cutoffs 0.79, 0.86
     rows = {"video_id": [str(place) for place in range(6)], "file": ["a.mp4"] * 6}
     rows |= {"start": [start for start, _ in spans], "end": [end for _, end in spans]}
     for stride, start in ((4.0, 12.0), (2.0, 8.0)):
