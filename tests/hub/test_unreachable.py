@@ -66,7 +66,7 @@ def test_a_folder_and_a_mistyped_path_are_not_asked_for(checkpoint, monkeypatch)
     monkeypatch.setattr("modeling_mmt.data.hub_names.get_session", lambda: pytest.fail("the Hub was asked"))
     check_model_name(str(checkpoint))
     with pytest.raises(InputError, match="reads as a path, so that the Hub is not asked"):
-        check_model_name(str(checkpoint.parent / "modell"))
+        check_model_name(str(checkpoint.parent / "absent"))
 
 
 def test_what_was_downloaded_is_opened_without_waiting(cut_off, hub, checkpoint):
