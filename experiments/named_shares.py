@@ -232,7 +232,7 @@ def gaps(hits: Mapping[Key, np.ndarray]) -> Iterator[dict[str, Any]]:
         least = [name for name in ("none_en", "none_en_long") if name in abroad]
         for name in ("mmp_en", "mmp_en_without_names"):
             if name in abroad and least and "none_all" in abroad:
-                low = max(least, key=lambda one, at=abroad: at[one].mean())
+                low = max(least, key={one: of.mean() for one, of in abroad.items()}.__getitem__)
                 three = (abroad[name], abroad[low], abroad["none_all"])
                 interval = gap_closed_interval(*three)
                 yield {

@@ -540,7 +540,10 @@ def test_files_that_cannot_be_read_are_named_soon_and_in_little_memory(bad, tmp_
 
 @pytest.mark.parametrize(
     ("codec", "options"),
-    [("libx264", {"g": "600", "bf": "0", "coder": "0"}), ("libx265", {"x265-params": "log-level=none:pools=none:frame-threads=1"})],
+    [
+        ("libx264", {"g": "600", "bf": "0", "coder": "0"}),
+        ("libx265", {"x265-params": "log-level=none:pools=none:frame-threads=1"}),
+    ],
 )
 def test_a_damaged_packet_that_ffmpeg_alone_passes_over_is_an_error(tmp_path, codec, options):
     path = write_video(tmp_path / "holiday.mp4", COUNT, codec=codec, options=options)
