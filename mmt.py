@@ -63,8 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         options = vars(parse(words))
         verb, traceback = options.pop("verb"), options.pop("traceback", False)
-    # What follows imports torch and transformers; help, a wrong option and an index that is as it was come without.
-    if "modeling_mmt" not in sys.modules and verb == "index":
+    # What follows imports torch and transformers; help, a wrong option, recipes and an index as it was come without.
+    if "modeling_mmt" not in sys.modules and verb in ("index", "recipes"):
         postpone("modeling_mmt")
     from modeling_mmt.commands import errors, terminal
 
