@@ -214,6 +214,8 @@ def add_index(parser: argparse.ArgumentParser):
     parser.add_argument("--num_workers", type=int, metavar="N", help="processes that decode (one per core)")
     timeout = "longest time that decoding a piece of a file may take (%(default)g)"
     parser.add_argument("--timeout", type=float, default=600.0, metavar="SECONDS", help=timeout)
+    engine = "also build or update this search engine beside the index, as in `mmt search`"
+    parser.add_argument("--engine", metavar="NAME", help=engine)
     status = "only print what an update would do; changes nothing"
     parser.add_argument("--status", action="store_true", help=status)
     add_json(parser)
@@ -243,7 +245,9 @@ def add_search(parser: argparse.ArgumentParser):
     parser.add_argument(
         "--index", metavar="FOLDER", help="for a checkpoint: index of its clips, built if it does not exist"
     )
-    engine = "exact, faiss:FACTORY such as faiss:IVF256,SQ8, qdrant, or qdrant:URL (%(default)s)"
+    engine = (
+        "exact, faiss:FACTORY such as faiss:IVF256,SQ8, lancedb, lancedb:IVF_PQ, qdrant, or qdrant:URL (%(default)s)"
+    )
     parser.add_argument("--engine", default="exact", metavar="NAME", help=engine)
     parser.add_argument(
         "--top", type=int, default=5, metavar="K", help="largest number of results per query (%(default)s)"
