@@ -16,7 +16,7 @@ from modeling_mmt.data.errors import InputError
 from modeling_mmt.recipes import bundled_recipes
 
 ROOT = Path(__file__).resolve().parents[2]
-PARSED = ("demo", "extract", "import", "recipes", "index", "evaluate", "search", "report", "export", "publish")
+PARSED = ("demo", "extract", "import", "recipes", "index", "evaluate", "search", "report", "cost", "export", "publish")
 VERBS = (*mmt.PASSED_ON, *PARSED)
 
 
