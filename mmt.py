@@ -24,12 +24,14 @@ saving a checkpoint, 130 interrupted.
 """
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 from importlib import import_module
 from importlib.util import find_spec, module_from_spec
 from io import TextIOWrapper
-from typing import Any
+from typing import Any, NoReturn
 
 # Verbs whose words another grammar reads: a recipe's fields, or those of the corpus or the format that is named.
 PASSED_ON = {
@@ -99,6 +101,18 @@ def postpone(name: str):
     sys.modules[name] = package
 
 
+class OneLineParser(argparse.ArgumentParser):
+    """A grammar that says in one line what is wrong, as the verbs do, and what may have been meant."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the message without the usage, and exit with code 2."""
+        given, _, known = message.partition("(choose from")
+        wrong = given.partition("'")[2].rpartition("'")[0]
+        matches = get_close_matches(wrong, re.findall(r"[\w.-]+", known), n=1)
+        remedy = f"did you mean {matches[0]}?" if matches else f"see {self.prog} --help"
+        self.exit(2, f"{self.prog}: {message.removeprefix('argument ')}; {remedy}\n")
+
+
 def parse(words: Sequence[str]) -> argparse.Namespace:
     """The options; queries may stand on both sides of them, which argparse does not manage before Python 3.13."""
     parser = build_parser()
@@ -112,10 +126,10 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 
 def build_parser() -> argparse.ArgumentParser:
     """The grammar: what a verb works on comes first, as words; where it writes is `--output_dir`."""
-    anywhere = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    anywhere = OneLineParser(add_help=False, argument_default=argparse.SUPPRESS)
     anywhere.add_argument("--traceback", action="store_true", help="show where bad input was found")
     layout = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("mmt", description=__doc__, formatter_class=layout, parents=[anywhere])
+    parser = OneLineParser("mmt", description=__doc__, formatter_class=layout, parents=[anywhere])
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="COMMAND")
 
     def verb(name: str, about: str) -> argparse.ArgumentParser:

@@ -373,4 +373,5 @@ def _noted(says: dict[str, str]) -> str:
 
 
 def _last_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[-1]
+    """What FAISS says, without the function and the line of its source."""
+    return re.sub(r"^Error in .* at \S+\.cpp:\d+: ", "", str(error).strip().splitlines()[-1])
