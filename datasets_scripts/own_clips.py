@@ -52,7 +52,7 @@ from modeling_mmt.data.sources import (
     clean_text,
 )
 from modeling_mmt.data.tables import read_json_lines, read_table
-from modeling_mmt.data.video_lists import clip_id, seconds_of
+from modeling_mmt.data.video_lists import clip_id, seconds_of, shown_span
 
 FILES = ("captions.csv", "captions.tsv", "captions.jsonl")
 FEW = 100  # clips, of which a tenth by a hash may be none
@@ -204,7 +204,7 @@ def read_captions(sources: Sources, name: str, tally: Tally) -> Iterator[tuple[s
         column: tag for column in columns if column not in NO_CAPTIONS and (tag := language_of_column(column, lines))
     }
     if lines and not languages:
-        raise SourceError(f"{where}: no column 'caption', nor one of a language such as 'en'; {header}")
+        raise SourceError(f"{where}: no column 'caption', nor one with a language's code, such as 'en'; {header}")
     tally.count("other_column", len({*columns} - NO_CAPTIONS - {*languages}))
     for place, line in lines:
         for column, language in languages.items():
@@ -259,7 +259,7 @@ def span(line: dict[str, Any], where: str) -> dict[str, float]:
     """The line's start and end in seconds, if it has both."""
     times = seconds_of(line, where)
     if times and not (len(times) == 2 and times["start"] <= times["end"]):
-        raise SourceError(f"{where}: start and end are {times}; write both, and 0 <= start <= end must hold")
+        raise SourceError(f"{where}: {shown_span(times)}; write both, and 0 <= start <= end must hold")
     return times
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from modeling_mmt.commands.terminal import OptionParser
 from modeling_mmt.data.errors import InputError
 
 BUILDERS = "datasets_scripts"
@@ -90,7 +91,7 @@ def grammar(name: str) -> tuple[ModuleType, argparse.ArgumentParser]:
         module, shared = (import_module(f"{BUILDERS}.{part}") for part in (name, "corpus"))
     except ModuleNotFoundError as error:
         raise InputError(f"{error.name} is not installed: pip install 'modeling_mmt[data,video]'") from error
-    parser = argparse.ArgumentParser(
+    parser = OptionParser(
         f"mmt build {name}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     if hasattr(module, "ABOUT"):

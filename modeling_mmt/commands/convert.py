@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from modeling_mmt.commands.terminal import OptionParser
 from modeling_mmt.data.feature_store import DTYPES, FILE_FORMATS
 from modeling_mmt.data.wording import counted
 
@@ -34,7 +35,7 @@ def grammar() -> argparse.ArgumentParser:
     """What reads the command line of `mmt convert`."""
     from datasets_scripts import convert_features
 
-    parser = argparse.ArgumentParser(
+    parser = OptionParser(
         "mmt convert", description=convert_features.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("source", type=Path, help="folder of .npy files, or an .npz or HDF5 file")

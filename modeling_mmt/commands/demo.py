@@ -53,8 +53,8 @@ QUERIES = (  # one a language, and what they mean
 PICTURES = "astronaut brick camera cell chelsea coffee grass gravel horse hubble_deep_field rocket".split()
 
 
-def main(output_dir: str = "demo", seed: int = 0) -> dict[str, float]:
-    """Run the demo; returns the seconds of each stage.
+def main(output_dir: str = "demo", seed: int = 0):
+    """Run the demo, and print the seconds of each stage.
 
     Args:
         output_dir: of the checkpoint that searches pictures and videos; what it is made of goes to `runs/`.
@@ -87,7 +87,6 @@ def main(output_dir: str = "demo", seed: int = 0) -> dict[str, float]:
     print_figures(rows)
     print("\nSeconds: " + ", ".join(f"{stage} {value:.0f}" for stage, value in seconds.items()))
     print(f"Checkpoint: {folder}; what it found among scikit-image's pictures: {sheet}")
-    return seconds
 
 
 def write_features(encoder: Path, features: Path = FEATURES, data: Path = RUNS / "data", name: str = NAMES_ENCODER):

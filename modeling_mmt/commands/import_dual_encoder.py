@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from modeling_mmt import MMTModel, MMTProcessor
-from modeling_mmt.data.errors import InputError
+from modeling_mmt.data.errors import InputError, naming_input
 from modeling_mmt.data.hub_names import check_model_name
+from modeling_mmt.hub.import_card import write_import_card
 
 
 def main(
@@ -32,18 +33,37 @@ def main(
     check_model_name(name, revision)
     if vision_model is not None:
         check_model_name(vision_model, vision_revision)
-    model = MMTModel.from_dual_encoder(name, vision_model, revision=revision, vision_revision=vision_revision)
-    config = model.config
-    processor = MMTProcessor.from_dual_encoder(
-        name,
-        vision_model,
-        revision=revision,
-        vision_revision=vision_revision,
-        max_video_length=config.max_video_length,
-    )
+    check_folder(name)
+    with naming_input(name):
+        model = MMTModel.from_dual_encoder(name, vision_model, revision=revision, vision_revision=vision_revision)
+        config = model.config
+        processor = MMTProcessor.from_dual_encoder(
+            name,
+            vision_model,
+            revision=revision,
+            vision_revision=vision_revision,
+            max_video_length=config.max_video_length,
+        )
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
+    write_import_card(folder, name, revision)
     print(
         f"{folder}: {config.text_config.model_type} and {config.vision_config.model_type}, {config.projection_dim} "
         f"numbers a caption or clip, {processor.max_text_length} tokens, logit scale {model.logit_scale.item():.4f}"
     )
+
+
+def check_folder(name: str):
+    """Refuse a file, and a folder that holds no model.
+
+    Raises:
+        InputError: it is one of these.
+    """
+    folder = Path(name)
+    if folder.is_file():
+        raise InputError(f"{name} is a file; give the folder that holds the model's config.json, or a name on the Hub")
+    if folder.is_dir() and not any((folder / file).is_file() for file in ("config.json", "modules.json")):
+        raise InputError(
+            f"{name} has no config.json; give the folder of a CLIP or SigLIP as transformers saves it, or a name on "
+            "the Hub"
+        )

@@ -342,6 +342,6 @@ def conditions_of(texts: Sequence[str]) -> Mapping[str, list[str]]:
     for text in texts:
         column, sign, value = text.partition("=")
         if not sign:
-            raise InputError(f"--where {text}: write COLUMN=VALUE, such as is_flag=false")
+            raise InputError(f"--where {text}: write COLUMN=VALUE, such as file=kitchen/kettle.mp4")
         conditions.setdefault(column, []).append(value)
     return conditions

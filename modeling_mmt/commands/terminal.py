@@ -1,10 +1,13 @@
-"""Terminal output: JSON, and colours if a person is watching."""
+"""Terminal input and output: options, JSON, and colours if a person is watching."""
 
+import argparse
 import json
 import os
 import sys
 from collections.abc import Mapping
-from typing import IO, Any
+from typing import IO, Any, NoReturn
+
+from modeling_mmt.data.errors import InputError
 
 
 def print_json(value: Any):
@@ -27,6 +30,14 @@ def be_quiet_unless_watched():
         sys.modules["datasets"].disable_progress_bars()
     if "transformers" in sys.modules:  # and with its bars those of huggingface_hub
         sys.modules["transformers"].utils.logging.disable_progress_bar()
+
+
+class OptionParser(argparse.ArgumentParser):
+    """A grammar whose errors are bad input like any other: one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise the message as an `InputError`."""
+        raise InputError(f"{message.removeprefix('argument ')}; see {self.prog} --help")
 
 
 class Paint:

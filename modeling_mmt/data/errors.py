@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+PACKAGE = Path(__file__).parents[1]
+
 
 class InputError(ValueError):
     """A file, a value or an option cannot be used; the message is one line that names it, and the remedy."""
@@ -21,7 +23,8 @@ def naming_input(name: str, error_type: type[InputError] = InputError) -> Iterat
         error_type: of the error.
 
     Raises:
-        InputError: the library's words in one line, and where it said them. An `InputError` that has the name stays.
+        InputError: the library's words in one line, and where it said them, or words of this package alone. An
+            `InputError` that has the name stays.
     """
     try:
         yield
@@ -36,4 +39,6 @@ def naming_input(name: str, error_type: type[InputError] = InputError) -> Iterat
         if not is_clear:
             words = f"{type(error).__name__}: {words}; check that the file is complete and of the expected kind"
         words = words if name in words else f"{name}: {words}"
-        raise error_type(f"{words} ({Path(last.filename).name}, line {last.lineno})") from error
+        is_ours = Path(last.filename).is_relative_to(PACKAGE)
+        place = "" if is_ours else f" ({Path(last.filename).name}, line {last.lineno})"
+        raise error_type(words + place) from error

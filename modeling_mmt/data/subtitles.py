@@ -146,8 +146,10 @@ def _opened(path: Path) -> Iterator[Any]:
             with av.open(f"file:{path}", format=kind, metadata_errors="replace") as container:
                 yield container
         except av.FFmpegError as error:
-            reason = f"cannot be read as a video: {first_line(error)}. It may be damaged or cut short: fetch it again"
-            raise SourceError(f"{path} {reason}") from error
+            raise SourceError(
+                f"{path} cannot be read as a video: {first_line(error)}. "
+                "It may be damaged or cut short: fetch it again"
+            ) from error
 
 
 def text_streams(path: Path) -> list[TextStream]:

@@ -59,9 +59,9 @@ class FoundVideos(list[Video]):
         self.left = Counter(left)
 
     def summary(self) -> str:
-        """The files of each kind: `taken: 12 mp4, 3 jpg; left: 2 txt, 1 link to a folder`."""
+        """The files of each kind: `taken: 12 mp4, 3 jpg; left out: 2 txt, 1 link to a folder`."""
         taken = Counter(kind_of(source) for source in dict.fromkeys(str(video.source) for video in self))
-        return f"taken: {counted(taken)}" + (f"; left: {counted(self.left)}" if self.left.total() else "")
+        return f"taken: {counted(taken)}" + (f"; left out: {counted(self.left)}" if self.left.total() else "")
 
 
 def find_videos(place: str | Path) -> FoundVideos:
@@ -179,7 +179,7 @@ def _span(line: Mapping[str, Any], where: str) -> tuple[float, float | None]:
     times = seconds_of(line, where)
     start, end = times.get("start", 0.0), times.get("end")
     if not 0 <= start < (math.inf if end is None else end):
-        raise SourceError(f"{where}: start and end are {times}; 0 <= start < end must hold")
+        raise SourceError(f"{where}: {shown_span(times)}; 0 <= start < end must hold")
     return start, end
 
 
@@ -193,7 +193,13 @@ def seconds_of(line: Mapping[str, Any], where: str) -> dict[str, float]:
     try:
         return {key: _seconds(value) for key, value in times.items()}
     except ValueError as error:
-        raise SourceError(f"{where}: start and end are {times}; write seconds, or h:mm:ss") from error
+        raise SourceError(f"{where}: {shown_span(times)}; write seconds, or h:mm:ss") from error
+
+
+def shown_span(times: Mapping[str, Any]) -> str:
+    """A line's times in a message: `start is 5.0, end 3.0`, or `start is missing, end '3'`."""
+    start, end = (repr(times[key]) if key in times else "missing" for key in ("start", "end"))
+    return f"start is {start}, end {end}"
 
 
 def _seconds(value: Any) -> float:

@@ -8,7 +8,6 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from datasets import Dataset
 from huggingface_hub.errors import StrictDataclassError
 from tqdm.auto import tqdm
 
-from modeling_mmt import MMTModel, MMTProcessor
+from modeling_mmt import MMTConfig, MMTModel, MMTProcessor
 from modeling_mmt.data.checks import (
     CorpusError,
     feature_problems,
@@ -28,6 +27,7 @@ from modeling_mmt.data.checks import (
 )
 from modeling_mmt.data.clip_cache import ClipSequence
 from modeling_mmt.data.clips import ClipColumn
+from modeling_mmt.data.errors import InputError
 from modeling_mmt.data.extractors import Extractor, check_extractors
 from modeling_mmt.data.feature_store import FeatureStores
 from modeling_mmt.data.hub_names import check_model_name
@@ -42,6 +42,7 @@ from modeling_mmt.evaluation.relevance import relevance_by_language
 
 Ranks = dict[str, dict[str, np.ndarray]]  # direction -> language -> (queries,)
 CONCEPT = "concept"  # column of what a clip shows; where it is there, every clip of a caption's concept answers it
+MAKERS = "give the folder that `mmt train`, `mmt import` or `mmt demo` writes, or a name on the Hub: org/name"
 MAX_WORDS = 600  # characters of a library's error that are passed on
 
 
@@ -217,7 +218,10 @@ def open_corpus(spec: EvalSpec) -> Corpus:
     where = f"{spec.dataset} ({spec.split})"
     own = None if spec.features else spec.video_column or "video_features"
     of_features = feature_problems(rows) if own == "video_features" else ()
-    for problem in chain(missing_columns(rows, [own] if own else []), of_features):
+    remedy = "; name the column of the clips with --video_column, or feature stores with --features"
+    for problem in missing_columns(rows, [own] if own else []):
+        raise CorpusError(f"{where}: {problem}{remedy}")
+    for problem in of_features:
         raise CorpusError(f"{where}: {problem}")
     extractors: Sequence[Extractor] = ()
     if spec.features:
@@ -298,13 +302,35 @@ def check_checkpoint(source: str):
 
     Raises:
         FileNotFoundError: `source` is neither the folder of a checkpoint nor formed like a Hub name.
-        InputError: as `check_hub_name`.
+        InputError: as `check_hub_name` and `check_model_type`.
     """
-    folder = Path(source)
-    if not (folder / "config.json").is_file() and (folder.exists() or source.count("/") != 1):
-        raise FileNotFoundError(f"no checkpoint in {source}: it has no config.json; `mmt train` writes one")
-    if not folder.exists():
+    config = Path(source) / "config.json"
+    if config.is_file():
+        check_model_type(config)
+    elif Path(source).exists():
+        raise FileNotFoundError(f"no checkpoint in {source}: it has no config.json; {MAKERS}")
+    elif source.count("/") != 1:
+        raise FileNotFoundError(f"no checkpoint in {source}, which does not exist; {MAKERS}")
+    else:
         check_hub_name(source)
+
+
+def check_model_type(config: Path):
+    """Refuse another model's config.json; one that cannot be read is `open_checkpoint`'s to name.
+
+    Raises:
+        InputError: it names another kind of model.
+    """
+    try:
+        values = json.loads(config.read_text(encoding="utf-8"))
+    except ValueError:
+        return
+    kind = values.get("model_type") if isinstance(values, dict) else None
+    if kind not in (None, MMTConfig.model_type):
+        raise InputError(
+            f"{config}: model_type is {kind!r}, not {MMTConfig.model_type!r}; if it is a dual encoder, such as CLIP, "
+            f"make a checkpoint of it: mmt import {config.parent} --output_dir CHECKPOINT"
+        )
 
 
 def open_checkpoint(source: str, revision: str | None = None) -> tuple[MMTModel, MMTProcessor]:

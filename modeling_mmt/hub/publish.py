@@ -199,7 +199,7 @@ def can_write_card(folder: Path) -> bool:
 def check_card(folder: Path, repo_id: str, files: Mapping[str, Path]):
     """Raise `PublishError` where there is no card, or a script that the Hub would take for a loader."""
     if "README.md" not in files:
-        raise PublishError(f"{folder}: no README.md; nothing is published without a card")
+        raise PublishError(f"{folder}: no README.md; write a card first, with its licence between two lines of ---")
     if not files["README.md"].read_text(encoding="utf-8").startswith("---\n"):
         raise PublishError(f"{files['README.md']}: no front matter (licence, languages) between two lines of ---")
     loader = f"{PurePosixPath(repo_id).name}.py"

@@ -32,7 +32,7 @@ def matching_rows(clips: Dataset, where: Mapping[str, Any] | None) -> torch.Tens
     for column, wanted in where.items():
         if column not in clips.column_names:
             raise InputError(
-                f"the index has no column {column!r} to filter by; it kept {', '.join(clips.column_names)}"
+                f"the index has no column {column!r} to filter by; its columns are {', '.join(clips.column_names)}"
             )
         values = clips.select_columns([column]).with_format("arrow")[:][column].combine_chunks()
         several = wanted if isinstance(wanted, list | tuple | set | frozenset) else (wanted,)

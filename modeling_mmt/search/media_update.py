@@ -54,8 +54,10 @@ def bring_in_step(
         model.to(options.device)  # type: ignore[arg-type]  # transformers' wrapper has a type of its own
     except (RuntimeError, AssertionError) as error:
         reason = str(error).partition("\n")[0]
+        if reason.startswith("Expected one of"):  # every kind of device that torch has ever had
+            reason = "torch has no device of this name"
         raise InputError(
-            f"--device {options.device} cannot be used ({reason}); give cpu, or a device that this machine has"
+            f"--device {options.device} cannot be used ({reason}); give cpu, or a device of this machine, such as cuda"
         ) from error
     if index is not None:
         check_fingerprint(model, index.manifest.fingerprint, index.manifest.model)

@@ -12,6 +12,7 @@ from modeling_mmt.data.errors import naming_input
 from modeling_mmt.data.feature_store import ABSENT, FeatureStores
 from modeling_mmt.data.reading import read_split
 from modeling_mmt.data.windows import SampledClips, WindowSampler
+from modeling_mmt.data.wording import counted
 from modeling_mmt.extraction.packaged_encoders import PACKAGED_ENCODERS
 from modeling_mmt.training.recipe import STAGES, DataArguments, Recipe, RecipeError, Source, StageArguments
 
@@ -115,8 +116,10 @@ class Corpora:
         for (name, _, split), rows in self.opened.items():
             record = Path(name) / "build.json"
             published = json.loads(record.read_text("utf-8"))["published"].get(split) if record.is_file() else None
-            line = f"{name} ({split}): {len(rows):,} rows" + (f", published {published:,}" if published else "")
-            yield line + ("  <- not the published number" if published and len(rows) != published else "")
+            size = counted(len(rows), "row") + (f", published {published:,}" if published else "")
+            yield f"{name} ({split}): {size}" + (
+                "  <- not the published number" if published and len(rows) != published else ""
+            )
         for store in {str(store.folder): store for stores in self.stores.values() for store in stores.stores}.values():
             yield (
                 f"{store.folder}: {len(store):,} clips by {store.manifest['extractor']}, {store.dim} wide, "

@@ -121,7 +121,8 @@ def read_file(name: str) -> dict[str, Any]:
     except ValueError as error:
         raise RecipeError(f"{name}: {error}") from None
     if not isinstance(values, dict):
-        raise RecipeError(f"{name}: it is {shown(values)}; give fields with values")
+        content = "empty" if values is None else f"not a recipe but {shown(values)}"
+        raise RecipeError(f"{name}: {content}; give fields with values, such as data.dataset: emoji9")
     return values
 
 
@@ -197,7 +198,8 @@ def in_words(error: Mapping[str, Any]) -> str:
         return f"{path} is missing; it has no default"
     if cause and is_dataclass(required(field_type(error["loc"]))):  # by a part's own check, which names the field
         return f"{path}.{cause}".lstrip(".")
-    message = "give fields with values" if error["type"] == "dataclass_type" else error["msg"]
+    remedies = {"dataclass_type": "give fields with values", "list_type": f"write a list: [{error['input']}]"}
+    message = remedies.get(error["type"], error["msg"])
     return f"{path} is {shown(error['input'])}; {cause or message[0].lower() + message[1:]}"
 
 

@@ -1,10 +1,12 @@
 """The grammar of `mmt`, the exit codes, and what goes to a terminal."""
 
 import calendar
+import inspect
 import io
 import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from modeling_mmt.data.errors import InputError
 from modeling_mmt.recipes import bundled_recipes
 
 ROOT = Path(__file__).resolve().parents[2]
-PARSED = ("demo", "extract", "import", "recipes", "index", "evaluate", "search", "report", "export", "publish")
+PARSED = ("demo", "extract", "import", "recipes", "index", "evaluate", "search", "report", "cost", "export", "publish")
 VERBS = (*mmt.PASSED_ON, *PARSED)
 
 
@@ -48,15 +50,26 @@ def test_what_is_written_is_called_output_dir_and_options_have_underscores():
         assert not {"--output", "--out", "--folder"} & set(options)
 
 
+def imported_by(*words):
+    """The exit code of a command, and the modules that it imported."""
+    script = "import atexit, sys, mmt; atexit.register(lambda: print(*sys.modules)); raise SystemExit(mmt.main())"
+    done = subprocess.run([sys.executable, "-c", script, *words], cwd=ROOT, capture_output=True, text=True)
+    return done.returncode, set(done.stdout.splitlines()[-1].split())
+
+
 @pytest.mark.parametrize(
     ("words", "code"), [(["--help"], 0), (["search", "--help"], 0), (["search"], 2), (["nothing"], 2)]
 )
 def test_help_and_a_wrong_option_import_neither_torch_nor_transformers(words, code):
-    script = "import atexit, sys, mmt; atexit.register(lambda: print(*sys.modules)); mmt.main()"
-    done = subprocess.run([sys.executable, "-c", script, *words], cwd=ROOT, capture_output=True, text=True)
-    imported = set(done.stdout.splitlines()[-1].split())
-    assert done.returncode == code and "mmt" in imported
+    returned, imported = imported_by(*words)
+    assert returned == code and "mmt" in imported
     assert not imported & {"torch", "transformers", "datasets", "numpy", "modeling_mmt"}
+
+
+@pytest.mark.parametrize("words", [["recipes"], ["recipes", "emoji9/mmp_en"]])
+def test_recipes_are_listed_and_shown_without_torch(words):
+    returned, imported = imported_by(*words)
+    assert returned == 0 and not imported & {"torch", "transformers", "datasets"}
 
 
 # Errors
@@ -78,6 +91,34 @@ def test_bad_input_is_one_line_interrupted_is_130_and_a_bug_keeps_its_traceback(
     monkeypatch.setattr(evaluate, "main", bug)
     with pytest.raises(AssertionError, match="a bug"):
         mmt.main(["evaluate", "x"])
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["indx", "films"], r"mmt: COMMAND: invalid choice: 'indx' \(choose from .*\); did you mean index\?\n"),
+        (
+            ["index", "films", "--output_dir", "i", "--window", "four"],
+            r"mmt index: --window: invalid float value: 'four'; see mmt index --help\n",
+        ),
+        (["extract", "films"], r"mmt extract: the following arguments are required: --output_dir; see .*\n"),
+        (["convert", "films"], r"mmt: the following arguments are required: .*; see mmt convert --help\n"),
+        (["recipes", "emoji9/mmp"], r"mmt: emoji9/mmp is not a bundled recipe; did you mean emoji9/mmp_en or .*\?\n"),
+    ],
+)
+def test_a_wrong_word_of_the_command_line_is_one_line_without_the_usage(words, line, capsys):
+    try:
+        code = mmt.main(words)
+    except SystemExit as exit_:
+        code = exit_.code
+    assert code == 2 and re.fullmatch(line, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("verb", [*mmt.PASSED_ON, *PARSED])
+def test_what_a_verb_returns_is_an_exit_code_or_nothing(verb):
+    module = import_module(f"modeling_mmt.commands.{mmt.MODULES.get(verb, verb)}")
+    call = module.command if verb == "train" else module.main
+    assert inspect.signature(call).return_annotation in (int, None, int | None, inspect.Signature.empty)
 
 
 def test_a_library_s_complaint_about_a_line_of_ours_is_no_bad_input():

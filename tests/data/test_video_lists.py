@@ -37,7 +37,7 @@ def test_a_folder_gives_its_videos_and_pictures_by_their_paths(folder):
         Video("b", str(folder / "b.mp4")),
     ]
     assert found.summary() == (
-        "taken: 1 gif, 1 jpg, 1 mp4, 1 webm; left: 2 hidden, 1 jpg named as a video is, 1 txt, 1 without an ending"
+        "taken: 1 gif, 1 jpg, 1 mp4, 1 webm; left out: 2 hidden, 1 jpg named as a video is, 1 txt, 1 without an ending"
     )
 
 

@@ -109,7 +109,7 @@ def test_arrays_in_folders_and_linked_folders_have_ids_with_folders_and_what_is_
     (tmp_path / "npy/list.csv").touch()
     store, _ = convert(tmp_path / "npy", tmp_path / "store", extractor="s3d", revision="1", rate=None)
     assert set(store) == {"kitchen/cat", "linked/dog"}
-    assert "taken: 2 npy; left: 1 csv, 1 link to a folder" in capsys.readouterr().out
+    assert "taken: 2 npy; left out: 1 csv, 1 link to a folder" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["all.pth", "all.pt", "all.pkl", "clips/a.pickle", "clips/a.npy", "clips.npz"])

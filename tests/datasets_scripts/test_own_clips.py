@@ -177,7 +177,10 @@ HEADER = "video_id;language;caption\r\n"
     [
         ("", "captions.csv: no clip|source: no clip"),
         ("a;b\r\n1;2\r\n", "captions.csv, line 1: no column 'video_id' or 'file_name'; the header is a, b"),
-        ("video_id;title\r\n1;2\r\n", "captions.csv, line 1: no column 'caption', nor one of a language such as 'en'"),
+        (
+            "video_id;title\r\n1;2\r\n",
+            "line 1: no column 'caption', nor one with a language's code, such as 'en'",
+        ),
         ("video_id;caption\r\n1;2\r\n", "captions.csv, line 1: no column 'language'; the header is video_id, caption"),
         ("video_id;en;EN\r\n1;2;3\r\n", "captions.csv, line 1: column 'en' appears twice"),
         (HEADER + 'a;en;"two\r\nlines"\r\nb;en\r\n', "captions.csv, line 4: column 'caption' is missing"),
@@ -189,9 +192,9 @@ HEADER = "video_id;language;caption\r\n"
         (HEADER + ";en;x\r\n", "captions.csv, line 2, column 'video_id': '' is not a valid clip id"),
         ("file_name;en\r\n/a.mp4;x\r\n", "captions.csv, line 2, column 'file_name': '/a' is not a valid clip id"),
         ("file_name;en\r\n/;x\r\n", "captions.csv, line 2, column 'file_name': '/'; write the path"),
-        ("video_id;id\r\na;12\r\n", "captions.csv, line 1: no column 'caption', nor one of a language"),
-        ("video_id;en;start\r\na;x;1\r\n", "captions.csv, line 2: start and end are {'start': 1.0}; write both"),
-        (HEADER.replace("\r", ";start;end\r") + "a;en;x;1;soon\r\n", "captions.csv, line 2: start and end are"),
+        ("video_id;id\r\na;12\r\n", "captions.csv, line 1: no column 'caption', nor one with a language's code"),
+        ("video_id;en;start\r\na;x;1\r\n", "captions.csv, line 2: start is 1.0, end missing; write both"),
+        (HEADER.replace("\r", ";start;end\r") + "a;en;x;1;soon\r\n", "captions.csv, line 2: start is '1', end 'soon'"),
     ],
 )
 def test_every_bad_table_is_one_line_that_names_file_line_and_column(text, message, tmp_path, capsys):

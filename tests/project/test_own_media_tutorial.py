@@ -59,7 +59,7 @@ def test_the_commands_of_the_page_lead_from_a_folder_to_moments(films, monkeypat
         assert code == 0, f"{command}\n{err[-3000:]}"
         told[command] = out
     said = "\n".join(told.values())
-    assert re.search(r"taken: 6 mp4, 2 mkv, 1 jpg; left: \d+ (srt|vtt), ", said)
+    assert re.search(r"taken: 6 mp4, 2 mkv, 1 jpg; left out: \d+ (srt|vtt), ", said)
     for file in (
         "data/films/README.md",
         "data/clips/README.md",

@@ -57,7 +57,7 @@ def test_no_filter_is_none():
     [
         ({"length": "long"}, "column 'length' holds int64, and 'long' is none"),
         ({"is_flag": "perhaps"}, "column 'is_flag' holds bool, and 'perhaps' is none"),
-        ({"colour": "red"}, "no column 'colour' to filter by; it kept video_id, year"),
+        ({"colour": "red"}, "no column 'colour' to filter by; its columns are video_id, year"),
     ],
 )
 def test_a_value_that_a_column_cannot_hold_is_refused_by_name(where, message):

@@ -101,7 +101,7 @@ def test_a_filter_leaves_what_its_columns_say(index):
     assert sorted(hit.row for hit in hits) == [0, 3, 27]
     with pytest.raises(ValueError, match="leaves no clip"):
         index.search_clips([IDS[1]], 1, where={"length": 99})
-    with pytest.raises(ValueError, match="no column 'colour' to filter by; it kept video_id, is_flag, length, file"):
+    with pytest.raises(ValueError, match="no column 'colour' .*; its columns are video_id, is_flag, length, file"):
         index.search_clips([IDS[1]], 1, where={"colour": "red"})
 
 

@@ -97,7 +97,7 @@ def run(recipe, corpus, *options):
 def test_extract_says_what_it_took_and_what_it_left(media, monkeypatch, capsys):
     monkeypatch.chdir(media)
     few = ["--encoder", "resnet", "--num_workers", 0, "--num_frames", 1]
-    assert "my_media: taken: 8 mp4, 1 png; left: 16 srt, 1 csv\n" in call(
+    assert "my_media: taken: 8 mp4, 1 png; left out: 16 srt, 1 csv\n" in call(
         capsys, "extract", "my_media", *few, "--output_dir", "few/films"
     )[1]  # fmt: skip
     out = call(capsys, "extract", "my_media/captions.csv", *few, "--output_dir", "few/clips")[1]

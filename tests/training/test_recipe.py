@@ -270,8 +270,8 @@ def test_an_error_is_one_line_with_the_recipes_path_or_the_command_line_the_fiel
     ("content", "message"),
     [
         (b"data: {dataset: [", "not YAML: line 1: "),
-        (b"", "it is null; give fields with values"),
-        (b"[1]", "it is [1]; give fields with values"),
+        (b"", "empty; give fields with values"),
+        (b"[1]", "not a recipe but [1]; give fields with values"),
         (b"seed: 1\nname: \xe9\n", "not UTF-8: invalid continuation byte at byte 14; save it as UTF-8"),
         ("seed: 1".encode("utf-16"), "not UTF-8: invalid start byte at byte 0; save it as UTF-8"),
         (b"a\0b", "not YAML: unacceptable character #x0000"),

@@ -689,7 +689,7 @@ def test_a_run_killed_while_it_saves_leaves_no_old_figures_beside_new_weights(co
         train.main([recipe])
         raise SystemExit
     assert written - {path.name for path in output.iterdir()} == {*RESULTS}
-    with pytest.raises(PublishError, match="no README.md; nothing is published without a card"):
+    with pytest.raises(PublishError, match="no README.md; write a card first"):
         publish(output, "org/name")
     monkeypatch.undo()
     train.main([recipe])

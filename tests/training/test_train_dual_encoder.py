@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from tiny_corpus import write_recipe
 from tiny_dual_encoders import CAPTIONS, build
 from tiny_pixels import PIXELS
@@ -12,6 +13,7 @@ from mmt import main as mmt
 from modeling_mmt import MMTModel, MMTProcessor
 from modeling_mmt.commands import train
 from modeling_mmt.evaluation.embedding import embed_texts
+from modeling_mmt.hub.publish import check_card, published_files
 from modeling_mmt.training import layer_cache
 from modeling_mmt.training.layer_cache import CachedProcessor, FrozenTextCache
 from modeling_mmt.training.recipe_reading import load_recipe
@@ -107,3 +109,33 @@ def test_mmt_import_writes_a_checkpoint_once(original, tmp_path, capsys):
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
     assert mmt(["import", str(original[0]), "--output_dir", str(output)]) == 2
     assert f"--output_dir {output} is not empty; name a new folder" in capsys.readouterr().err
+
+
+def test_an_imported_checkpoint_has_a_card_and_is_ready_to_be_published(original, tmp_path, capsys):
+    folder = tmp_path / "imported"
+    assert mmt(["import", str(original[0]), "--output_dir", str(folder)]) == 0
+    card = (folder / "README.md").read_text()
+    assert ModelCard(card).data.library_name == "transformers"
+    assert original[0].name in card and str(original[0]) not in card  # no path of this machine
+    check_card(folder, "org/name", published_files(folder))
+
+
+def test_the_folder_of_a_dual_encoder_that_was_not_imported_is_named_with_the_command_to_import_it(original, capsys):
+    assert mmt(["search", str(original[0]), "cat"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "config.json: model_type is 'clip', not 'mmt'" in line
+    assert f"mmt import {original[0]} --output_dir CHECKPOINT" in line
+
+
+def test_what_is_no_dual_encoder_is_refused_in_one_line(original, tmp_path, capsys):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd/config.json").write_text("{}")
+    for name, words in (
+        (tmp_path / "photos", "has no config.json; give the folder of a CLIP or SigLIP"),
+        (tmp_path / "odd", "Unrecognized model"),
+        (original[0] / "config.json", "is a file; give the folder"),
+    ):
+        assert mmt(["import", str(name), "--output_dir", str(tmp_path / "new")]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert str(name) in line and words in line
