@@ -304,7 +304,9 @@ def add_cost(parser: argparse.ArgumentParser):
     parser.add_argument("--cards", type=int, default=1, metavar="N", help="cards that share the work (%(default)s)")
     share = "share of the card's bf16 rate that is reached (%(default)g, an assumption)"
     parser.add_argument("--utilisation", type=float, default=0.35, metavar="SHARE", help=share)
-    parser.add_argument("--price_per_hour", type=float, metavar="PRICE", help="price of a card, in any currency (none: no money)")
+    parser.add_argument(
+        "--price_per_hour", type=float, metavar="PRICE", help="price of a card, in any currency (none: no money)"
+    )
     add_json(parser)
 
 
