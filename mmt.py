@@ -307,7 +307,7 @@ def add_cost(parser: argparse.ArgumentParser):
     parser.add_argument("--card", required=True, metavar="NAME", help="h200, h100, a100 or l4")
     parser.add_argument("--clips", type=int, required=True, metavar="N", help="clips or videos of an epoch")
     parser.add_argument(
-        "--hours", type=float, required=True, metavar="HOURS", help="of video to extract features from"
+        "--hours", type=float, required=True, metavar="HOURS", help="hours of video to extract features from"
     )
     rate = "frames encoded per second of video (%(default)g), each by a ViT-B/16"
     parser.add_argument("--frames_per_second", type=float, default=1.0, metavar="RATE", help=rate)
@@ -318,7 +318,9 @@ def add_cost(parser: argparse.ArgumentParser):
     parser.add_argument("--cards", type=int, default=1, metavar="N", help="cards that share the work (%(default)s)")
     share = "share of the card's bf16 rate that is reached (%(default)g, an assumption)"
     parser.add_argument("--utilisation", type=float, default=0.35, metavar="SHARE", help=share)
-    parser.add_argument("--price_per_hour", type=float, metavar="PRICE", help="of a card, in any currency (no money)")
+    parser.add_argument(
+        "--price_per_hour", type=float, metavar="PRICE", help="price of a card, in any currency (none: no money)"
+    )
     add_json(parser)
 
 

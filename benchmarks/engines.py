@@ -59,8 +59,8 @@ def build(name: str, folder: Path, ids: Sequence[str], vectors: torch.Tensor) ->
     started = time.perf_counter()
     engine = open_engine(name, folder, ids, vectors, "benchmark")
     seconds = time.perf_counter() - started
-    kept = bytes_below(folder) if name != "exact" else vectors.nbytes
-    return engine, {"engine": name, "build_seconds": seconds, "bytes_a_vector": kept / len(ids)}
+    num_bytes = bytes_below(folder) if name != "exact" else vectors.nbytes
+    return engine, {"engine": name, "build_seconds": seconds, "bytes_a_vector": num_bytes / len(ids)}
 
 
 def measure(
