@@ -14,6 +14,7 @@ Examples:
   mmt search runs/mmp_en "con mèo" "骑自行车的人" --top 5             clips for queries in any language
   mmt search my_index "con mèo" --contact_sheet found.png           moments from an index, and a picture of them
   mmt report runs/mmp_en --compare runs/none_en                     an HTML report: strengths and weaknesses
+  mmt cost paper/xlmr_mmp_en --card h200 --clips 1200000 --hours 134472    hours, bytes and money of a recipe
   mmt export runs/mmp_en --output_dir onnx/mmp_en                   ONNX files that need no torch
   mmt publish runs/mmp_en org/name --tag v1.0                       a Hub repository with a card and figures
 
@@ -65,8 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         options = vars(parse(words))
         verb, traceback = options.pop("verb"), options.pop("traceback", False)
-    # What follows imports torch and transformers; help, a wrong option and an index that is as it was come without.
-    if "modeling_mmt" not in sys.modules and verb == "index":
+    # What follows imports torch and transformers; help, a wrong option, recipes and an index as it was come without.
+    if "modeling_mmt" not in sys.modules and verb in ("index", "recipes"):
         postpone("modeling_mmt")
     from modeling_mmt.commands import errors, terminal
 
@@ -151,6 +152,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_evaluate(verb("evaluate", "measure R@1, R@5, R@10, MedR and MRR in every language"))
     add_search(verb("search", "find moments and clips for queries in any language"))
     add_report(verb("report", "write one HTML file about a checkpoint, and Markdown and JSON"))
+    add_cost(verb("cost", "count what a recipe costs on a card: hours, bytes and money"))
     add_export(verb("export", "write both towers as ONNX, and an int8 text tower"))
     add_publish(verb("publish", "push a checkpoint, a dataset, an index or a feature store to the Hub, with its card"))
     return parser
@@ -228,6 +230,8 @@ def add_index(parser: argparse.ArgumentParser):
     parser.add_argument("--num_workers", type=int, metavar="N", help="processes that decode (one per core)")
     timeout = "longest time that decoding a piece of a file may take (%(default)g)"
     parser.add_argument("--timeout", type=float, default=600.0, metavar="SECONDS", help=timeout)
+    engine = "also build or update this search engine beside the index, as in `mmt search`"
+    parser.add_argument("--engine", metavar="NAME", help=engine)
     status = "only print what an update would do; changes nothing"
     parser.add_argument("--status", action="store_true", help=status)
     add_json(parser)
@@ -257,7 +261,9 @@ def add_search(parser: argparse.ArgumentParser):
     parser.add_argument(
         "--index", metavar="FOLDER", help="for a checkpoint: index of its clips, built if it does not exist"
     )
-    engine = "exact, faiss:FACTORY such as faiss:IVF256,SQ8, qdrant, or qdrant:URL (%(default)s)"
+    engine = (
+        "exact, faiss:FACTORY such as faiss:IVF256,SQ8, lancedb, lancedb:IVF_PQ, qdrant, or qdrant:URL (%(default)s)"
+    )
     parser.add_argument("--engine", default="exact", metavar="NAME", help=engine)
     parser.add_argument(
         "--top", type=int, default=5, metavar="K", help="largest number of results per query (%(default)s)"
@@ -292,6 +298,27 @@ def add_report(parser: argparse.ArgumentParser):
     ceiling = "and one trained on every language; the report shows how much of the gap between the two is closed"
     parser.add_argument("--translate_train", metavar=other, help=ceiling)
     parser.add_argument("--output_dir", default="report", metavar="FOLDER", help="folder to write to (%(default)s)")
+    add_json(parser)
+
+
+def add_cost(parser: argparse.ArgumentParser):
+    """`mmt cost`; what is left out is assumed as the brackets say, and every assumption is printed."""
+    parser.add_argument("recipe", metavar="RECIPE", help="recipe's file, or a bundled one such as paper/xlmr_mmp_en")
+    parser.add_argument("--card", required=True, metavar="NAME", help="h200, h100, a100 or l4")
+    parser.add_argument("--clips", type=int, required=True, metavar="N", help="clips or videos of an epoch")
+    parser.add_argument(
+        "--hours", type=float, required=True, metavar="HOURS", help="of video to extract features from"
+    )
+    rate = "frames encoded per second of video (%(default)g), each by a ViT-B/16"
+    parser.add_argument("--frames_per_second", type=float, default=1.0, metavar="RATE", help=rate)
+    parser.add_argument("--tokens", type=int, metavar="N", help="tokens of a caption (the recipe's max_text_length)")
+    steps = "feature steps of a clip (one per second of the mean of clip_seconds, else 32)"
+    parser.add_argument("--steps", type=int, metavar="N", help=steps)
+    parser.add_argument("--windows", type=int, metavar="N", help="vectors to search (as many as clips)")
+    parser.add_argument("--cards", type=int, default=1, metavar="N", help="cards that share the work (%(default)s)")
+    share = "share of the card's bf16 rate that is reached (%(default)g, an assumption)"
+    parser.add_argument("--utilisation", type=float, default=0.35, metavar="SHARE", help=share)
+    parser.add_argument("--price_per_hour", type=float, metavar="PRICE", help="of a card, in any currency (no money)")
     add_json(parser)
 
 

@@ -35,10 +35,13 @@ from modeling_mmt.data.sources import (
     json_object,
 )
 
+Keywords = Mapping[str, Sequence[str]]  # language -> keywords
+
 INDEX = "photo9.jsonl"
 FIELDS = ("id", "file", "source", "licence", "concept", "emoji", "emoji9_split", "name", "name_source")
 COLUMNS = ("concept", "source", "licence", "emoji", "emoji9_split")  # that a row keeps as they are
 EMOJI9_SPLITS = ("train", "validation", "test")
+LEARNED = EMOJI9_SPLITS[:2]  # whose concepts are learned from and chosen on
 SPLITS = ("train", "validation", "test", "test_unseen", "validation_unseen")
 HELD_OUT = 0.2  # of a concept's photos, in each of validation and test
 NEAR = 6  # of the 64 bits in which the hashes of near-duplicates differ
@@ -86,7 +89,7 @@ def read(sources: Sources, tally: Tally, clock: Clock) -> tuple[datasets.Feature
     for alike in photos.values():
         splits = splits_of(alike, tally)
         for photo, split in zip(alike, splits, strict=True):
-            rows[split].append(with_keywords(photo, keywords.get(photo["emoji"], {}), tally))
+            rows[split].append(with_keywords(photo, keywords_of(photo, keywords), tally))
     texts = {f"name_{language}": datasets.Value("string") for language in LANGUAGES}
     texts |= {f"keywords_{language}": datasets.List(datasets.Value("string")) for language in LANGUAGES}
     plain = {name: datasets.Value("string") for name in ("video_id", *COLUMNS)}
@@ -131,7 +134,7 @@ def splits_of(alike: Sequence[Row], tally: Tally) -> list[str]:
     is_cldr, emoji9_split = seen.pop()
     if not is_cldr:
         return ["validation_unseen"] * len(alike)
-    if emoji9_split not in ("train", "validation"):
+    if emoji9_split not in LEARNED:
         return ["test_unseen"] * len(alike)
     groups = near_duplicates(alike)
     tally.count("near_duplicate", sum(len(group) for group in groups if len(group) > 1))
@@ -162,17 +165,38 @@ def difference_hash(picture: bytes) -> np.ndarray:
     return (grey[:, :-1] < grey[:, 1:]).ravel()
 
 
-def emoji9_keywords() -> dict[str, dict[str, list[str]]]:
-    """Emoji -> language -> keywords, of the emoji that emoji9 trains or validates on."""
+def emoji9_keywords() -> dict[str, Keywords]:
+    """Emoji, as `unvaried` spells it, -> language -> keywords, of the emoji that emoji9 trains or validates on."""
     columns = [f"keywords_{language}" for language in LANGUAGES]
     found = {}
-    for split in ("train", "validation"):
+    for split in LEARNED:
         for row in read_split("emoji9", None, split).select_columns(["emoji", *columns]):
-            found[row["emoji"]] = {language: row[f"keywords_{language}"] or [] for language in LANGUAGES}
+            found[unvaried(row["emoji"])] = {language: row[f"keywords_{language}"] or [] for language in LANGUAGES}
     return found
 
 
-def with_keywords(photo: Row, keywords: Mapping[str, Sequence[str]], tally: Tally) -> Row:
+def keywords_of(photo: Row, keywords: Mapping[str, Keywords]) -> Keywords:
+    """The keywords of a photo's emoji in each language; none where emoji9 does not learn from it.
+
+    Raises:
+        SourceError: its `emoji9_split` says that emoji9 does, and emoji9 has no such emoji there.
+    """
+    emoji, split = photo["emoji"], photo["emoji9_split"]
+    found = keywords.get(unvaried(emoji or ""), {})
+    if split in LEARNED and not found:
+        raise SourceError(
+            f"{INDEX}: {photo['video_id']!r}: emoji9_split is {split!r}, and emoji9's {' and '.join(LEARNED)} have no "
+            f"emoji {emoji!r}; correct one of them"
+        )
+    return found
+
+
+def unvaried(emoji: str) -> str:
+    """An emoji without U+FE0F, which asks for it in colour and which some lists write and others leave out."""
+    return emoji.replace("\ufe0f", "")
+
+
+def with_keywords(photo: Row, keywords: Keywords, tally: Tally) -> Row:
     """The photo with its emoji's keywords, its name left out in each language."""
     for language in LANGUAGES:
         name, words = photo[f"name_{language}"], keywords.get(language, [])

@@ -33,6 +33,7 @@ from modeling_mmt import MMTModel, MMTProcessor
 from modeling_mmt.data.files import write_json, write_text
 from modeling_mmt.data.languages import LANGUAGES
 from modeling_mmt.data.reading import read_split
+from modeling_mmt.evaluation.diagnostics import holm
 from modeling_mmt.evaluation.evaluate import EvalSpec, evaluate, open_corpus
 from modeling_mmt.evaluation.ranks import ranks
 from modeling_mmt.evaluation.significance import paired_test, summarise_seeds
@@ -247,6 +248,8 @@ def results(seeds: Sequence[int]) -> dict[str, Any]:
         "seconds": seconds,
         "comparisons": [{"a": a, "b": b, **paired_test(hits[a], hits[b])} for a, b in pairs],
     }
+    for test, p in zip(found["comparisons"], holm([test["p"] for test in found["comparisons"]]), strict=True):
+        test["p_holm"] = p
     write_json(RESULTS / "results.json", found)
     write_text(RESULTS / "table.md", table(found))
     return found

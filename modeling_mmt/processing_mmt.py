@@ -244,6 +244,11 @@ class MMTProcessor(ProcessorMixin):
             kwargs["max_text_length"] = kwargs.pop("model_max_length")
         return super().from_pretrained(*args, **kwargs)
 
+    @property
+    def padding_side(self) -> str:
+        """`"right"`, so that the model's first output token is a real one; else the tokenizer's own."""
+        return "right" if self.clean_text else self.tokenizer.padding_side
+
     def to_dict(self) -> dict[str, Any]:
         """What `processor_config.json` holds."""
         return super().to_dict() | {"max_text_length": self.max_text_length}
@@ -394,7 +399,7 @@ class MMTProcessor(ProcessorMixin):
         if self.text_padding == "max_length":
             options |= rule  # what the encoder reads is not the caller's choice
         if self.clean_text:
-            options["padding_side"] = "right"  # the model's "first" output token is a real one
+            options["padding_side"] = self.padding_side
         cleaned = [clean_caption(caption, index) for index, caption in enumerate(captions)]
         texts = [self.text_prefix + text for text in (cleaned if self.clean_text else captions)]
         tokens = self.tokenizer(texts, return_tensors="pt", **options)

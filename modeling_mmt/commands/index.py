@@ -16,6 +16,7 @@ def main(
     media: str,
     output_dir: str,
     embeddings: str | None = None,
+    engine: str | None = None,
     status: bool = False,
     as_json: bool = False,
     **options: Any,
@@ -26,17 +27,20 @@ def main(
         media: folder of videos and pictures.
         output_dir: of the index.
         embeddings: vectors that were made elsewhere, of the clips that the table `media` lists.
+        engine: that is brought in step with the index, by its name in `modeling_mmt.search.engines`.
         status: only say how they stand.
         as_json: print JSON.
         options: of `IndexOptions`.
     """
     if embeddings is not None:
         index_vectors(media, embeddings, output_dir, options.get("model"), as_json)
+        keep_engine(output_dir, engine)
         return
     done: dict[str, Any] = {}
     if not status:
         report = update_index(media, output_dir, IndexOptions(**options, progress=is_watched(sys.stderr)))
         done = {"done": vars(report) | {"seconds_of_video": round(report.seconds_of_video, 3)}}
+        keep_engine(output_dir, engine)
     now = index_status(media, output_dir)
     if as_json:
         print_json(done | vars(now))
@@ -47,6 +51,15 @@ def main(
             f"{report.recognised} recognised by content"
         )
     print_status(output_dir, now)
+
+
+def keep_engine(folder: str, engine: str | None):
+    """Build an engine beside an index, or bring it in step with the rows."""
+    if engine is None:
+        return
+    from modeling_mmt.search.index import SearchIndex  # imports torch, which a folder that is as it was needs not
+
+    SearchIndex.load(folder, engine=engine)
 
 
 def index_vectors(table: str, embeddings: str, folder: str, model: str | None, as_json: bool):

@@ -323,12 +323,12 @@ class MMTDataCollator:
         keys: Sequence[int],
         generators: Sequence[np.random.Generator],
     ) -> torch.Tensor:
-        tokens, lengths = batch[f"{prefix}input_ids"], batch[f"{prefix}attention_mask"].sum(dim=1).tolist()
+        tokens, is_real = batch[f"{prefix}input_ids"], batch[f"{prefix}attention_mask"].bool().numpy()
         lost = np.zeros(tokens.shape, dtype=bool)
-        for row, (key, length, generator) in enumerate(zip(keys, lengths, generators, strict=True)):
+        for row, (key, generator) in enumerate(zip(keys, generators, strict=True)):
             if self.noise_pool_size:
                 generator = np.random.default_rng((key, int(generator.integers(self.noise_pool_size))))
-            lost[row, :length] = generator.random(length) < self.noise_probability
+            lost[row, is_real[row]] = generator.random(is_real[row].sum()) < self.noise_probability
         special = torch.isin(tokens, torch.tensor(self.processor.tokenizer.all_special_ids))
         return tokens.masked_fill(torch.from_numpy(lost) & ~special, self.processor.tokenizer.mask_token_id)
 
@@ -365,8 +365,6 @@ def caption_keys(batch: Mapping[str, Any], view: str = "") -> torch.Tensor:
     keys: torch.Tensor | None = batch.get(f"{view}caption_keys")
     if keys is not None:
         return keys
-    lengths = batch[mask_name(view)].sum(dim=1).tolist()
-    rows = batch[f"{view}input_ids"].tolist()
-    return torch.tensor(
-        [stable_id(repr(row[:length])) for row, length in zip(rows, lengths, strict=True)], dtype=torch.long
-    )
+    ids, is_real = batch[f"{view}input_ids"].cpu().numpy(), batch[mask_name(view)].bool().cpu().numpy()
+    rows = zip(ids, is_real, strict=True)
+    return torch.tensor([stable_id(repr(row[real].tolist())) for row, real in rows], dtype=torch.long)

@@ -24,6 +24,7 @@ from modeling_mmt.data.encodings import decode
 from modeling_mmt.data.errors import naming_input
 from modeling_mmt.data.language_tags import language_tag
 from modeling_mmt.data.sources import SourceError
+from modeling_mmt.frames_mmt import first_line
 
 SUFFIXES = (".srt", ".vtt", ".ass", ".ssa", ".tsv", ".json")  # where two say the same, the first is taken
 OTHER_SUFFIXES = (".sub", ".idx", ".sup", ".sbv", ".smi", ".sami", ".ttml", ".dfxp", ".stl", ".scc", ".lrc")
@@ -141,9 +142,13 @@ def _opened(path: Path) -> Iterator[Any]:
         yield None
         return
     with naming_input(str(path), SourceError):
-        container = av.open(f"file:{path}", format=kind, metadata_errors="replace")
-    with container, naming_input(str(path), SourceError):
-        yield container
+        try:
+            with av.open(f"file:{path}", format=kind, metadata_errors="replace") as container:
+                yield container
+        except av.FFmpegError as error:
+            raise SourceError(
+                f"{path} cannot be read as a video: {first_line(error)}. It may be damaged or cut short: fetch it again"
+            ) from error
 
 
 def text_streams(path: Path) -> list[TextStream]:

@@ -34,10 +34,10 @@ class TokenizedOnce:
                 batch = self.processor.tokenize(new)
             except ItemError as error:
                 raise error.named(list(texts).index(new[error.name])) from None
-            for row, (text, length) in enumerate(zip(new, batch["attention_mask"].sum(dim=1).tolist(), strict=True)):
-                self.rows[text] = {name: values[row, :length].clone() for name, values in batch.items()}
-        padding = {"input_ids": self.processor.tokenizer.pad_token_id}
+            for row, (text, is_real) in enumerate(zip(new, batch["attention_mask"].bool(), strict=True)):
+                self.rows[text] = {name: values[row, is_real] for name, values in batch.items()}
+        padding, side = {"input_ids": self.processor.tokenizer.pad_token_id}, self.processor.padding_side
         return {
-            name: pad_sequence([self.rows[text][name] for text in texts], True, padding.get(name, 0))
+            name: pad_sequence([self.rows[text][name] for text in texts], True, padding.get(name, 0), side)
             for name in self.rows[texts[0]]
         }

@@ -173,11 +173,12 @@ def _context(function: Callable[[Any], Any]) -> Any:
 def _serve(function: Callable[[Any], Any], connection: Connection, timeout: float) -> None:
     """A worker's life: an answer for each argument, until there is no one to answer."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    connection.send("ready")
+    if not _sent(connection, "ready"):
+        return
     while True:
         try:
             argument = connection.recv()
-        except EOFError:
+        except (EOFError, ConnectionError):
             return
         if hasattr(signal, "setitimer"):
             signal.setitimer(signal.ITIMER_REAL, timeout + ORPHAN_SECONDS)  # no handler: it ends the process
@@ -186,10 +187,17 @@ def _serve(function: Callable[[Any], Any], connection: Connection, timeout: floa
             answer = True, function(argument)
         except (ValueError, OSError) as error:
             answer = False, _reason(error)
-        try:
-            connection.send(answer)
-        except BrokenPipeError:
+        if not _sent(connection, answer):
             return
+
+
+def _sent(connection: Connection, value: Any) -> bool:
+    """Whether there was someone to send it to; a pool that is killed leaves its workers alone."""
+    try:
+        connection.send(value)
+    except ConnectionError:
+        return False
+    return True
 
 
 def _reason(error: Exception) -> str:

@@ -1,15 +1,17 @@
-"""Other search engines with the interface of `ExactSearch`: FAISS through `datasets`, and Qdrant.
+"""Other search engines with the interface of `ExactSearch`: FAISS through `datasets`, LanceDB (`lance.py`), Qdrant.
 
 An engine has `len`, and `search(queries, top, allowed)`: `(q, P)` float32 unit vectors in, scores `(q, k')` float64
 and rows `(q, k')` int64 out, best first; row -1 with score -inf where it found fewer. What it finds is approximate,
 unless the engine says otherwise.
 
 `open_engine` gives an index the engine that its name says, kept beside the index, and in step with its rows: what was
-kept of other rows is built again (FAISS) or changed where they differ (Qdrant), so that rows that were added, replaced
-or dropped are found, or not, as by the exact search.
+kept of other rows is built again (FAISS) or changed where they differ (LanceDB, Qdrant), so that rows that were added,
+replaced or dropped are found, or not, as by the exact search.
 
     exact                    the default
     faiss:IVF256,SQ8         a factory string of FAISS
+    lancedb                  on disk, every row compared
+    lancedb:IVF_PQ           with an index, or IVF_HNSW_SQ
     qdrant                   embedded, beside the index
     qdrant:http://host:6333  a server or cluster, whose key is in QDRANT_API_KEY where it wants one; the collection is
                              called as the index's folder
@@ -34,9 +36,11 @@ from datasets import Dataset
 from modeling_mmt.data.errors import InputError
 from modeling_mmt.data.files import file_sha256, write_text, writing_file
 from modeling_mmt.search.exact import ExactSearch, check_request, check_unit_rows
+from modeling_mmt.search.lance import LanceSearch
 
 ENGINES = "engines"  # folder beside an index's segments
 POINTS_AT_ONCE = 1024
+EXTRAS = {"lancedb": "lancedb"}  # of an engine's library; else `search`
 
 
 class EngineError(InputError):
@@ -319,6 +323,8 @@ def open_engine(
         if kind == "faiss" and detail:
             path = folder / ENGINES / f"faiss-{re.sub(r'[^A-Za-z0-9]+', '_', detail)}.index"
             return FaissSearch.cached(path, embeddings, detail, rows_digest(ids, embeddings))
+        if kind == "lancedb":
+            return LanceSearch(folder / ENGINES / "lancedb", ids, embeddings, fingerprint, detail)
         if kind == "qdrant":
             from qdrant_client import QdrantClient
 
@@ -329,10 +335,15 @@ def open_engine(
             with _naming_server(detail or str(folder)):
                 return QdrantSearch.sync(client, folder.resolve().name, ids, embeddings, fingerprint)
     except ImportError as error:
-        raise EngineError(f"engine {name!r} needs {error.name}: pip install modeling_mmt[search]") from error
+        raise EngineError(
+            f"engine {name!r} needs {error.name}: pip install modeling_mmt[{EXTRAS.get(kind, 'search')}]"
+        ) from error
     except ValueError as error:
         raise EngineError(f"engine {name!r}: {error}") from error
-    raise EngineError(f"engine is {name!r}; give exact, faiss:FACTORY such as faiss:IVF256,SQ8, qdrant or qdrant:URL")
+    raise EngineError(
+        f"engine is {name!r}; give exact, faiss:FACTORY such as faiss:IVF256,SQ8, lancedb, lancedb:IVF_PQ, qdrant or "
+        "qdrant:URL"
+    )
 
 
 @contextmanager

@@ -39,6 +39,7 @@ class FrozenTextCache:
             different.
         batch_tokens: tokens, padding included, that the encoder sees at once while filling: always as many, but for a
             caption that is longer.
+        padding_side: where the processor pads captions.
 
     Raises:
         ValueError: the setting is refused, or a shard on disk does not fit the fingerprint it lies under.
@@ -50,11 +51,13 @@ class FrozenTextCache:
         directory: str | os.PathLike | None = None,
         max_bytes: int = 8 * 2**30,
         batch_tokens: int = 512,
+        padding_side: str = "right",
     ):
         text_model.check_frozen_states()
         self.text_model = text_model
         self.batch_tokens = batch_tokens
-        self.fingerprint = frozen_fingerprint(text_model)
+        self.on_left = padding_side == "left"
+        self.fingerprint = frozen_fingerprint(text_model) + "-left" * self.on_left
         text_config = text_model.config.text_config
         self.width = text_model.config.text_feature_dim
         self.padding = getattr(text_config, "pad_token_id", None) or 0
@@ -184,7 +187,7 @@ class FrozenTextCache:
                 mask = batch[mask_name(view)]
                 for row, key in enumerate(keys):
                     if key not in self._rows and key not in missing:
-                        missing[key] = ids[row, : int(mask[row].sum())].cpu()
+                        missing[key] = ids[row, mask[row].bool()].cpu()
         return missing
 
     def _fill(self, missing: Captions, progress: str | None = None, until_full: bool = False) -> Captions:
@@ -200,14 +203,15 @@ class FrozenTextCache:
         for chunk, length in tqdm(self._chunks(missing), progress, disable=progress is None, delay=2, leave=False):
             ids = torch.full((self._count(length), length), self.padding)
             mask = torch.zeros_like(ids)
-            mask[:, 0] = 1  # attention of a row without a caption has somewhere to look
+            mask[:, -1 if self.on_left else 0] = 1  # attention of a row without a caption has somewhere to look
             for row, key in enumerate(chunk):
-                ids[row, : len(missing[key])] = missing[key]
-                mask[row, : len(missing[key])] = 1
+                places = self._places(len(missing[key]), length)
+                ids[row, places] = missing[key]
+                mask[row, places] = 1
             with torch.autocast(device.type, enabled=False):
                 states = self.text_model.frozen_states(ids.to(device), mask.to(device)).float().cpu()
             for key, state in zip(chunk, states, strict=False):  # rows beyond the captions are padding
-                state = state[: len(missing[key])]
+                state = state[self._places(len(missing[key]), length)]
                 if self._store(key, state):
                     self._unsaved[key] = missing[key]
                 else:
@@ -254,8 +258,15 @@ class FrozenTextCache:
         batch = torch.zeros(len(keys), length, self.width)
         for row, key in enumerate(keys):
             states = self._states[self._rows[key]] if key in self._rows else overflow[key]
-            batch[row, : len(states)] = states
+            if self.text_model.encoder_pooling == "tokens":
+                batch[row, self._places(len(states), length)] = states
+            else:  # one vector, which stands at every place
+                batch[row] = states[0]
         return batch.to(self.text_model.device)
+
+    def _places(self, count: int, length: int) -> slice:
+        """Of a caption's tokens in a padded row."""
+        return slice(length - count, length) if self.on_left else slice(count)
 
 
 class CachedProcessor:

@@ -104,11 +104,12 @@ def _captions(batch: Mapping[str, torch.Tensor]) -> _Pool:
     views = tuple(view for view in TEXT_VIEWS if f"{view}input_ids" in batch)
     masks = [batch[mask_name(view)] for view in views]
     longest = max(mask.shape[1] for mask in masks)
+    on_left = any((mask[:, 0] == 0).any() for mask in masks)  # a tokenizer's own padding may stand there
     keys = torch.cat([caption_keys(batch, view) for view in views])
     first, inverse = unique_rows(_view_numbers(views, keys), keys)
     rows = {
-        "input_ids": torch.cat([_widen(batch[f"{view}input_ids"], longest) for view in views])[first],
-        "attention_mask": torch.cat([_widen(mask, longest) for mask in masks])[first],
+        "input_ids": torch.cat([_widen(batch[f"{view}input_ids"], longest, on_left) for view in views])[first],
+        "attention_mask": torch.cat([_widen(mask, longest, on_left) for mask in masks])[first],
         "caption_keys": keys[first],
     }
     return _Pool(rows, rows["attention_mask"].sum(dim=1), inverse, {"text": views})
@@ -152,14 +153,15 @@ def _view_numbers(views: Sequence[str], like: torch.Tensor) -> torch.Tensor:
     return torch.arange(len(views), device=like.device).repeat_interleave(len(like) // len(views))
 
 
-def _widen(tokens: torch.Tensor, length: int) -> torch.Tensor:
-    return torch.nn.functional.pad(tokens, (0, length - tokens.shape[1]))
+def _widen(tokens: torch.Tensor, length: int, on_left: bool) -> torch.Tensor:
+    missing = length - tokens.shape[1]
+    return torch.nn.functional.pad(tokens, (missing, 0) if on_left else (0, missing))
 
 
 def _cut(rows: Mapping[str, torch.Tensor], piece: torch.Tensor) -> dict[str, torch.Tensor]:
     """Some rows, without the positions that none of them has."""
     selected = {name: value[piece.to(value.device)] for name, value in rows.items()}
-    longest = {name: int(value.sum(dim=1).max()) for name, value in selected.items() if name.endswith("mask")}
+    held = {name: _held(value) for name, value in selected.items() if name.endswith("mask")}
 
     def mask_of(name: str) -> str:
         if "video" in name or "pixel" in name:
@@ -167,9 +169,13 @@ def _cut(rows: Mapping[str, torch.Tensor], piece: torch.Tensor) -> dict[str, tor
         view = max((view for view in TEXT_VIEWS if name.startswith(view)), key=len)
         return mask_name(view)
 
-    return {
-        name: value if value.dim() == 1 else value[:, : longest[mask_of(name)]] for name, value in selected.items()
-    }
+    return {name: value if value.dim() == 1 else value[:, held[mask_of(name)]] for name, value in selected.items()}
+
+
+def _held(mask: torch.Tensor) -> slice:
+    """The positions from the first to the last that some row has."""
+    places = mask.any(dim=0).nonzero()[:, 0].tolist()
+    return slice(places[0], places[-1] + 1) if places else slice(0)
 
 
 def token_budget_batches(lengths: torch.Tensor, budget: int | None, at_least: int = 1) -> list[torch.Tensor]:

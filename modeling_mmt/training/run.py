@@ -243,7 +243,8 @@ def open_data(recipe: Recipe, accelerator: Accelerator) -> RunData:
         apply_learning(model, recipe.model.learning)
         model = model.to(accelerator.device)
         is_cached = recipe.cache_frozen_layers and recipe.model.learning in (None, "heads")
-        cache = FrozenTextCache(model.text_model, recipe.frozen_states_dir) if is_cached else None
+        side, folder = processor.padding_side, recipe.frozen_states_dir
+        cache = FrozenTextCache(model.text_model, folder, padding_side=side) if is_cached else None
         teacher = load_teacher(recipe, model.config.projection_dim, accelerator.device)
     return RunData(corpora, accelerator, model, processor, cache, teacher)
 

@@ -26,7 +26,8 @@ class Teacher:
         config = model.config
         config.freeze_text_layers, config.freeze_text_embeddings = config.num_text_layers, True
         self.model, self.processor = model.requires_grad_(False).eval(), processor
-        self.view = CachedProcessor(processor, FrozenTextCache(model.text_model, frozen_states_dir))
+        cache = FrozenTextCache(model.text_model, frozen_states_dir, padding_side=processor.padding_side)
+        self.view = CachedProcessor(processor, cache)
 
     def fingerprint(self) -> list[str]:
         """Hashes of all that its embeddings depend on."""

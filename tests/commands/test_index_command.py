@@ -103,6 +103,21 @@ except AttributeError:
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "whole\n"
 
 
+def test_an_engine_is_kept_beside_an_index_and_follows_it(checkpoint, media, tmp_path, capsys):
+    pytest.importorskip("lancedb", reason="an optional engine: extra `lancedb`")
+    index = tmp_path / "index"
+    command = ["index", media, "--output_dir", index, "--engine", "lancedb"]
+    assert call(capsys, *command, "--model", checkpoint)[0] == 0
+    write_picture(media / "c.png", 9)
+    assert call(capsys, *command)[0] == 0
+    written = {file: file.stat().st_mtime_ns for file in (index / "engines" / "lancedb").rglob("*.lance")}
+    code, out, _ = call(capsys, "search", index, "red dog", "--engine", "lancedb", "--windows", "--json")
+    assert code == 0 and len(json.loads(out)[0]["hits"]) == len(SearchIndex.load(index))
+    assert written == {file: file.stat().st_mtime_ns for file in written}  # there was nothing left to change
+    code, _, err = call(capsys, "index", media, "--output_dir", index, "--engine", "nothing")
+    assert code == 2 and "engine is 'nothing'; give exact" in err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

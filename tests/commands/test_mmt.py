@@ -18,7 +18,7 @@ from modeling_mmt.data.errors import InputError
 from modeling_mmt.recipes import bundled_recipes
 
 ROOT = Path(__file__).resolve().parents[2]
-PARSED = ("demo", "extract", "import", "recipes", "index", "evaluate", "search", "report", "export", "publish")
+PARSED = ("demo", "extract", "import", "recipes", "index", "evaluate", "search", "report", "cost", "export", "publish")
 VERBS = (*mmt.PASSED_ON, *PARSED)
 
 
@@ -50,15 +50,26 @@ def test_what_is_written_is_called_output_dir_and_options_have_underscores():
         assert not {"--output", "--out", "--folder"} & set(options)
 
 
+def imported_by(*words):
+    """The exit code of a command, and the modules that it imported."""
+    script = "import atexit, sys, mmt; atexit.register(lambda: print(*sys.modules)); raise SystemExit(mmt.main())"
+    done = subprocess.run([sys.executable, "-c", script, *words], cwd=ROOT, capture_output=True, text=True)
+    return done.returncode, set(done.stdout.splitlines()[-1].split())
+
+
 @pytest.mark.parametrize(
     ("words", "code"), [(["--help"], 0), (["search", "--help"], 0), (["search"], 2), (["nothing"], 2)]
 )
 def test_help_and_a_wrong_option_import_neither_torch_nor_transformers(words, code):
-    script = "import atexit, sys, mmt; atexit.register(lambda: print(*sys.modules)); mmt.main()"
-    done = subprocess.run([sys.executable, "-c", script, *words], cwd=ROOT, capture_output=True, text=True)
-    imported = set(done.stdout.splitlines()[-1].split())
-    assert done.returncode == code and "mmt" in imported
+    returned, imported = imported_by(*words)
+    assert returned == code and "mmt" in imported
     assert not imported & {"torch", "transformers", "datasets", "numpy", "modeling_mmt"}
+
+
+@pytest.mark.parametrize("words", [["recipes"], ["recipes", "emoji9/mmp_en"]])
+def test_recipes_are_listed_and_shown_without_torch(words):
+    returned, imported = imported_by(*words)
+    assert returned == 0 and not imported & {"torch", "transformers", "datasets"}
 
 
 # Errors

@@ -445,6 +445,28 @@ def test_positive_ids_are_equal_for_the_same_clip_and_for_an_equal_caption(make_
     assert paired["positive_ids"].shape == (4, 3)
 
 
+def test_padding_on_the_left_changes_neither_keys_nor_noise(make_processor, make_tokenizer, make_rows):
+    """As some dual encoders' tokenizers pad."""
+    found = {}
+    for side in ("right", "left"):
+        processor = make_processor(make_tokenizer(padding_side=side), clean_text=False)
+        fields = {"languages": LANGUAGES, "languages_per_clip": 2, "text_column": "keywords", "max_keywords": 3}
+        collate = MMTDataCollator(processor, **fields, noise_probability=0.4, with_caption_keys=True)
+        batch = collate(draws(make_rows(), epochs=3))
+        texts = {name: batch[name] for name in batch if name.endswith("input_ids")}
+        masks = {
+            name: batch[f"{name.removeprefix('noised_').removesuffix('input_ids')}attention_mask"] for name in texts
+        }
+        found[side] = {
+            name: [ids[mask.bool()].tolist() for ids, mask in zip(texts[name], masks[name], strict=True)]
+            for name in texts
+        }
+        found[side] |= {name: batch[name].tolist() for name in batch if name.endswith("caption_keys")}
+        assert (min(mask[:, 0].min() for mask in masks.values()) == 0) == (side == "left")
+    assert found["left"] == found["right"]
+    assert found["left"]["input_ids"] != found["left"]["noised_input_ids"]
+
+
 @pytest.mark.parametrize("noise", [0.0, 0.4])
 def test_captions_have_one_key_each_that_positives_and_equal_tokens_share(make_collator, make_rows, noise):
     fields = {"languages_per_clip": 2, "noise_probability": noise}

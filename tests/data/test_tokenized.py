@@ -13,6 +13,7 @@ class CountingProcessor:
 
     def __init__(self, processor):
         self.processor, self.tokenizer, self.captions = processor, processor.tokenizer, []
+        self.padding_side = processor.padding_side
 
     def tokenize(self, captions):
         """As the processor's own."""
@@ -20,12 +21,16 @@ class CountingProcessor:
         return self.processor.tokenize(captions)
 
 
+@pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("max_captions", [2**17, 0])
-def test_captions_are_those_of_the_processor_in_any_order_and_company(make_processor, max_captions):
-    processor = CountingProcessor(make_processor())
+def test_captions_are_those_of_the_processor_in_any_order_and_company(
+    make_processor, make_tokenizer, max_captions, side
+):
+    plain = make_processor(make_tokenizer(padding_side=side), clean_text=False)
+    processor = CountingProcessor(plain)
     tokenized = TokenizedOnce(processor, max_captions)
     for texts in (["dog", "a red dog"], ["red"], ["a red dog", "red", "dog", "dog"]):
-        for name, values in make_processor().tokenize(texts).items():
+        for name, values in plain.tokenize(texts).items():
             assert torch.equal(tokenized(texts)[name], values)
     if max_captions:
         assert sorted(processor.captions) == ["a red dog", "dog", "red"]

@@ -629,6 +629,28 @@ def test_photo9_takes_the_keywords_of_emoji9_without_the_name(tmp_path):
     assert rule(record, "named") == 10
 
 
+@pytest.mark.parametrize("emoji", ["\u2708\ufe0f", "\u2708"])
+def test_photo9_knows_an_emoji_with_and_without_its_variation_selector(emoji, tmp_path):
+    official_files.photos(tmp_path / "source")
+    index = tmp_path / "source/photo9.jsonl"
+    photos = [json.loads(line) for line in index.read_text().splitlines()]
+    for photo in photos:
+        photo["emoji"] = emoji if photo["emoji"] == "🪗" else photo["emoji"]
+    index.write_text("\n".join(map(json.dumps, photos)))
+    _, _, rows = run("photo9", tmp_path)
+    assert all("aeroplane" in row["keywords_en"] for row in rows("train"))
+
+
+@pytest.mark.parametrize("emoji", [None, "\u2708\u2708"])
+def test_photo9_refuses_a_photo_that_emoji9_should_learn_from_and_does_not_have(emoji, tmp_path):
+    official_files.photos(tmp_path / "source")
+    index = tmp_path / "source/photo9.jsonl"
+    first, *rest = index.read_text().splitlines()
+    index.write_text("\n".join([json.dumps(json.loads(first) | {"emoji": emoji}), *rest]))
+    with pytest.raises(SourceError, match="'made-up-accordion-0': emoji9_split is 'train', and .* have no emoji"):
+        run("photo9", tmp_path)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

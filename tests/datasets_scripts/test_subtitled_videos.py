@@ -125,7 +125,9 @@ def test_what_cannot_be_read_is_printed_counted_and_left_out(folder, capsys):
     code, rows, counts, printed = build(capsys, folder)
     assert code == 0 and texts(rows["talk"]) == {"de": None, "en": ["here"]}
     assert counts == {"unreadable": 2, "other_format": 1, "no_subtitles": 1}
-    assert f"left out: {folder / 'talk.de.srt'}: no cue of SRT" in printed and "torn.mp4" in printed
+    assert f"left out: {folder / 'talk.de.srt'}: no cue of SRT" in printed
+    assert f"left out: {folder / 'torn.mp4'} cannot be read as a video: Invalid data found" in printed
+    assert "file:" not in printed and ".py, line" not in printed
 
 
 def test_a_span_of_metadata_has_its_cues_in_its_own_seconds(folder, capsys):

@@ -1,5 +1,6 @@
 """Calls in processes that crash, hang and raise."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from modeling_mmt.extraction.workers import CallFailedError, WorkerPool
+from modeling_mmt.extraction.workers import CallFailedError, WorkerPool, _serve
 
 
 def act(what):
@@ -32,6 +33,27 @@ def act(what):
 
 def outcome(result):
     return str(result) if isinstance(result, CallFailedError) else result[0]
+
+
+@pytest.mark.parametrize("answers", [0, 1])
+def test_a_worker_that_nobody_waits_for_any_more_ends_without_a_word(answers, capfd):
+    ours, theirs = multiprocessing.Pipe()
+
+    def live():
+        ours.close()  # this process's copy
+        _serve(act, theirs, 9.0)
+
+    worker = multiprocessing.get_context("fork").Process(target=live)
+    ours.send(0.2)
+    if not answers:
+        ours.close()
+    worker.start()
+    theirs.close()
+    if answers:
+        assert ours.recv() == "ready"
+        ours.close()
+    worker.join(20)
+    assert worker.exitcode == 0 and capfd.readouterr().err == ""
 
 
 def test_only_the_call_that_crashes_hangs_or_raises_is_lost():

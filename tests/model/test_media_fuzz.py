@@ -19,7 +19,7 @@ from video_files import number_frame, write_video
 MUTANTS = 300  # of each kind
 KINDS = {  # name of the file -> codec and options of a video; None: a picture or an animation
     "h264.mp4": ("libx264", {"g": "5"}),
-    "hevc.mkv": ("libx265", {"x265-params": "keyint=5:log-level=none:pools=1"}),
+    "hevc.mkv": ("libx265", {"x265-params": "keyint=5:log-level=none:pools=none:frame-threads=1"}),
     "vp9.webm": ("libvpx-vp9", {"deadline": "realtime", "cpu-used": "8"}),
     "av1.mp4": ("libsvtav1", {"preset": "12", "svtav1-params": "lp=1"}),
     "h264.ts": ("libx264", {"g": "5"}),

@@ -18,7 +18,7 @@ CONTAINERS = {  # name -> suffix, codec, options and pixel format of write_video
     "H.264 with a pyramid of B-frames in AVI": (".avi", "libx264", {"bf": "7", "b_strategy": "0", "g": "20"}),
     "FFV1 in AVI": (".avi", "ffv1", {}),
     "H.264 in MPEG-TS": (".ts", "libx264", {"bf": "3", "b_strategy": "0"}),
-    "H.265 in MPEG-TS": (".ts", "libx265", {"x265-params": "log-level=none:pools=1"}),
+    "H.265 in MPEG-TS": (".ts", "libx265", {"x265-params": "log-level=none:pools=none:frame-threads=1"}),
     "H.264 in FLV": (".flv", "libx264", {"bf": "3", "b_strategy": "0"}),
     "Sorenson in FLV": (".flv", "flv", LOSSLESS),  # whose packets have no duration
     "VP8 in IVF": (".ivf", "libvpx", {"b": "2M"}),
@@ -71,7 +71,7 @@ RECORDINGS = {  # name -> codec, options, number of the second keyframe
     "H.264, open GOPs": ("libx264", {"x264-params": "open-gop=1:keyint=24:bframes=3:b-adapt=0:scenecut=0"}, 24),
     "H.265, open GOPs": (
         "libx265",
-        {"x265-params": "keyint=20:min-keyint=20:scenecut=0:open-gop=1:log-level=none:pools=1"},
+        {"x265-params": "keyint=20:min-keyint=20:scenecut=0:open-gop=1:log-level=none:pools=none:frame-threads=1"},
         20,
     ),
     "MPEG-2": ("mpeg2video", {**LOSSLESS, "bf": "2", "g": "15", "sc_threshold": "1000000000"}, 15),

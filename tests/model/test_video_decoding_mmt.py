@@ -41,7 +41,7 @@ SOURCES = {  # name -> suffix, codec, options; the arguments of write_video
     "H.264 in mkv": (".mkv", "libx264", {"g": "10"}),
     "H.264 in MPEG-TS": (".ts", "libx264", {"g": "10"}),
     "H.264 in FLV": (".flv", "libx264", {"g": "10"}),
-    "H.265": (".mp4", "libx265", {"x265-params": "keyint=10:log-level=none:pools=1"}),
+    "H.265": (".mp4", "libx265", {"x265-params": "keyint=10:log-level=none:pools=none:frame-threads=1"}),
     "VP9": (".webm", "libvpx-vp9", {"g": "10", "deadline": "realtime", "cpu-used": "8"}),
     "VP8 with hidden frames": (".webm", "libvpx", {"g": "20", "auto-alt-ref": "1", "lag-in-frames": "8"}),
     "AV1": (".mp4", "libsvtav1", {"g": "20", "preset": "12", "svtav1-params": "lp=1"}),
@@ -540,7 +540,10 @@ def test_files_that_cannot_be_read_are_named_soon_and_in_little_memory(bad, tmp_
 
 @pytest.mark.parametrize(
     ("codec", "options"),
-    [("libx264", {"g": "600", "bf": "0", "coder": "0"}), ("libx265", {"x265-params": "log-level=none:pools=1"})],
+    [
+        ("libx264", {"g": "600", "bf": "0", "coder": "0"}),
+        ("libx265", {"x265-params": "log-level=none:pools=none:frame-threads=1"}),
+    ],
 )
 def test_a_damaged_packet_that_ffmpeg_alone_passes_over_is_an_error(tmp_path, codec, options):
     path = write_video(tmp_path / "holiday.mp4", COUNT, codec=codec, options=options)

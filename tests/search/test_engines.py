@@ -8,14 +8,26 @@ import pytest
 import torch
 from datasets import Dataset
 
+from modeling_mmt.search import lance
 from modeling_mmt.search.engines import EngineError, FaissSearch, QdrantSearch, open_engine
 from modeling_mmt.search.exact import ExactSearch
 from modeling_mmt.search.index import SearchIndex, SearchIndexError
+from modeling_mmt.search.lance import LanceSearch
 
-SEARCH = "an optional engine: extra `search`"
+SEARCH, LANCEDB = "an optional engine: extra `search`", "an optional engine: extra `lancedb`"
 NUM_ROWS, WIDTH = 400, 16
-ENGINES = ["exact", "faiss:Flat", "faiss:IVF1,Flat", "faiss:HNSW32", "faiss:SQ8", "qdrant"]
-LIBRARIES = {"faiss": "faiss", "qdrant": "qdrant_client"}
+ENGINES = [
+    "exact",
+    "faiss:Flat",
+    "faiss:IVF1,Flat",
+    "faiss:HNSW32",
+    "faiss:SQ8",
+    "lancedb",
+    "lancedb:IVF_PQ",
+    "lancedb:IVF_HNSW_SQ",
+    "qdrant",
+]
+LIBRARIES = {"faiss": "faiss", "lancedb": "lancedb", "qdrant": "qdrant_client"}
 
 
 def unit(*shape, seed=0):
@@ -153,6 +165,56 @@ def test_a_qdrant_collection_of_another_model_or_of_nobody_is_refused():
         QdrantSearch.sync(client, "theirs", ids, vectors, "f")
 
 
+def test_a_table_on_disk_is_changed_where_rows_differ_and_written_anew_for_another_model(tmp_path, monkeypatch):
+    pytest.importorskip("lancedb", reason=LANCEDB)
+    ids, vectors, written = ids_of(range(300)), unit(300, WIDTH), []
+    batches = LanceSearch._batches
+    monkeypatch.setattr(
+        LanceSearch, "_batches", lambda self, rows, *rest: written.extend(rows) or batches(self, rows, *rest)
+    )
+
+    def sent(ids, vectors, fingerprint="f"):
+        written.clear()
+        engine = LanceSearch(tmp_path, ids, vectors, fingerprint)
+        scores, rows = engine.search(vectors, 1)
+        assert rows[:, 0].tolist() == list(range(len(ids)))  # each row is nearest to itself
+        torch.testing.assert_close(scores, torch.ones(len(ids), 1).double(), atol=1e-5, rtol=0)
+        return len(written)
+
+    assert [
+        sent(ids, vectors),
+        sent(ids, vectors),
+        sent(ids, vectors, "g"),
+        sent(ids[::-1], vectors.flip(0), "g"),
+    ] == [*(300, 0, 300, 0)]
+    vectors[7] = -vectors[7]
+    assert sent([*ids[1:], "it's new"], torch.cat([vectors[1:], unit(1, WIDTH, seed=9)]), "g") == 2
+
+
+@pytest.mark.parametrize("most_named", [0, 1000])
+def test_a_table_s_filter_finds_the_same_however_many_rows_it_leaves(tmp_path, monkeypatch, most_named):
+    pytest.importorskip("lancedb", reason=LANCEDB)
+    monkeypatch.setattr(lance, "MOST_NAMED", most_named)
+    vectors, queries = unit(NUM_ROWS, WIDTH), unit(4, WIDTH, seed=1)
+    engine = LanceSearch(tmp_path, ids_of(range(NUM_ROWS)), vectors, "f")
+    for allowed in (torch.arange(NUM_ROWS) % 2 == 0, (queries[0] @ vectors.T) < -0.3):  # the second: all far from one
+        scores, rows = engine.search(queries, 12, allowed)
+        truth, best = ExactSearch(vectors).search(queries, 12, allowed)
+        assert rows.tolist() == best.tolist()
+        torch.testing.assert_close(scores, truth, atol=1e-5, rtol=0)
+
+
+def test_a_table_that_is_damaged_is_named_in_one_line(tmp_path):
+    pytest.importorskip("lancedb", reason=LANCEDB)
+    ids, vectors = ids_of(range(20)), unit(20, WIDTH)
+    open_engine("lancedb", tmp_path, ids, vectors, "f")
+    for file in (tmp_path / "engines" / "lancedb").rglob("*.manifest"):
+        file.write_bytes(b"torn")
+    with pytest.raises(EngineError, match="engines/lancedb: .*; delete that folder if it is damaged") as raised:
+        open_engine("lancedb", tmp_path, ids, vectors, "f")
+    assert "\n" not in str(raised.value)
+
+
 def test_bringing_a_collection_in_step_sends_only_what_differs(monkeypatch):
     client = pytest.importorskip("qdrant_client", reason=SEARCH).QdrantClient(":memory:")
     ids, vectors = ids_of(range(50)), unit(50, WIDTH)
@@ -171,6 +233,7 @@ def test_bringing_a_collection_in_step_sends_only_what_differs(monkeypatch):
     [
         ("nothing", "engine is 'nothing'; give exact, faiss:FACTORY such as"),
         ("faiss", "engine is 'faiss'; give exact"),
+        ("lancedb:HNSW", "LanceDB's index is 'HNSW'; give IVF_PQ or IVF_HNSW_SQ, or none"),
         (
             "faiss:Nonsense",
             "factory is 'Nonsense', which FAISS cannot build from 50 vectors of width .*: could not parse",
@@ -178,8 +241,8 @@ def test_bringing_a_collection_in_step_sends_only_what_differs(monkeypatch):
     ],
 )
 def test_an_engine_that_is_none_is_named(tmp_path, name, words):
-    if name.startswith("faiss:"):
-        pytest.importorskip("faiss", reason=SEARCH)
+    if ":" in name:
+        pytest.importorskip(LIBRARIES[name.partition(":")[0]], reason=SEARCH)
     with pytest.raises(EngineError, match=words):
         open_engine(name, tmp_path, ids_of(range(50)), unit(50, WIDTH), "f")
 

@@ -375,10 +375,15 @@ def test_killed_by_signal_at_10_random_moments_the_next_run_ends_as_an_undisturb
 ):
     expected, context, generator = content_of(made / "index"), multiprocessing.get_context("fork"), random.Random(seed)
 
-    def index(folder, seconds=None):
-        """Its exit code; killed after so many seconds."""
+    def num_segments(folder):
+        return len(os.listdir(folder / SEGMENTS)) if (folder / SEGMENTS).is_dir() else 0
+
+    def index(folder, seconds=None, segments=0):
+        """Its exit code; killed after so many seconds, once so many segments lie there."""
         process = context.Process(target=_index, args=(made / "media", folder, str(checkpoint)))
         process.start()
+        while seconds is not None and process.exitcode is None and num_segments(folder) < segments:
+            time.sleep(0.001)
         process.join(seconds)
         if process.exitcode is None:
             os.kill(process.pid, signal.SIGKILL)
@@ -389,12 +394,12 @@ def test_killed_by_signal_at_10_random_moments_the_next_run_ends_as_an_undisturb
     assert index(tmp_path / "whole") == 0
     seconds, codes, written = time.monotonic() - begin, [], []
     for number in range(10):
-        folder = tmp_path / str(number)
-        codes.append(index(folder, generator.uniform(0, seconds)))
-        written.append(len(os.listdir(folder / SEGMENTS)) if (folder / SEGMENTS).is_dir() else 0)
+        folder, segments = tmp_path / str(number), generator.randint(1, 3) if number % 2 else 0
+        codes.append(index(folder, generator.uniform(0, 0.05 if segments else seconds), segments))
+        written.append(num_segments(folder))
         assert index(folder) == 0 and content_of(folder) == expected
     assert set(codes) <= {0, -signal.SIGKILL} and codes.count(-signal.SIGKILL) >= 5
-    assert any(written)  # some were killed on the way
+    assert sum(map(bool, written)) >= 5  # were killed while, or after, they wrote
 
 
 def test_a_folder_of_other_people_s_segments_is_refused_and_kept(checkpoint, tmp_path):

@@ -217,7 +217,9 @@ def test_two_processes_teach_as_one_does_with_the_whole_batch(recipe, tmp_path, 
     assert losses[0][-1] < 0.9 * losses[0][0]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
     first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
-    assert [key for key in first if not torch.allclose(first[key], second[key], rtol=1e-2, atol=1e-3)] == []
+    far = [name for name in first if not torch.allclose(first[name], second[name], rtol=1e-2, atol=1e-3)]
+    # A bias of keys adds one number to all scores of a query: its gradient is rounding, which AdamW scales to a step.
+    assert [name for name in far if not name.endswith("k_proj.bias")] == []
 
 
 def test_a_teacher_gives_the_same_with_and_without_what_is_kept(original, tmp_path):

@@ -62,6 +62,24 @@ def test_the_loss_and_gradients_are_those_of_the_uncached_route(make_model, make
     assert wanted["loss"] > 0.1
 
 
+@pytest.mark.parametrize("freeze", [1, 3])
+def test_states_of_captions_that_are_padded_on_the_left_stand_where_their_tokens_do(
+    make_model, make_text_config, make_processor, make_tokenizer, freeze
+):
+    model = make_model(
+        make_text_config("xlm-roberta"), freeze_text_layers=freeze, pooling="mean"
+    )  # its positions know padding
+    processor = make_processor(make_tokenizer(padding_side="left"), clean_text=False)
+    cache = FrozenTextCache(model.text_model, padding_side=processor.padding_side)
+    assert cache.fingerprint != FrozenTextCache(model.text_model).fingerprint
+    batch = processor(text=["red", "dog runs fast home", "red dog"])
+    assert batch["attention_mask"][:, 0].tolist() == [0, 1, 0]
+    with torch.no_grad():
+        wanted = model.get_text_features(**batch).pooler_output
+        found = model.get_text_features(**cache.attach(dict(batch))).pooler_output
+    torch.testing.assert_close(found, wanted, **CLOSE)
+
+
 def test_every_caption_of_a_clip_is_kept(make_model, make_processor, make_rows):
     words = dict(zip("abcd", ("runs", "home", "fast home", "red"), strict=True))
     rows = [row | {f"name_{code}": f"dog {word}" for code, word in words.items()} for row in make_rows(4)]

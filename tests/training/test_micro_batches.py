@@ -16,6 +16,7 @@ KINDS = {
     "two languages": {"languages": ["en", "de"], "languages_per_clip": 2, "with_video": False},
     "four languages and clips": {"languages": ["en", "de", "fr", "sw"], "languages_per_clip": 4},
     "four languages": {"languages": ["en", "de", "fr", "sw"], "languages_per_clip": 4, "with_video": False},
+    "keywords": {"text_column": "keywords", "max_keywords": 3, "languages": ["en", "de"], "languages_per_clip": 2},
     "one language, no noise": {"languages": ["de"], "noise_probability": 0.0},
 }
 
@@ -30,8 +31,8 @@ def saved_bytes(model, chunk):
 
 @pytest.fixture
 def make_collated(make_processor, make_rows):
-    def make(kind, repeats=1):
-        collate = MMTDataCollator(make_processor(), **{"noise_probability": 0.3} | KINDS[kind])
+    def make(kind, repeats=1, **options):
+        collate = MMTDataCollator(make_processor(**options), **{"noise_probability": 0.3} | KINDS[kind])
         rows = [row | {"draw": (0, 0, number)} for number, row in enumerate(make_rows(6))]
         for row in rows:
             row["caption_fr"], row["caption_sw"] = "fast dog home", [text[::-1] for text in row["caption_en"]]
@@ -52,6 +53,23 @@ def test_what_is_encoded_in_micro_batches_is_what_the_whole_batch_gives(make_mod
     assert found.keys() == wanted.keys()
     torch.testing.assert_close(found, wanted)
     assert len(cut.chunks) > 1 or max_tokens in (None, 40)
+
+
+@pytest.mark.parametrize("max_tokens", [None, 40, 12, 1])
+def test_captions_that_are_padded_on_the_left_lose_no_token(
+    make_model, make_text_config, make_collated, make_tokenizer, max_tokens
+):
+    batch = make_collated("keywords", 2, tokenizer=make_tokenizer(padding_side="left"), clean_text=False)
+    assert any(batch[name][:, 0].min() == 0 for name in batch if name.endswith("attention_mask"))
+    model = make_model(
+        make_text_config("xlm-roberta"), pooling="mean"
+    )  # whose positions are counted from the first real token
+    with torch.no_grad():
+        wanted = model.embed(make_collated("keywords", 2))
+        cut = micro_batches(batch, max_tokens)
+        parts = [model.embed(chunk) for chunk in cut.chunks]
+        found = cut.restore({name: torch.cat([p[name] for p in parts if name in p]) for name in parts[-1]})
+    torch.testing.assert_close(found, wanted)
 
 
 @pytest.mark.parametrize("max_tokens", [None, 12])

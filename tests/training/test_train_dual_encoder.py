@@ -14,6 +14,7 @@ from modeling_mmt import MMTModel, MMTProcessor
 from modeling_mmt.commands import train
 from modeling_mmt.evaluation.embedding import embed_texts
 from modeling_mmt.hub.publish import check_card, published_files
+from modeling_mmt.training import layer_cache
 from modeling_mmt.training.layer_cache import CachedProcessor, FrozenTextCache
 from modeling_mmt.training.recipe_reading import load_recipe
 
@@ -60,12 +61,14 @@ def test_the_curve_starts_at_zero_shot_and_only_the_heads_learn(recipe, original
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
 
 
-def test_the_layer_cache_keeps_what_a_frozen_dual_encoder_pools(original):
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_the_layer_cache_keeps_what_a_frozen_dual_encoder_pools(original, side, monkeypatch):
+    monkeypatch.setattr(layer_cache, "LENGTH_STEP", 1)  # for CLIP's positions count padding on the left
     model, processor = (cls.from_dual_encoder(str(original[0])) for cls in (MMTModel, MMTProcessor))
-    cached = CachedProcessor(processor, FrozenTextCache(model.text_model))
-    torch.testing.assert_close(
-        embed_texts(model, cached, CAPTIONS), embed_texts(model, processor, CAPTIONS), rtol=0, atol=1e-5
-    )
+    processor.tokenizer.padding_side = side
+    cached = CachedProcessor(processor, FrozenTextCache(model.text_model, padding_side=processor.padding_side))
+    wanted = embed_texts(model, processor, CAPTIONS, batch_size=1)
+    torch.testing.assert_close(embed_texts(model, cached, CAPTIONS), wanted, rtol=0, atol=1e-5)
     assert len(cached.cache) > 40
 
 
