@@ -147,7 +147,8 @@ def _opened(path: Path) -> Iterator[Any]:
                 yield container
         except av.FFmpegError as error:
             raise SourceError(
-                f"{path} cannot be read as a video: {first_line(error)}. It may be damaged or cut short: fetch it again"
+                f"{path} cannot be read as a video: {first_line(error)}. "
+                "It may be damaged or cut short: fetch it again"
             ) from error
 
 
