@@ -168,7 +168,7 @@ def difference_hash(picture: bytes) -> np.ndarray:
 def emoji9_keywords() -> dict[str, Keywords]:
     """Emoji, as `unvaried` spells it, -> language -> keywords, of the emoji that emoji9 trains or validates on."""
     columns = [f"keywords_{language}" for language in LANGUAGES]
-    found = {}
+    found: dict[str, Keywords] = {}
     for split in LEARNED:
         for row in read_split("emoji9", None, split).select_columns(["emoji", *columns]):
             found[unvaried(row["emoji"])] = {language: row[f"keywords_{language}"] or [] for language in LANGUAGES}
