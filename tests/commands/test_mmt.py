@@ -96,7 +96,7 @@ def test_bad_input_is_one_line_interrupted_is_130_and_a_bug_keeps_its_traceback(
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["indx", "films"], r"mmt: COMMAND: invalid choice: 'indx' \(choose from .*\); did you mean index\?\n"),
+        (["searchh", "films"], r"mmt: COMMAND: invalid choice: 'searchh' \(choose from .*\); did you mean search\?\n"),
         (
             ["index", "films", "--output_dir", "i", "--window", "four"],
             r"mmt index: --window: invalid float value: 'four'; see mmt index --help\n",
