@@ -84,7 +84,7 @@ def _read_folder(folder: Path) -> Iterator[tuple[str, np.ndarray | UnreadableCli
             raise SourceError(f"{path}: {REMEDY}")
     arrays = [path for path in paths if path.suffix == ".npy"]
     left.update(kind_of(path) for path in paths if path.suffix != ".npy")
-    print(f"{folder}: taken: {len(arrays):,} npy; left: {counted(left)}")
+    print(f"{folder}: taken: {len(arrays):,} npy; left out: {counted(left)}")
     if not arrays:
         raise FileNotFoundError(f"{folder} has no .npy file; one clip a file, named <video_id>.npy")
     for path in arrays:

@@ -231,7 +231,7 @@ def test_two_processes_take_the_step_of_one_with_the_whole_batch(corpus, start, 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["--model", "nope"], "no checkpoint in nope: it has no config.json"),
+        (["--model", "nope"], "no checkpoint in nope, which does not exist; give the folder"),
         (["--dataset", "no/where/at/all"], "no/where/at/all"),
         (["--features", "nope"], "nope is not a finished feature store"),
         (["--text_column", "title"], r"corpus_with_features \(train\): no column title_en; found .*caption_en"),
