@@ -278,6 +278,8 @@ def _reason(error: Exception, revision: str) -> str:
     response = error.response if isinstance(error, HfHubHTTPError) else None
     if response is not None and response.status_code == 412:
         return f"someone committed to {revision} meanwhile; look at it, then repeat"
+    if response is not None and response.status_code in (401, 403):
+        return "not published: no token, or one that may not write there; run `hf auth login`, or set HF_TOKEN"
     words = next(iter(str(error).strip().splitlines()), type(error).__name__)
     if any(isinstance(cause, OSError) and not isinstance(cause, HfHubHTTPError) for cause in _causes(error)):
         words = unreachable(error)

@@ -140,7 +140,8 @@ def test_what_is_not_there_is_one_line_and_exit_code_2(
 def test_no_checkpoint_is_one_line_and_exit_code_2(tmp_path, capsys):
     for folder in (tmp_path, tmp_path / "nothing"):
         code, _, err = call(capsys, "evaluate", folder, "--dataset", "emoji9")
-        assert code == 2 and err.count("\n") == 1 and "the folder that `mmt train`, `mmt import` or `mmt demo` writes" in err
+        assert code == 2 and err.count("\n") == 1
+        assert "the folder that `mmt train`, `mmt import` or `mmt demo` writes" in err
 
 
 def test_a_checkpoint_without_a_recipe_asks_for_a_dataset(checkpoint, tmp_path, capsys):

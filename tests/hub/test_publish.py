@@ -201,6 +201,15 @@ def test_another_s_commit_in_between_is_named_and_kept(hub, folder):
     assert "notes.txt" in files_at()
 
 
+@pytest.mark.parametrize("token", [None, "hf_anotherTokenThatTheHubDoesNotKnow01"])
+def test_who_is_not_logged_in_is_told_how_to(hub, folder, monkeypatch, token):
+    monkeypatch.delenv("HF_TOKEN")
+    if token:
+        monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises(UploadError, match="run `hf auth login`, or set HF_TOKEN$"):
+        publish(folder, REPO)
+
+
 def test_the_token_is_nowhere(hub, folder, tmp_path, caplog, capfd):
     caplog.set_level(logging.DEBUG)
     hub.faults["commit 500"] = 1
