@@ -307,7 +307,7 @@ def markdown(results: Mapping[str, Any], title: str) -> str:
             figure = f"{test['direction']} {test['metric']}"
             cells = [f"{test['named_share']:.0%}", test["a"], test["b"], test["scope"], figure]
             cells += [f"{test['difference']:+.1f}"]
-            cells += [f"[{low:+.1f}, {high:+.1f}]", f"{test['p']:.4f}", f"{test['p_holm']:.4f}"]
+            cells += [f"[{low:+.1f}, {high:+.1f}]", f"{test['p']:.5f}", f"{test['p_holm']:.5f}"]
             lines.append(f"| {' | '.join(cells)} |")
         text += "\n" + "\n".join(lines) + "\n"
     return text
