@@ -338,7 +338,7 @@ def bomb(side):
     ],
 )
 def test_an_image_bomb_and_what_is_no_picture_are_answered_with_a_message(server_from_pixels, name, content):
-    assert "This is no picture that can be read" in ask_by_picture(server_from_pixels, name, content, "pixels")
+    assert "This picture cannot be read" in ask_by_picture(server_from_pixels, name, content, "pixels")
     assert "clips in" in ask(server_from_pixels, "search", ["cat", "pixels"])
     assert "Traceback" not in server_from_pixels[1].read_text()
 
@@ -346,7 +346,7 @@ def test_an_image_bomb_and_what_is_no_picture_are_answered_with_a_message(server
 def test_a_picture_cut_short_is_answered_with_a_message(server_from_pixels):
     content = picture_of("bicycle")
     answer = ask_by_picture(server_from_pixels, "cut.png", content[: len(content) // 2], "pixels")
-    assert "This is no picture that can be read" in answer
+    assert "This picture cannot be read" in answer
 
 
 def test_a_file_beyond_the_limit_is_refused_at_the_door(server):
