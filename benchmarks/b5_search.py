@@ -227,12 +227,7 @@ def main(argv: list[str] | None = None) -> int:
         f"--queries {' '.join(map(str, arguments.queries))} --repeats {arguments.repeats} "
         f"--threads {arguments.threads}",
         "date": datetime.date.today().isoformat(),
-        "machine": {
-            "cpu": harness.cpu(),
-            "threads": arguments.threads,
-            "load_before": load,
-            "load_after": os.getloadavg()[0],
-        },
+        "machine": harness.machine(load, arguments.threads),
         "versions": harness.versions(PACKAGES, None),
         "complaints": complaints,
     }

@@ -190,12 +190,7 @@ def main() -> int:
         "command": f"python benchmarks/b9_pretraining.py --clips {args.clips} --epochs {args.epochs}"
         f" --repeats {args.repeats} --threads {args.threads}",
         "date": datetime.date.today().isoformat(),
-        "machine": {
-            "cpu": harness.cpu(),
-            "threads": args.threads,
-            "load_before": load,
-            "load_after": os.getloadavg()[0],
-        },
+        "machine": harness.machine(load, args.threads),
         "versions": harness.versions(("transformers", "accelerate"), None),
         "validation": {name: {key: m.outcome[key] for key in ("R@1", "MRR")} for name, m in results.items()},
     }

@@ -121,12 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "command": f"python benchmarks/engines.py --rows {args.rows} --repeats {args.repeats} "
             f"--threads {args.threads} --engines {' '.join(names)}",
             "date": datetime.date.today().isoformat(),
-            "machine": {
-                "cpu": harness.cpu(),
-                "threads": args.threads,
-                "load_before": load,
-                "load_after": os.getloadavg()[0],
-            },
+            "machine": harness.machine(load, args.threads),
             "versions": harness.versions(("faiss-cpu", "lancedb", "qdrant-client", "numpy"), None),
         }
         args.output.parent.mkdir(parents=True, exist_ok=True)

@@ -139,7 +139,7 @@ def main(
         "command": f"python benchmarks/{Path(sys.argv[0]).name} --sizes {' '.join(map(str, sizes))}"
         f" --repeats {repeats} --threads {args.threads}",
         "date": datetime.date.today().isoformat(),
-        "machine": {"cpu": cpu(), "threads": args.threads, "load_before": load, "load_after": os.getloadavg()[0]},
+        "machine": machine(load, args.threads),
         "versions": versions(packages, args.open_clip),
     }
     print_markdown(arguments.description or "", facts, list(results.values()), verdicts)
@@ -215,6 +215,12 @@ def versions(packages: Sequence[str], open_clip: Path | None) -> dict[str, str]:
         digest = hashlib.sha256(open_clip.read_bytes()).hexdigest()[:12]
         found["open_clip_torch"] += f", loss.py with SHA-256 {digest}..."
     return found
+
+
+def machine(load_before: float, threads: int | None = None) -> dict[str, Any]:
+    """What a benchmark ran on: the processor, threads where they are set, and the load before it and now."""
+    limit = {} if threads is None else {"threads": threads}
+    return {"cpu": cpu(), **limit, "load_before": load_before, "load_after": os.getloadavg()[0]}
 
 
 def cpu() -> str:

@@ -167,7 +167,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "benchmark": "shared_loss",
         "command": "python benchmarks/shared_loss.py" + (" --quick" if args.quick else ""),
         "date": datetime.date.today().isoformat(),
-        "machine": {"cpu": harness.cpu(), "load_before": load, "load_after": os.getloadavg()[0]},
+        "machine": harness.machine(load),
         "versions": {"torch": importlib.metadata.version("torch")},
         "sizes": {name: getattr(args, name) for name in ("count_rows", "count_width", "time_rows", "time_width")},
     }

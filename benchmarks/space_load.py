@@ -137,7 +137,7 @@ def main(argv: list[str] | None = None) -> int:
     result = {
         "benchmark": "space_load",
         "date": datetime.date.today().isoformat(),
-        "machine": {"cpu": harness.cpu(), "load_before": load, "load_after": os.getloadavg()[0]},
+        "machine": harness.machine(load),
         "versions": harness.versions(("gradio", "transformers", "playwright"), None),
         "page_seconds": statistics.median(pages),
         "query_seconds": statistics.median(queries),
