@@ -4,6 +4,7 @@ from pathlib import Path
 
 from modeling_mmt import MMTModel, MMTProcessor
 from modeling_mmt.data.errors import InputError, naming_input
+from modeling_mmt.data.files import writing_folder
 from modeling_mmt.data.hub_names import check_model_name
 from modeling_mmt.hub.import_card import write_import_card
 
@@ -44,9 +45,12 @@ def main(
             vision_revision=vision_revision,
             max_video_length=config.max_video_length,
         )
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    write_import_card(folder, name, revision)
+    if folder.is_dir():
+        folder.rmdir()  # empty
+    with writing_folder(folder) as partial:
+        model.save_pretrained(partial)
+        processor.save_pretrained(partial)
+        write_import_card(partial, name, revision)
     print(
         f"{folder}: {config.text_config.model_type} and {config.vision_config.model_type}, {config.projection_dim} "
         f"numbers a caption or clip, {processor.max_text_length} tokens, logit scale {model.logit_scale.item():.4f}"

@@ -103,9 +103,9 @@ def with_encoders(model: MMTModel, processor: MMTProcessor, encoders: Sequence[S
         )
     fields = model.config.to_dict() | {"vision_config": [expert.config.to_dict() for expert in experts]}
     whole = MMTModel(MMTConfig(**fields))
-    whole.load_state_dict(model.state_dict(), strict=False)
     for own, expert in zip(whole.video_model.vision_experts, experts, strict=True):
         own.load_state_dict(expert.state_dict())
+    whole.load_state_dict({**whole.state_dict(), **model.state_dict()})
     recorded = processor.feature_extractor.extractors
     processor.feature_extractor = MMTVideoFeatureExtractor(
         model.config.video_feature_dim, model.config.max_video_length, [encoder.settings for encoder in encoders]

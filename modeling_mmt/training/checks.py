@@ -201,8 +201,8 @@ def source_problems(corpora: Corpora, stage_name: str, number: int, world_size: 
         searched = corpora.features(corpora.recipe.data)
         if features and searched and features.dims != searched.dims:
             yield f"{where}: streams are {features.dims} wide, data.features {searched.dims}; they must agree"
-        elif features and searched:
-            for name, mine, theirs in zip(source.features, searched.extractors, features.extractors, strict=False):
+        elif source.features and features and searched:
+            for name, mine, theirs in zip(source.features, searched.extractors, features.extractors, strict=True):
                 for difference in mine.differences(theirs, with_sampling=False):
                     yield f"{where}: {name}: {difference} as of data.features; extract both in one way"
     if missing or no_ids:

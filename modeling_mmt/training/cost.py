@@ -21,6 +21,7 @@ from transformers import AutoConfig
 
 from modeling_mmt import MMTConfig
 from modeling_mmt.configuration_mmt import XLM_ROBERTA_LARGE
+from modeling_mmt.extraction.packaged_encoders import resolve_encoder
 from modeling_mmt.training.recipe import Recipe, RecipeError, learning_layers
 
 HALF = 2  # bytes of a float16 or bfloat16
@@ -136,11 +137,12 @@ def config_of(recipe: Recipe) -> MMTConfig:
     if model.text_model == "FacebookAI/xlm-roberta-large":
         return MMTConfig(text_config=XLM_ROBERTA_LARGE, **model.config)
     try:
-        text = AutoConfig.from_pretrained(model.text_model, revision=model.text_revision or "main")
+        name = resolve_encoder(model.text_model, recipe.cache_dir)
+        text = AutoConfig.from_pretrained(name, revision=model.text_revision or "main")
     except (OSError, ValueError) as error:
         raise RecipeError(
-            f"model.text_model is {model.text_model}, whose config.json is not at hand: give its folder, as in "
-            "--model.text_model FOLDER"
+            f"model.text_model is {model.text_model}, whose config.json is neither here nor on a Hub that answers; "
+            "name a folder that holds it in the recipe"
         ) from error
     return MMTConfig(text_config=text, **model.config)
 

@@ -104,7 +104,7 @@ def _captions(batch: Mapping[str, torch.Tensor]) -> _Pool:
     views = tuple(view for view in TEXT_VIEWS if f"{view}input_ids" in batch)
     masks = [batch[mask_name(view)] for view in views]
     longest = max(mask.shape[1] for mask in masks)
-    on_left = any((mask[:, 0] == 0).any() for mask in masks)  # a tokenizer's own padding may stand there
+    on_left = any(bool((mask.any(dim=1) & (mask[:, 0] == 0)).any()) for mask in masks)  # where the tokenizer pads
     keys = torch.cat([caption_keys(batch, view) for view in views])
     first, inverse = unique_rows(_view_numbers(views, keys), keys)
     rows = {

@@ -321,11 +321,11 @@ def video_extractors(data: RunData) -> list[dict[str, Any]]:
     extractors = [{key: manifest[key] for key in ("extractor", "revision", "rate", "dim")} for manifest in manifests]
     if data.model.config.vision_config is None:
         return extractors
-    encoders, revision = [model.start] if model.starts_trained else model.vision_model, model.vision_revision
-    own = zip(encoders, data.model.config.video_feature_dims, strict=False)
+    dims, revision = data.model.config.video_feature_dims, model.checkpoint_revision or model.vision_revision
+    encoders = [model.start] * len(dims) if model.starts_trained else model.vision_model
     return [
-        {"extractor": encoder, "revision": model.checkpoint_revision or revision, "rate": None, "dim": dim}
-        for encoder, dim in own
+        {"extractor": encoder, "revision": revision, "rate": None, "dim": dim}
+        for encoder, dim in zip(encoders, dims, strict=True)
     ]
 
 

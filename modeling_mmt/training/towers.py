@@ -30,9 +30,9 @@ def build_towers(recipe: Recipe, features: FeatureStores | None) -> tuple[MMTMod
         record_extractors(processor, features.extractors)
     elif pixels := processor.feature_extractor.pixels:
         names = [recipe.model.dual_encoder] if recipe.model.dual_encoder else recipe.model.vision_model
-        own = zip(names, model.config.video_feature_dims, pixels, strict=False)
-        made = [Extractor(dim, encoder_name(name), image_size=settings["height"]) for name, dim, settings in own]
-        if made:
+        if names:  # a checkpoint has recorded its own
+            own = zip(names, model.config.video_feature_dims, pixels, strict=True)
+            made = [Extractor(dim, encoder_name(name), image_size=settings["height"]) for name, dim, settings in own]
             record_extractors(processor, made)
     return model, processor
 
