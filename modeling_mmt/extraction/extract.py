@@ -30,7 +30,7 @@ from modeling_mmt.data.wording import counted
 from modeling_mmt.extraction.clips import Clips, clips_of_dataset, clips_of_folder_or_list, filmstrip_frames
 from modeling_mmt.extraction.encoders import StepEncoder, VideoReader, load_encoder
 from modeling_mmt.extraction.shards import FAILURES, Extraction, run
-from modeling_mmt.extraction.workers import WorkerPool
+from modeling_mmt.extraction.workers import WorkerPool, start_imports
 from modeling_mmt.frames_mmt import FrameSampling
 
 FILMSTRIP_SIZE = 128  # emoji9's frames as they are
@@ -104,6 +104,7 @@ def extract(
         raise InputError(f"dataset_revision is {dataset_revision}, and {place} is not a dataset; leave it out")
     if clips.summary and rank == 0:
         print(clips.summary)
+    start_imports(VideoReader)
     steps = _encoder_of(clips, str(encoder), image_size, f"cuda:{local_rank}" if device == "cuda" else device)
     reader, timing = _reader_of(clips, steps, num_frames, frames_per_second, max_frames, decoder)
     settings = _settings(str(encoder), steps, clips, timing)

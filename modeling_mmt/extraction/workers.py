@@ -13,7 +13,8 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from multiprocessing import resource_tracker
+from contextlib import contextmanager
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -121,12 +122,8 @@ class _Worker:
         context = _context(self.function)
         self.connection, theirs = context.Pipe()
         process = context.Process(target=_serve, args=(self.function, theirs, self.timeout), daemon=True)
-        resource_tracker.ensure_running()  # now: within `start` it would lift the mask
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # Ctrl-C is this process's to hear
-        try:
-            process.start()  # the fork server, and so its workers, inherit the mask
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        with _children_deaf_to_ctrl_c():
+            process.start()
         self.process = process
         theirs.close()
         if self._closed.is_set():  # while the process started, so that `close` did not see it
@@ -158,6 +155,29 @@ class _Worker:
         process = self.process
         if process is not None:
             process.kill()
+
+
+def start_imports(function: type) -> None:
+    """Have the server that workers are forked from import what they need, while this process does other things.
+
+    Args:
+        function: the class of what the workers will call.
+    """
+    context = _context(function)
+    if context.get_start_method() == "forkserver":
+        with _children_deaf_to_ctrl_c():
+            forkserver.ensure_running()
+
+
+@contextmanager
+def _children_deaf_to_ctrl_c() -> Iterator[None]:
+    """Ctrl-C is this process's to hear: the fork server that is started here, and so its workers, inherit the mask."""
+    resource_tracker.ensure_running()  # now: when it is started it would lift the mask
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _context(function: Callable[[Any], Any]) -> Any:

@@ -19,7 +19,7 @@ from modeling_mmt.data.errors import InputError
 from modeling_mmt.data.files import write_json
 from modeling_mmt.evaluation.evaluate import open_checkpoint
 from modeling_mmt.extraction.encoders import StepEncoder
-from modeling_mmt.extraction.workers import CallFailedError, WorkerPool
+from modeling_mmt.extraction.workers import CallFailedError, WorkerPool, start_imports
 from modeling_mmt.search.index import check_fingerprint, model_fingerprint
 from modeling_mmt.search.index_folder import IndexFolder, StoredFile
 from modeling_mmt.search.manifest import SOURCE, Manifest, SearchIndexError
@@ -49,6 +49,7 @@ def bring_in_step(
     name = options.model or (index.manifest.model if index else "")
     name = os.path.abspath(name) if Path(name).exists() else name
     revision = options.revision or (index.manifest.revision if index else None)
+    start_imports(MediaReader)
     model, processor = open_checkpoint(name, revision)
     try:
         model.to(options.device)  # type: ignore[arg-type]  # transformers' wrapper has a type of its own

@@ -7,11 +7,12 @@ import subprocess
 import sys
 import threading
 import time
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
 
-from modeling_mmt.extraction.workers import CallFailedError, WorkerPool, _serve
+from modeling_mmt.extraction.workers import CallFailedError, WorkerPool, _serve, start_imports
 
 
 def act(what):
@@ -29,6 +30,23 @@ def act(what):
     if isinstance(what, float):
         time.sleep(what)
     return what, os.getpid()
+
+
+class Parent:
+    def __call__(self, _):
+        return os.getppid()
+
+
+def test_imports_that_started_early_serve_the_workers_and_do_not_hear_ctrl_c():
+    forkserver._forkserver.__init__()  # as in a process that has none yet
+    start_imports(Parent)
+    server = forkserver._forkserver._forkserver_pid
+    (blocked,) = [
+        line for line in Path(f"/proc/{server}/status").read_text().splitlines() if line.startswith("SigBlk")
+    ]
+    assert int(blocked.split()[1], 16) >> (signal.SIGINT - 1) & 1
+    with WorkerPool(Parent(), 2, timeout=60) as pool:
+        assert list(pool.map([0, 1], ahead=2)) == [server, server]
 
 
 def outcome(result):
