@@ -64,6 +64,7 @@ RULES = {
     "other_column": "a column of a table that is not a language: not read",
     "repeated_caption": "a caption that its clip has already in this language: dropped",
     "no_length": "a clip that ends where it starts: dropped with its captions",
+    "missing_file": "a clip whose file is not in the folder: kept, for features that you have",
 }
 ABOUT = About(
     name="own_clips",
@@ -109,6 +110,8 @@ def read(
             tally.count("no_caption")
         else:
             rows[clip["split"] or splits[clip["group"]]].append(clip)
+            if clip["file_name"] and not sources.has(clip["file_name"]):
+                tally.count("missing_file")
     folder = output_dir or sources.folder
     return features, {
         split: (row_of(clip, features, sources, folder) for clip in part) for split, part in rows.items() if part

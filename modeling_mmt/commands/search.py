@@ -27,7 +27,16 @@ from modeling_mmt.search.manifest import SearchIndexError, read_source
 from modeling_mmt.search.moments import Moment
 from modeling_mmt.search.published import downloaded_index
 
-SOURCE_FIELDS = ("dataset", "dataset_revision", "split", "features", "video_column")
+SOURCE_FIELDS = (
+    "dataset",
+    "dataset_revision",
+    "split",
+    "features",
+    "video_column",
+    "text_column",
+    "languages",
+    "exclude_column",
+)
 MAX_QUERY = 10_000  # characters; a model reads some dozens of tokens
 SHEET_CELL = 160  # pixels, as large as a thumbnail
 
@@ -285,6 +294,9 @@ def source_of(spec: EvalSpec) -> dict[str, Any]:
         "split": spec.split,
         "features": features,
         "video_column": spec.video_column,
+        "text_column": spec.text_column,
+        "languages": list(spec.languages),
+        "exclude_column": spec.exclude_column,
         "state": {name: state_of(Path(name)) for name in (dataset, *features) if Path(name).is_dir()},
     }
 

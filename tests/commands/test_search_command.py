@@ -207,5 +207,7 @@ def test_the_folder_of_an_index_tells_its_checkpoint_and_its_clips(checkpoint, t
     assert call(capsys, "search", index, *QUERIES, "--json") == built
     code, out, err = call(capsys, "search", index, "dog", "--split", "test")
     assert (code, out) == (2, "") and "was built from split validation" in err
+    code, out, err = call(capsys, "search", index, "dog", "--languages", "sw")
+    assert (code, out) == (2, "") and "--languages is ['sw']; leave --languages out" in err
     code, out, err = call(capsys, "search", index, "dog", "--index", index)
     assert (code, out) == (2, "") and "is an index already" in err

@@ -58,7 +58,14 @@ def test_a_column_a_language_is_a_caption_a_language(tmp_path, capsys):
     _, rows, counts, _ = build(capsys, tmp_path, WIDE.encode())
     assert rows["kitchen/cat"]["caption_en"] == ["a cat"] and rows["kitchen/cat"]["caption_sw"] == ["paka"]
     assert rows["dog"]["caption_en"] == [] and rows["dog"]["caption_sw"] == ["mbwa"]
-    assert counts == {"other_column": 1}
+    assert counts == {"other_column": 1, "missing_file": 2}
+
+
+def test_a_clip_whose_file_is_not_there_is_kept_and_counted(tmp_path, capsys):
+    (tmp_path / "source" / "kitchen").mkdir(parents=True)
+    (tmp_path / "source" / "kitchen" / "cat.mp4").touch()
+    _, rows, counts, _ = build(capsys, tmp_path, WIDE.encode())
+    assert sorted(rows) == ["dog", "kitchen/cat"] and counts["missing_file"] == 1
 
 
 def test_texts_and_ids_that_look_like_other_things_stay_texts(tmp_path, capsys):
@@ -80,7 +87,8 @@ def test_what_pandas_writes_is_read(tmp_path, capsys):
     )
     _, rows, counts, _ = build(capsys, tmp_path, table.to_csv().encode())
     assert {i: row["caption_en"] for i, row in rows.items()} == {"a": ["a cat, a dish"], "b": ['a "dog"']}
-    assert counts == {"other_column": 2} and "caption_id" not in rows["a"] and "caption_url" not in rows["a"]
+    assert counts == {"other_column": 2, "missing_file": 2}
+    assert "caption_id" not in rows["a"] and "caption_url" not in rows["a"]
     _, rows, _, _ = build(capsys, tmp_path, table.to_csv(sep=";", index=False).encode("utf-16"))
     assert rows["b"]["caption_en"] == ['a "dog"']
 
