@@ -130,6 +130,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--work_dir", type=Path, default=Path("runs"))
     parser.add_argument("--output_dir", type=Path, default=Path("results") / "emoji9" / "shares")
     parser.add_argument("--splits", nargs="+", choices=("test", "validation"), default=["test", "validation"])
+    parser.add_argument("--done_only", action="store_true", help="start nothing: report the rows that are done")
     parser.add_argument("--set", nargs="+", default=[], metavar="PATH=VALUE", help="change every recipe: for choices")
     arguments = parser.parse_args(argv)
     keys = [(name, share) for name in arguments.rows for share in arguments.shares if share in ROWS[name].shares]
@@ -145,6 +146,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         for key in keys
         for seed in arguments.seeds
     }
+    if arguments.done_only:
+        keys = [key for key in keys if all(runs[key, seed].is_done() for seed in arguments.seeds)]
+        runs = {(key, seed): one for (key, seed), one in runs.items() if key in keys}
     environment = {**os.environ, "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // arguments.jobs))}
     with ThreadPoolExecutor(arguments.jobs) as pool:
         for number, ((name, share), seed) in enumerate(runs):

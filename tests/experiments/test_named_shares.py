@@ -117,6 +117,19 @@ def test_rows_tests_and_gaps_come_from_the_ranks(tmp_path):
     assert "| 25% | MMP / en | 50.0 [" in page and "mmp_en covers 75 %" in page
 
 
+def test_a_table_of_what_is_done_starts_no_run_and_has_no_row_that_lacks_a_seed(tmp_path, monkeypatch):
+    monkeypatch.setattr(run.subprocess, "run", None)  # whoever starts one fails
+    for name, seed in (("none_en", 0), ("none_en", 1), ("mmp_en", 0)):
+        recipe = named_shares.recipe_of(named_shares.ROWS[name], 0.5)
+        one = run.Run(recipe, seed, tmp_path / "shares" / f"{name}-50" / f"seed{seed}", tmp_path)
+        one.write_recipe()
+        for kind, value in output(0.5, seed).items():
+            (one.folder / f"{kind}.json").write_text(json.dumps(value))
+    options = ["--work_dir", str(tmp_path), "--output_dir", str(tmp_path / "page"), "--seeds", "0", "1"]
+    results = named_shares.main(["--done_only", *options])
+    assert {(row["name"], row["named_share"]) for row in results["rows"]} == {("none_en", 0.5)}
+
+
 def test_every_clip_is_a_test_query_once_and_never_learned_from_in_that_fold():
     ids = [f"clip-{number}" for number in range(1602)]
     rows = Dataset.from_dict({"video_id": ids})
