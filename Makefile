@@ -6,7 +6,7 @@ SHELL := /bin/bash
 
 VENV ?= .venv
 PY := $(VENV)/bin/python
-EXTRAS ?= test,dev,docs,report,train,data,search,lancedb,shots,heic,notebooks,plugins
+EXTRAS ?= test,dev,docs,report,train,data,search,lancedb,cluster,shots,heic,notebooks,plugins
 STAMP := $(VENV)/.installed
 # Extra words for the command of a target: make test ARGS="-k loss", make demo ARGS="--seed 1".
 ARGS ?=

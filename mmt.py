@@ -3,6 +3,7 @@
 Examples:
   mmt demo                                                          a model to start with, in 5 to 15 minutes: demo/
   mmt extract my_media --output_dir features/mine --num_frames 8    features of videos and pictures, or of a dataset
+  mmt extract my_media --output_dir features/mine --cluster 10.0.0.1:6379    by the nodes of a Ray cluster
   mmt build own_clips --data_dir my_clips --output_dir data/mine    a corpus from files, with a card
   mmt convert old_features --output_dir features/old                features that other code made
   mmt recipes                                                       the recipes that come with the package
@@ -42,6 +43,7 @@ PASSED_ON = {
 
 
 MODULES = {"import": "import_dual_encoder"}  # of verbs that are words of Python
+WORKERS = "processes that decode (one per core; with --cluster one per task)"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -172,7 +174,8 @@ def add_extract(parser: argparse.ArgumentParser):
     )
     source += "name, or a folder that holds .parquet files or a dataset card (a README.md that begins with ---)"
     parser.add_argument("source", metavar="SOURCE", help=source)
-    parser.add_argument("--output_dir", required=True, metavar="FOLDER", help="new folder for the feature store")
+    store = "new folder for the feature store, or a URL to copy it to once it is complete (s3://..., hf://...)"
+    parser.add_argument("--output_dir", required=True, metavar="FOLDER-OR-URL", help=store)
     parser.add_argument("--dataset_revision", metavar="REVISION", help="tag or commit of a dataset on the Hub")
     encoder = "name of a packaged encoder, Hub name, folder, or .pth file of S3D or R(2+1)D (%(default)s)"
     parser.add_argument("--encoder", default="efficientnet-lite0", metavar="NAME", help=encoder)
@@ -189,7 +192,7 @@ def add_extract(parser: argparse.ArgumentParser):
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N clips of each split, or N files")
     device = "device of the encoder, such as cuda (%(default)s); each process of torchrun uses its own"
     parser.add_argument("--device", default="cpu", help=device)
-    parser.add_argument("--num_workers", type=int, metavar="N", help="processes that decode (one per core)")
+    parser.add_argument("--num_workers", type=int, metavar="N", help=WORKERS)
     timeout = "longest time that decoding one clip may take (%(default)g)"
     parser.add_argument("--timeout", type=float, default=300.0, metavar="SECONDS", help=timeout)
     decoder = "decoder of videos (PyAV if it is installed)"
@@ -198,6 +201,7 @@ def add_extract(parser: argparse.ArgumentParser):
     parser.add_argument("--shard_size", type=int, default=256, metavar="N", help=shards)
     failures = "how many clips may fail: a number such as 10, or a fraction such as 0.05 (%(default)s)"
     parser.add_argument("--max_failures", type=number, default=0.05, metavar="N", help=failures)
+    add_cluster(parser)
 
 
 def add_index(parser: argparse.ArgumentParser):
@@ -227,11 +231,12 @@ def add_index(parser: argparse.ArgumentParser):
     parser.add_argument(
         "--device", default="cpu", help="device of the encoder and the model, such as cuda (%(default)s)"
     )
-    parser.add_argument("--num_workers", type=int, metavar="N", help="processes that decode (one per core)")
+    parser.add_argument("--num_workers", type=int, metavar="N", help=WORKERS)
     timeout = "longest time that decoding a piece of a file may take (%(default)g)"
     parser.add_argument("--timeout", type=float, default=600.0, metavar="SECONDS", help=timeout)
     engine = "also build or update this search engine beside the index, as in `mmt search`"
     parser.add_argument("--engine", metavar="NAME", help=engine)
+    add_cluster(parser)
     status = "only print what an update would do; changes nothing"
     parser.add_argument("--status", action="store_true", help=status)
     add_json(parser)
@@ -364,6 +369,13 @@ def add_publish(parser: argparse.ArgumentParser):
 def add_checkpoint(parser: argparse.ArgumentParser):
     """The checkpoint that a verb works on."""
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="folder of a checkpoint, or its name on the Hub")
+
+
+def add_cluster(parser: argparse.ArgumentParser):
+    """The Ray cluster whose nodes do the work."""
+    cluster = "let the nodes of a Ray cluster decode and encode: HOST:PORT of its head, auto for the cluster of this "
+    cluster += "machine, or local for a temporary one; needs the extra `cluster`"
+    parser.add_argument("--cluster", metavar="ADDRESS", help=cluster)
 
 
 def add_json(parser: argparse.ArgumentParser):

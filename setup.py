@@ -46,6 +46,8 @@ EXTRAS_REQUIRE = {
     # Beyond the exact search: any FAISS index; a server or cluster.
     "search": ["faiss-cpu>=1.9", "qdrant-client>=1.16"],
     "lancedb": ["lancedb>=0.40"],  # a table on disk beside the index; the release of constraints.txt
+    # `--cluster` of `mmt extract` and `mmt index`; the release of constraints.txt.
+    "cluster": ["ray>=2.60"],
     "shots": ["scenedetect-headless>=0.7.2"],  # PySceneDetect, with OpenCV and without a display
     "fonts": ["pylopdf-fonts-zh-cn>=0.1.1"],  # Noto Sans SC (OFL), for Chinese in the pictures of examples/
     "test": ["av>=17.1", "hypothesis>=6.100", "pytest>=8.3", "pytest-xdist>=3.8"],

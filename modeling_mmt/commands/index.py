@@ -1,11 +1,13 @@
 """`mmt index`: build or update an index of a folder of videos and pictures."""
 
 import sys
+from contextlib import redirect_stdout
 from typing import Any
 
 from modeling_mmt.commands.errors import printable
 from modeling_mmt.commands.terminal import is_watched, print_json
 from modeling_mmt.data.errors import InputError
+from modeling_mmt.data.uploads import is_url
 from modeling_mmt.data.wording import counted
 from modeling_mmt.search.media_index import IndexOptions, IndexStatus, index_status, update_index
 
@@ -32,13 +34,17 @@ def main(
         as_json: print JSON.
         options: of `IndexOptions`.
     """
+    if is_url(output_dir):
+        raise InputError(f"{output_dir}: an index is kept in a folder; give one, and mmt publish or copy it")
     if embeddings is not None:
         index_vectors(media, embeddings, output_dir, options.get("model"), as_json)
         keep_engine(output_dir, engine)
         return
     done: dict[str, Any] = {}
     if not status:
-        report = update_index(media, output_dir, IndexOptions(**options, progress=is_watched(sys.stderr)))
+        chosen = IndexOptions(**options, progress=is_watched(sys.stderr))
+        with redirect_stdout(sys.stderr):  # Ray tells there of nodes that died; the answer alone is for this stream
+            report = update_index(media, output_dir, chosen)
         done = {"done": vars(report) | {"seconds_of_video": round(report.seconds_of_video, 3)}}
         keep_engine(output_dir, engine)
     now = index_status(media, output_dir)

@@ -43,11 +43,16 @@ class StepEncoder:
     def __init__(
         self, model: torch.nn.Module, settings: PixelSettings, revision: str, device: str | torch.device = "cpu"
     ):
-        self.model, self.device = model.eval().requires_grad_(False).to(device), torch.device(device)
+        self.model = model.eval().requires_grad_(False)
+        self.to(device)
         if settings.frames_per_step is None:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as convolutions like it
         self.settings, self.prepare, self.revision = settings, StepPreparation(settings), revision
         self.image_size, self.frames_per_step = settings.height, settings.frames_per_step or 1
+
+    def to(self, device: str | torch.device) -> None:
+        """Run on this device from now on."""
+        self.model, self.device = self.model.to(device), torch.device(device)
 
     @torch.inference_mode()
     def encode(self, pixels: np.ndarray) -> np.ndarray:

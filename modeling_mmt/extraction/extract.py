@@ -11,6 +11,7 @@ Frames are decoded ahead of the encoder, in processes that may crash or hang: su
 decoded, is listed in `failures.jsonl` with the reason, and the rest goes on, up to `max_failures`. Killed at any
 point, the same call continues where it stopped, with more processes or fewer. The processes, whose number and count
 torchrun's variables say, share the output's folder and nothing else; each does the shards of its number (`shards.py`).
+Or the nodes of a Ray cluster read and encode, a task a shard, and this process writes (`remote_shards.py`).
 """
 
 import json
@@ -20,6 +21,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from modeling_mmt.data.cluster import ClusterPool
 from modeling_mmt.data.errors import InputError
 from modeling_mmt.data.extractors import encoder_name
 from modeling_mmt.data.feature_store import MANIFEST, FeatureStore
@@ -29,6 +31,7 @@ from modeling_mmt.data.video_lists import LISTS, MEDIA_SUFFIXES
 from modeling_mmt.data.wording import counted
 from modeling_mmt.extraction.clips import Clips, clips_of_dataset, clips_of_folder_or_list, filmstrip_frames
 from modeling_mmt.extraction.encoders import StepEncoder, VideoReader, load_encoder
+from modeling_mmt.extraction.remote_shards import ShardEncoder, run_on_cluster
 from modeling_mmt.extraction.shards import FAILURES, Extraction, run
 from modeling_mmt.extraction.workers import WorkerPool, start_imports
 from modeling_mmt.frames_mmt import FrameSampling
@@ -55,6 +58,7 @@ def extract(
     decoder: str | None = None,
     shard_size: int = 256,
     max_failures: int | float = 0.05,
+    cluster: str | None = None,
 ) -> FeatureStore | None:
     """Extract the features of clips.
 
@@ -71,11 +75,13 @@ def extract(
         batch_size: steps that go through the encoder together.
         limit: clips of each split, or videos; None for all.
         device: where the encoder runs; `cuda` is each process's own.
-        num_workers: processes that decode; 0 for none, None for one a core.
+        num_workers: processes that decode; None for one a core, and on a cluster for one a task, which takes as many
+            cores.
         timeout: seconds that a clip's decoding may take.
         decoder: `torchcodec` or `pyav`; None takes PyAV where it is installed.
         shard_size: clips a shard; a killed run loses at most one.
         max_failures: clips that may fail: a count, or as a float a share of all.
+        cluster: a Ray cluster whose nodes read and encode, as in `ClusterPool`; None for this process.
 
     Returns:
         The store; None where other processes are still at it.
@@ -83,6 +89,7 @@ def extract(
     Raises:
         InputError: an option is out of range, the clips are not usable, or the folder holds other features.
         FileNotFoundError: no such folder or list.
+        ClusterError: the cluster cannot be used.
         TooManyFailuresError: more clips failed than may.
     """
     whole = {"image_size": image_size, "num_frames": num_frames, "frames_per_second": frames_per_second}
@@ -95,6 +102,8 @@ def extract(
 
     rank, num_processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local_rank, on_machine = int(os.environ.get("LOCAL_RANK", 0)), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if cluster is not None and num_processes > 1:
+        raise InputError("--cluster has processes of its own; start mmt extract once, without torchrun")
     place, folder = str(source), Path(output_dir)
     if is_dataset(place):
         clips = clips_of_dataset(dataset_folder(place), limit, dataset_revision)
@@ -104,31 +113,30 @@ def extract(
         raise InputError(f"dataset_revision is {dataset_revision}, and {place} is not a dataset; leave it out")
     if clips.summary and rank == 0:
         print(clips.summary)
-    start_imports(VideoReader)
-    steps = _encoder_of(clips, str(encoder), image_size, f"cuda:{local_rank}" if device == "cuda" else device)
+    if cluster is None:
+        start_imports(VideoReader)
+    here = "cpu" if cluster else f"cuda:{local_rank}" if device == "cuda" else device
+    steps = _encoder_of(clips, str(encoder), image_size, here)
     reader, timing = _reader_of(clips, steps, num_frames, frames_per_second, max_frames, decoder)
     settings = _settings(str(encoder), steps, clips, timing)
     if (folder / MANIFEST).is_file():
         return finished_store(folder, settings)
-    workers = max(1, (os.cpu_count() or 1) // on_machine) if num_workers is None else num_workers
     allowed = max_failures * len(clips.videos) if isinstance(max_failures, float) else max_failures
     name = settings["extractor"] + (f", process {rank} of {num_processes}" if num_processes > 1 else "")
     try:
-        with (
-            Extraction(folder, clips.videos, settings, shard_size, rank, num_processes) as extraction,
-            WorkerPool(reader, workers, timeout) as pool,
-        ):
+        with Extraction(folder, clips.videos, settings, shard_size, rank, num_processes) as extraction:
             start, num_clips = time.perf_counter(), extraction.num_own_clips(extraction.own_missing())
-            is_whole = run(
-                extraction,
-                pool,
-                steps.encode,
-                batch_size,
-                allowed,
-                load=clips.load,
-                description=name,
-                quiet=local_rank != 0,
-            )
+            if cluster is not None:
+                workers, gpus = num_workers or 1, int(device.startswith("cuda"))
+                on_node = "cuda" if gpus else device  # a task sees its own card alone
+                shards = ShardEncoder(reader, steps, on_node, batch_size, workers, timeout, settings["dtype"])
+                with ClusterPool(cluster, shards, workers, gpus) as nodes:
+                    is_whole = run_on_cluster(extraction, nodes, allowed, clips.load, name)
+            else:
+                workers = max(1, (os.cpu_count() or 1) // on_machine) if num_workers is None else num_workers
+                with WorkerPool(reader, workers, timeout) as pool:
+                    quiet = local_rank != 0
+                    is_whole = run(extraction, pool, steps.encode, batch_size, allowed, clips.load, name, quiet)
     except (FileExistsError, FileNotFoundError):  # this process had nothing to do, and came when all was done
         if not (folder / MANIFEST).is_file():
             raise

@@ -40,6 +40,8 @@ FAILURES = "failures.jsonl"
 RECORD = re.compile(r"(\d+)(\.failures)?\.json")
 
 Encode = Callable[[np.ndarray], np.ndarray]
+Fail = Callable[[Video, str], None]  # what is told of a clip that failed, and why
+OfShard = Callable[[int, Fail], Iterator[tuple[Video, np.ndarray]]]  # a shard's clips, with values that can be stored
 
 
 class TooManyFailuresError(InputError, RuntimeError):
@@ -243,11 +245,41 @@ def run(
     Raises:
         TooManyFailuresError: more failed.
     """
+    clips_ahead = chain.from_iterable(extraction.clips_of(number) for number in extraction.own_missing())
+    reading = pool.map(clips_ahead if load is None else map(load, clips_ahead), clips_at_once(pool, batch_size))
+
+    def of_shard(number: int, fail: Fail) -> Iterator[tuple[Video, np.ndarray]]:
+        dtype = extraction.settings["dtype"]
+        return encode_videos(extraction.clips_of(number), reading, encode, batch_size, dtype, fail)
+
+    return write_shards(extraction, of_shard, max_failures, description, quiet)
+
+
+def clips_at_once(pool: WorkerPool, batch_size: int) -> int:
+    """How many clips are read ahead: they have some steps, so this is a batch's worth and some more."""
+    return 2 * pool.num_workers + max(2, batch_size // 4)
+
+
+def write_shards(
+    extraction: Extraction, of_shard: OfShard, max_failures: float, description: str, quiet: bool = False
+) -> bool:
+    """Writes this process's missing shards as their clips come, and makes the store once all shards are there.
+
+    Args:
+        extraction: what is to be done.
+        of_shard: asked for the missing shards in order.
+        max_failures: as in `run`.
+        description: likewise.
+        quiet: likewise.
+
+    Returns:
+        Whether the store is there.
+
+    Raises:
+        TooManyFailuresError: more failed.
+    """
     missing = extraction.own_missing()
     _check(extraction, [], max_failures)
-    ahead = 2 * pool.num_workers + max(2, batch_size // 4)  # clips have some steps: a batch's worth, and some more
-    clips_ahead: Iterator[Video] = chain.from_iterable(extraction.clips_of(number) for number in missing)
-    reading = pool.map(clips_ahead if load is None else map(load, clips_ahead), ahead)
     done = extraction.num_own_clips() - extraction.num_own_clips(missing)
     with tqdm(
         total=extraction.num_own_clips(), initial=done, desc=description, unit="video", disable=quiet, smoothing=0.05
@@ -261,17 +293,33 @@ def run(
                 _check(extraction, failures, max_failures)
 
             clips = []
-            decoded = _good(((video, next(reading)) for video in extraction.clips_of(number)), fail)
-            for video, features in encode_clips(decoded, encode, batch_size):
-                try:
-                    values = checked_values("features", features, extraction.settings["dtype"])
-                except FeatureStoreError as error:
-                    fail(video, str(error))
-                    continue
+            for video, values in of_shard(number, fail):
                 clips.append((video.video_id, values))
                 progress.update()
             extraction.write(number, clips, failures)
     return extraction.finish()
+
+
+def encode_videos(
+    videos: Iterable[Video], reading: Iterable[Any], encode: Encode, batch_size: int, dtype: str, fail: Fail
+) -> Iterator[tuple[Video, np.ndarray]]:
+    """Clips with their values, in order; `fail` hears at once of one that cannot be read, encoded or stored.
+
+    Args:
+        videos: the clips.
+        reading: the pixels of each, or its `CallFailedError`.
+        encode: as in `encode_clips`.
+        batch_size: likewise.
+        dtype: of the values.
+        fail: gets the clip and the reason.
+    """
+    for video, features in encode_clips(_good(zip(videos, reading, strict=False), fail), encode, batch_size):
+        try:
+            values = checked_values("features", features, dtype)
+        except FeatureStoreError as error:
+            fail(video, str(error))
+            continue
+        yield video, values
 
 
 def encode_clips(
@@ -306,9 +354,7 @@ def encode_clips(
     yield from whole_clips(lengths, features)
 
 
-def _good(
-    clips: Iterable[tuple[Video, Any]], fail: Callable[[Video, str], None]
-) -> Iterator[tuple[Video, np.ndarray]]:
+def _good(clips: Iterable[tuple[Video, Any]], fail: Fail) -> Iterator[tuple[Video, np.ndarray]]:
     """The clips that could be read; the others fail."""
     for video, pixels in clips:
         if isinstance(pixels, CallFailedError):

@@ -53,6 +53,12 @@ class MediaEncoder:
             )
         (self.frames_per_step,) = lengths
 
+    def to(self, device: str | torch.device) -> None:
+        """Run on this device from now on."""
+        self.model.to(device)
+        for encoder in self.encoders:
+            encoder.to(device)
+
     def features(self, chunks: Iterable[tuple[Any, Chunk]]) -> Iterator[tuple[Any, np.ndarray]]:
         """`(S, D_v)` float32 of each chunk, with its key, in order."""
         streams = [

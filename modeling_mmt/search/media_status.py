@@ -30,9 +30,10 @@ class IndexOptions:
         image_size: side of these encoders' frames in pixels.
         batch_size: steps that go through an encoder together.
         device: where encoders and model run.
-        num_workers: processes that decode; None is one a core.
+        num_workers: processes that decode; None is one a core, and on a cluster one a task, which takes as many cores.
         timeout: seconds that looking into a file, or decoding a piece of one, may take.
         progress: whether to show a bar.
+        cluster: a Ray cluster whose nodes decode and encode, as in `ClusterPool`; None is this process.
 
     Raises:
         InputError: a number is not positive, or too large.
@@ -51,6 +52,7 @@ class IndexOptions:
     num_workers: int | None = None
     timeout: float = 600.0
     progress: bool = False
+    cluster: str | None = None
 
     def __post_init__(self) -> None:
         numbers = ("window", "stride", "frames_per_second", "image_size", "batch_size", "num_workers", "timeout")

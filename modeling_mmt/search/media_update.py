@@ -4,39 +4,29 @@ from __future__ import annotations
 
 import os
 import time
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import torch
 from tqdm import tqdm
 
+from modeling_mmt.data.cluster import ClusterPool, check_read_here_too
 from modeling_mmt.data.errors import InputError
 from modeling_mmt.data.files import write_json
 from modeling_mmt.evaluation.evaluate import open_checkpoint
 from modeling_mmt.extraction.encoders import StepEncoder
-from modeling_mmt.extraction.workers import CallFailedError, WorkerPool, start_imports
+from modeling_mmt.extraction.workers import WorkerPool, start_imports
 from modeling_mmt.search.index import check_fingerprint, model_fingerprint
 from modeling_mmt.search.index_folder import IndexFolder, StoredFile
 from modeling_mmt.search.manifest import SOURCE, Manifest, SearchIndexError
 from modeling_mmt.search.media_encoder import MediaEncoder, load_encoders, own_encoders, recorded_encoders
+from modeling_mmt.search.media_encoding import EncodedFile, FilesEncoder, GroupEncoder, groups_of
 from modeling_mmt.search.media_files import MediaFile
 from modeling_mmt.search.media_status import IndexOptions, IndexReport, source_of, status_of
-from modeling_mmt.search.media_windows import (
-    Chunk,
-    MediaReader,
-    Plan,
-    Planned,
-    WindowRule,
-    chunks_of,
-    clip_id,
-    middle_frame,
-    with_defaults,
-)
+from modeling_mmt.search.media_windows import MediaReader, WindowRule, clip_id, with_defaults
 from modeling_mmt.search.segments import FILE_SCHEMA, NO_CLIPS, Rows
 
 ROWS_A_SEGMENT, SECONDS_A_SEGMENT = 4096, 60.0  # what a killed run loses at most
@@ -49,10 +39,12 @@ def bring_in_step(
     name = options.model or (index.manifest.model if index else "")
     name = os.path.abspath(name) if Path(name).exists() else name
     revision = options.revision or (index.manifest.revision if index else None)
-    start_imports(MediaReader)
+    if options.cluster is None:
+        start_imports(MediaReader)
     model, processor = open_checkpoint(name, revision)
+    device = "cpu" if options.cluster else options.device  # of this machine; nodes have their own
     try:
-        model.to(options.device)  # type: ignore[arg-type]  # transformers' wrapper has a type of its own
+        model.to(device)  # type: ignore[arg-type]  # transformers' wrapper has a type of its own
     except (RuntimeError, AssertionError) as error:
         reason = str(error).partition("\n")[0]
         if reason.startswith("Expected one of"):  # every kind of device that torch has ever had
@@ -63,7 +55,7 @@ def bring_in_step(
     if index is not None:
         check_fingerprint(model, index.manifest.fingerprint, index.manifest.model)
     stored = index.manifest.settings["encoders"] if index is not None else None
-    encoders, recorded = _encoders(model, processor, name, revision, options, stored)
+    encoders, recorded = _encoders(model, processor, name, revision, options, stored, device)
     if index is None:
         chosen = {key: value for key, value in options.rule.items() if value is not None}
         settings = {**with_defaults(chosen), "encoders": recorded}
@@ -91,6 +83,7 @@ def _encoders(
     revision: str | None,
     options: IndexOptions,
     stored: list[dict[str, Any]] | None,
+    device: str,
 ) -> tuple[list[StepEncoder], list[dict[str, Any]]]:
     """What makes steps of frames, and how the manifest names it (`stored`); encoders inside the model need no name."""
     if own := own_encoders(model, processor):
@@ -102,7 +95,7 @@ def _encoders(
         recorded = [{"name": encoder, **given} for encoder in options.encoders]
     else:
         recorded = [dict(one) for one in stored or recorded_encoders(processor, name, revision)]
-    encoders = load_encoders(recorded, options.device)
+    encoders = load_encoders(recorded, device)
     for one, encoder in zip(recorded, encoders, strict=True):
         one |= {"revision": encoder.revision, "image_size": encoder.image_size}
     return encoders, recorded
@@ -113,27 +106,14 @@ def _reader(settings: Mapping[str, Any], encoders: Sequence[StepEncoder]) -> Med
     return MediaReader([one.prepare for one in encoders], settings["frames_per_second"], rule)
 
 
-@dataclass
-class _Job:
-    """A file that is being decoded."""
-
-    media: MediaFile
-    planned: Planned
-    num_chunks: int
-    features: list[np.ndarray] = field(default_factory=list)
-    thumbnails: dict[int, bytes] = field(default_factory=dict)
-    failed: bool = False
-
-
 class _Update:
     """One run: files in their order through workers, encoders and model; what is finished is written now and then."""
 
     def __init__(self, index: IndexFolder, encoder: MediaEncoder, options: IndexOptions):
         self.index, self.encoder, self.options = index, encoder, options
         self.settings = index.manifest.settings
-        self.rate = self.settings["frames_per_second"]
         self.report = IndexReport()
-        self.known = {file.sha256: file for file in index.files.values() if file.reason is None}
+        self.known = {file.sha256: file for file in index.files.values() if file.sha256 and file.reason is None}
         self.pending: list[Rows] = []
         self.written_at = time.monotonic()
 
@@ -141,12 +121,12 @@ class _Update:
         """Do all that `status_of` names."""
         status = status_of(self.index, found)
         todo = [found[name] for name in sorted([*status.new, *status.changed])]
-        reader = _reader(self.settings, self.encoder.encoders)
-        workers = self.options.num_workers or os.cpu_count() or 1
-        with WorkerPool(reader, workers, self.options.timeout) as pool, self._bar(len(todo)) as self.bar:
+        with self._bar(len(todo)) as self.bar:
             try:
-                for job, features in self.encoder.features(self._chunks(pool, todo)):
-                    self._take(job, features)
+                if self.options.cluster is None:
+                    self._encode_here(todo)
+                elif todo:  # else no cluster is asked
+                    self._encode_on_cluster(self.options.cluster, todo)
             finally:
                 self._write()  # what is finished is kept, whatever ends this run
         self.index.commit(gone=status.gone)
@@ -162,54 +142,40 @@ class _Update:
     def _bar(self, total: int) -> tqdm:
         return tqdm(total=total, desc="indexed", unit="file", disable=not self.options.progress, smoothing=0.05)
 
-    def _chunks(self, pool: WorkerPool, todo: Sequence[MediaFile]) -> Iterator[tuple[_Job, Chunk]]:
-        """The pieces of the files that must be decoded, in order; the others are finished on the way."""
-        reading: deque[_Job] = deque()
-        ahead = 2 * pool.num_workers
+    def _encode_here(self, files: Sequence[MediaFile]) -> None:
+        reader = _reader(self.settings, self.encoder.encoders)
+        with WorkerPool(reader, self.options.num_workers or os.cpu_count() or 1, self.options.timeout) as pool:
+            FilesEncoder(pool, self.encoder, reader.rate, self.known, self._take).run(files)
 
-        def calls() -> Iterator[Any]:
-            for media, planned in zip(todo, pool.map((Plan(one.path) for one in todo), ahead), strict=True):
-                if isinstance(planned, CallFailedError):
-                    self._fail(media, None, str(planned))
-                elif (known := self.known.get(planned.sha256)) is not None:
-                    self._recognise(media, known)
-                else:
-                    wanted = chunks_of(media.path, planned, self.rate, self.encoder.frames_per_step)
-                    job = _Job(media, planned, len(wanted))
-                    reading.extend([job] * len(wanted))
-                    yield from wanted
+    def _encode_on_cluster(self, address: str, files: Sequence[MediaFile]) -> None:
+        """A task a group of files; what comes back is taken in their order."""
+        reader, workers = _reader(self.settings, self.encoder.encoders), self.options.num_workers or 1
+        gpus = int(self.options.device.startswith("cuda"))
+        on_node = "cuda" if gpus else self.options.device  # a task sees its own card alone
+        function = GroupEncoder(reader, self.encoder, on_node, self.known, workers, self.options.timeout)
+        with ClusterPool(address, function, workers, gpus) as nodes:
+            encoded = chain.from_iterable(nodes.map(groups_of(files)))
+            for media, one in zip(files, encoded, strict=True):
+                check_read_here_too(one.unread)
+                self._take(media, one)
 
-        for chunk in pool.map(calls(), ahead):
-            job = reading.popleft()
-            if job.failed:
-                continue
-            if isinstance(chunk, CallFailedError):
-                job.failed = True
-                self._fail(job.media, job.planned.sha256, str(chunk))
-                continue
-            job.thumbnails |= chunk.thumbnails
-            yield job, chunk
-
-    def _take(self, job: _Job, features: np.ndarray) -> None:
-        """A piece's features; with the last one, the file is finished."""
-        job.features.append(features)
-        if job.failed or len(job.features) < job.num_chunks:
+    def _take(self, media: MediaFile, encoded: EncodedFile) -> None:
+        """A file that is finished."""
+        planned = encoded.planned
+        if planned is None or encoded.reason is not None:
+            self._fail(media, planned and planned.sha256, str(encoded.reason))
             return
-        steps, spans = np.concatenate(job.features), job.planned.spans
-        try:
-            embeddings = self.encoder.embed(steps, spans, self.rate / self.encoder.frames_per_step)
-        except ValueError as error:
-            self._fail(job.media, job.planned.sha256, str(error))
+        if encoded.embeddings is None:
+            self._recognise(media, self.known[planned.sha256])
             return
-        frames = [middle_frame(span, self.rate, job.planned.num_frames) for span in spans] or [0]
         rows = [
-            {"video_id": clip_id(job.media.file, span), "file": job.media.file, "start": span[0], "end": span[1]}
-            for span in spans
+            {"video_id": clip_id(media.file, span), "file": media.file, "start": span[0], "end": span[1]}
+            for span in planned.spans
         ]
-        clips = pa.Table.from_pylist(rows or [{"video_id": job.media.file, "file": job.media.file}], NO_CLIPS.schema)
-        files = self._files(job.media, job.planned.sha256, len(clips))
-        self.report.seconds_of_video += job.planned.duration or 0.0
-        self._put(Rows(embeddings, clips, [job.thumbnails[frame] for frame in frames], files))
+        clips = pa.Table.from_pylist(rows or [{"video_id": media.file, "file": media.file}], NO_CLIPS.schema)
+        files = self._files(media, planned.sha256, len(clips))
+        self.report.seconds_of_video += planned.duration or 0.0
+        self._put(Rows(encoded.embeddings, clips, list(encoded.thumbnails), files))
 
     def _recognise(self, media: MediaFile, known: StoredFile) -> None:
         """A file whose content is known: its rows are those, under its name."""

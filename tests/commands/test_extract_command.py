@@ -2,9 +2,13 @@
 
 import inspect
 import os
+import socket
+import sys
 
+import fsspec
 import pytest
 from command_line import call
+from killed_process import files_of
 from transformers import ResNetConfig, ResNetModel
 from video_files import write_video
 
@@ -83,3 +87,39 @@ def test_a_name_that_is_not_utf8_is_one_line_that_shows_it(tmp_path, capsys):
 
 def test_a_number_of_failures_that_is_none_is_refused(capsys):
     assert call(capsys, "extract", "x", "--output_dir", "y", "--max_failures", "few")[0] == 2
+
+
+def test_an_address_where_nothing_answers_is_one_line(videos, encoder, tmp_path, capsys):
+    pytest.importorskip("ray")
+    words = ["extract", videos, "--encoder", encoder, "--num_frames", 2, "--output_dir"]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    for address in (f"127.0.0.1:{port}", "127.0.0.1", "127.0.0.1:99999", f"ray://127.0.0.1:{port}"):
+        code, _, err = call(capsys, *words, tmp_path / "store", "--cluster", address)
+        assert code == 2 and f"mmt: --cluster {address} cannot be reached (" in err.splitlines()[-1]
+
+
+def test_a_cluster_needs_ray_and_one_process_does_not(videos, encoder, tmp_path, capsys, monkeypatch):
+    words = ["extract", videos, "--encoder", encoder, "--num_frames", 2, "--num_workers", 1, "--output_dir"]
+    monkeypatch.setitem(sys.modules, "ray", None)  # as if it were not installed
+    code, _, err = call(capsys, *words, tmp_path / "store", "--cluster", "local")
+    assert code == 2 and err.splitlines()[-1] == "mmt: --cluster needs Ray: pip install modeling_mmt[cluster]"
+    assert call(capsys, *words, tmp_path / "store")[0] == 0  # and goes on with what was begun
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, _, err = call(capsys, *words, tmp_path / "more", "--cluster", "local")
+    assert code == 2 and "without torchrun" in err
+    code, _, err = call(capsys, *words, "memory://bucket/mine")
+    assert code == 2 and "one process" in err
+
+
+def test_a_url_gets_the_files_of_the_store_and_nothing_stays_here(videos, encoder, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["extract", videos, "--encoder", encoder, "--num_frames", 2, "--num_workers", 1, "--output_dir"]
+    assert call(capsys, *words, "memory://bucket/mine")[0] == 0
+    assert call(capsys, *words, tmp_path / "store")[0] == 0
+    memory = fsspec.filesystem("memory")
+    copied = {name.removeprefix("/bucket/mine/"): memory.cat(name) for name in memory.find("/bucket/mine")}
+    assert copied == files_of(tmp_path / "store") and {path.name for path in tmp_path.iterdir()} == {"videos", "store"}
+    code, _, err = call(capsys, *words, "memory://bucket/mine")
+    assert code == 2 and "memory://bucket/mine already has a manifest.json" in err
+    memory.rm("/bucket", recursive=True)

@@ -1,6 +1,7 @@
 """A folder of videos with subtitles becomes what pre-training draws windows from; every choice is counted."""
 
 import json
+import os
 
 import datasets
 import numpy as np
@@ -8,7 +9,9 @@ import official_files
 import pyarrow.parquet as pq
 import pytest
 from command_line import call
+from killed_process import files_of
 
+from datasets_scripts import subtitled_videos
 from modeling_mmt.data.feature_store import FeatureStores
 from modeling_mmt.data.feature_store_writer import write_feature_store
 from modeling_mmt.data.video_lists import find_videos
@@ -149,3 +152,22 @@ def test_a_build_without_any_cue_leaves_the_earlier_data(folder, capsys):
     code, _, _, errors = build(capsys, folder)
     assert code == 2 and errors.count("\n") == 1 and "split 'train' has no clip" in errors
     assert before == {p: p.read_bytes() for p in (folder.parent / "out").rglob("*") if p.is_file()}
+
+
+@pytest.mark.slow
+def test_the_nodes_of_a_cluster_read_what_one_process_reads(folder, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("ray")
+    for number in range(4):
+        texts = {"eng": [(0, 1, f"of stream {number}")], "fre": [(0, 1, "du flux")]}
+        official_files.write_film(folder / f"film{number}.mkv", texts)
+    (folder / "talk.de.srt").write_text(SRT.format("der Datei"))
+    (folder / "film0.de.srt").write_bytes(b"\xff\xfe\xff")
+    (folder / "broken.mp4").write_bytes(b"no film at all")
+    code, rows, counts, printed = build(capsys, folder)
+    assert code == 0 and len(rows) == 5 and counts["unreadable"] >= 1 and "left out: " in printed
+    plain = files_of(tmp_path / "out")
+    monkeypatch.setattr(subtitled_videos, "VIDEOS_A_TASK", 2)
+    monkeypatch.setenv("PYTHONPATH", os.getcwd())
+    code, _, again, printed_again = build(capsys, folder, "--cluster", "local")
+    assert (code, again, printed_again) == (0, counts, printed)
+    assert files_of(tmp_path / "out") == plain

@@ -32,7 +32,7 @@ from modeling_mmt.evaluation.evaluate import open_checkpoint
 from modeling_mmt.extraction.extract import extract
 from modeling_mmt.frames_mmt import FrameSampling
 from modeling_mmt.image_processing_mmt import PixelSettings
-from modeling_mmt.search import index_folder, media_update
+from modeling_mmt.search import index_folder, media_encoding, media_update
 from modeling_mmt.search.excerpts import media_file
 from modeling_mmt.search.index import SearchIndex, SearchIndexError
 from modeling_mmt.search.index_folder import IndexFolder
@@ -207,7 +207,7 @@ def test_a_file_that_moved_or_was_only_touched_is_known_by_its_content(moved_ind
     (media / "kitchen" / "kettle.mp4").rename(media / "renamed.mp4")
     shutil.copy(media / "photo.png", media / "copy.png")
     os.utime(media / "z.mkv", ns=(5, 5))
-    monkeypatch.setattr(media_update, "chunks_of", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr(media_encoding, "chunks_of", lambda *_: pytest.fail("decoded"))
     report = update(media, folder)
     assert (report.added, report.replaced, report.dropped, report.recognised) == (2, 1, 1, 3)
     after = content_of(folder)
