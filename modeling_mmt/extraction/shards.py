@@ -313,7 +313,8 @@ def encode_videos(
         dtype: of the values.
         fail: gets the clip and the reason.
     """
-    for video, features in encode_clips(_good(zip(videos, reading, strict=False), fail), encode, batch_size):
+    read = zip(videos, reading, strict=False)  # what is read ahead of these videos is for the next
+    for video, features in encode_clips(_good(read, fail), encode, batch_size):
         try:
             values = checked_values("features", features, dtype)
         except FeatureStoreError as error:
