@@ -153,7 +153,7 @@ def test_a_node_with_other_code_or_none_is_named(other, tmp_path, monkeypatch):
         (package / "loss_mmt.py").write_text((package / "loss_mmt.py").read_text() + "\n")
     else:
         package.mkdir()
-        (package / "__init__.py").touch()
+        (package / "__init__.py").write_text('raise ImportError("as if it were not installed")\n')
     words = "has modeling_mmt .*, and this machine" if other == "changed" else "cannot import modeling_mmt"
     monkeypatch.chdir(tmp_path.parent)  # Ray looks for modules in the folder of the process that asks, too
     with cluster_of(0) as cluster:
