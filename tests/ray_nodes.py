@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 @contextmanager
 def cluster_of(*cpus: int) -> "Iterator[Cluster]":
     """A head with the first number of cores, and a node for each of the others; they import this tree."""
-    ray = pytest.importorskip("ray")
+    ray = pytest.importorskip("ray", reason="an optional scheduler: extra `cluster`")
     from ray.cluster_utils import Cluster
 
     with pytest.MonkeyPatch.context() as patch:

@@ -90,7 +90,7 @@ def test_a_number_of_failures_that_is_none_is_refused(capsys):
 
 
 def test_an_address_where_nothing_answers_is_one_line(videos, encoder, tmp_path, capsys):
-    pytest.importorskip("ray")
+    pytest.importorskip("ray", reason="an optional scheduler: extra `cluster`")
     words = ["extract", videos, "--encoder", encoder, "--num_frames", 2, "--output_dir"]
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]

@@ -156,7 +156,7 @@ def test_a_build_without_any_cue_leaves_the_earlier_data(folder, capsys):
 
 @pytest.mark.slow
 def test_the_nodes_of_a_cluster_read_what_one_process_reads(folder, tmp_path, capsys, monkeypatch):
-    pytest.importorskip("ray")
+    pytest.importorskip("ray", reason="an optional scheduler: extra `cluster`")
     for number in range(4):
         texts = {"eng": [(0, 1, f"of stream {number}")], "fre": [(0, 1, "du flux")]}
         official_files.write_film(folder / f"film{number}.mkv", texts)

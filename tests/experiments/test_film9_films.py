@@ -4,6 +4,7 @@ import csv
 import json
 import sys
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import av
@@ -42,7 +43,7 @@ def test_films_last_3_to_12_minutes_and_clips_3_to_9_seconds_without_a_gap(films
     assert all(180 <= film.seconds <= 720 for film in films)
     for film in films:
         assert film.showings[0].start == 0.0
-        for before, after in zip(film.showings, film.showings[1:], strict=False):
+        for before, after in pairwise(film.showings):
             assert before.end == after.start
         for showing in film.showings:
             assert 3 - 0.5 / film.rate <= showing.end - showing.start <= 9 + 0.5 / film.rate

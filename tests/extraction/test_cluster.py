@@ -124,7 +124,7 @@ def test_the_clips_of_a_dataset_are_sent_to_the_nodes(cluster, encoder, tmp_path
 @pytest.mark.slow
 def test_a_cluster_of_this_machine_that_is_interrupted_goes_on_to_the_same_store(videos, encoder, plain, tmp_path):
     """By the command, with a relative folder, since Ray's processes work elsewhere."""
-    pytest.importorskip("ray")
+    pytest.importorskip("ray", reason="an optional scheduler: extra `cluster`")
     words = [sys.executable, "-m", "mmt", "extract", "videos", "--output_dir", str(tmp_path / "store")]
     words += [word for name, value in options(encoder).items() for word in (f"--{name}", str(value))]
     environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -185,7 +185,7 @@ def test_results_come_in_order_errors_as_they_were_and_a_cluster_without_room_is
 
 @pytest.mark.slow
 def test_an_address_where_something_else_answers_is_one_line():
-    pytest.importorskip("ray")
+    pytest.importorskip("ray", reason="an optional scheduler: extra `cluster`")
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
         with pytest.raises(ClusterError) as error, ClusterPool(address, abs):
