@@ -28,7 +28,7 @@ import datasets
 from datasets_scripts import corpus
 from datasets_scripts.corpus import About, Clock, CueLists, Row, build, cue_row, cue_schema, options_of
 from modeling_mmt.data import cues
-from modeling_mmt.data.cluster import ClusterPool, Unread, check_read_here_too, unread
+from modeling_mmt.data.cluster import ClusterPool, Unread, check_read_here_too, connected, unread
 from modeling_mmt.data.cues import Cue, CueCleaner, is_seconds, spoken_cues
 from modeling_mmt.data.language_tags import language_tag
 from modeling_mmt.data.sources import SourceError, Sources, Tally, checked_language
@@ -369,4 +369,5 @@ def run(arguments: argparse.Namespace) -> dict[str, int]:
     tags = {name: language_tag(name) or checked_language(name, "--language or --languages") for name in named}
     wanted = [tags[name] for name in arguments.languages]
     reader = make_read(tags.get(arguments.language), wanted, arguments.cluster)
-    return build(ABOUT, reader, options_of(arguments), RULES)
+    with connected(arguments.cluster) if arguments.cluster else nullcontext():  # once, for tracks and for cues
+        return build(ABOUT, reader, options_of(arguments), RULES)

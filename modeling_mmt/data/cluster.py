@@ -15,11 +15,14 @@ import logging
 import os
 import platform
 import socket
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 from modeling_mmt.data.errors import PACKAGE, InputError
@@ -55,9 +58,10 @@ class ClusterPool:
         self.address, self.function = address, function
         self.num_cpus, self.num_gpus = num_cpus, num_gpus
         self._ray: Any = None
+        self._connection = ExitStack()
 
     def __enter__(self) -> ClusterPool:
-        self._ray, self._is_own = _connected(self.address)
+        self._ray = self._connection.enter_context(connected(self.address))
         try:
             self.num_slots = self._count_slots()
             self._shared = [self._ray.put(self.function)]  # in a list, so that a call gets the reference
@@ -75,8 +79,7 @@ class ClusterPool:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._is_own:
-            self._ray.shutdown()
+        self._connection.close()
 
     def _count_slots(self) -> int:
         resources = self._ray.cluster_resources()
@@ -129,15 +132,23 @@ class ClusterPool:
             ) from error
 
 
-def _connected(address: str) -> tuple[Any, bool]:
-    """Ray, connected, and whether it was this call that did it."""
-    try:
-        import ray
-    except ImportError as error:
-        raise ImportError("--cluster needs Ray: pip install modeling_mmt[cluster]") from error
+@contextmanager
+def connected(address: str) -> Iterator[Any]:
+    """Ray, connected to a cluster for as long as the block runs; pools inside share the connection.
+
+    Args:
+        address: as in `ClusterPool`.
+
+    Raises:
+        ImportError: Ray is not installed.
+        ClusterError: nothing answers at the address.
+    """
+    check_answers(address)
+    import ray
+
     if ray.is_initialized():
-        return ray, False
-    _check_answers(address)
+        yield ray
+        return
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address == LOCAL:
         quiet["include_dashboard"] = False
@@ -157,14 +168,26 @@ def _connected(address: str) -> tuple[Any, bool]:
     finally:
         if hurried:
             del os.environ[PATIENCE]
-    return ray, True
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
 
 
-def _check_answers(address: str) -> None:
-    """Refuse an address where nothing listens at once; Ray tries for a minute."""
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
-    if address in (LOCAL, "auto"):
+def check_answers(address: str) -> None:
+    """Refuse at once an address where nothing listens; Ray tries for a minute.
+
+    A command calls this before it opens a model or writes a file. What is connected already is not asked again.
+
+    Raises:
+        ImportError: Ray is not installed.
+        ClusterError: nothing answers at the address.
+    """
+    if find_spec("ray") is None:
+        raise ImportError("--cluster needs Ray: pip install modeling_mmt[cluster]")
+    if address in (LOCAL, "auto") or ("ray" in sys.modules and sys.modules["ray"].is_initialized()):
         return
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
     try:
         if not (host and colon and port.isdecimal()):
             raise ValueError("no HOST:PORT")

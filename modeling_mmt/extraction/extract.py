@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from modeling_mmt.data.cluster import ClusterPool
+from modeling_mmt.data.cluster import ClusterPool, check_answers
 from modeling_mmt.data.errors import InputError
 from modeling_mmt.data.extractors import encoder_name
 from modeling_mmt.data.feature_store import MANIFEST, FeatureStore
@@ -115,6 +115,8 @@ def extract(
         print(clips.summary)
     if cluster is None:
         start_imports(VideoReader)
+    elif not (folder / MANIFEST).is_file():
+        check_answers(cluster)
     here = "cpu" if cluster else f"cuda:{local_rank}" if device == "cuda" else device
     steps = _encoder_of(clips, str(encoder), image_size, here)
     reader, timing = _reader_of(clips, steps, num_frames, frames_per_second, max_frames, decoder)

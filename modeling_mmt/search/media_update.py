@@ -13,7 +13,7 @@ import pyarrow as pa
 import torch
 from tqdm import tqdm
 
-from modeling_mmt.data.cluster import ClusterPool, check_read_here_too
+from modeling_mmt.data.cluster import ClusterPool, check_answers, check_read_here_too
 from modeling_mmt.data.errors import InputError
 from modeling_mmt.data.files import write_json
 from modeling_mmt.evaluation.evaluate import open_checkpoint
@@ -41,6 +41,8 @@ def bring_in_step(
     revision = options.revision or (index.manifest.revision if index else None)
     if options.cluster is None:
         start_imports(MediaReader)
+    else:
+        check_answers(options.cluster)
     model, processor = open_checkpoint(name, revision)
     device = "cpu" if options.cluster else options.device  # of this machine; nodes have their own
     try:
@@ -125,7 +127,7 @@ class _Update:
             try:
                 if self.options.cluster is None:
                     self._encode_here(todo)
-                elif todo:  # else no cluster is asked
+                elif todo:  # else no cluster is needed
                     self._encode_on_cluster(self.options.cluster, todo)
             finally:
                 self._write()  # what is finished is kept, whatever ends this run

@@ -89,14 +89,15 @@ def test_a_number_of_failures_that_is_none_is_refused(capsys):
     assert call(capsys, "extract", "x", "--output_dir", "y", "--max_failures", "few")[0] == 2
 
 
-def test_an_address_where_nothing_answers_is_one_line(videos, encoder, tmp_path, capsys):
+def test_an_address_where_nothing_answers_is_one_line_before_anything_is_opened(videos, encoder, tmp_path, capsys):
     pytest.importorskip("ray", reason="an optional scheduler: extra `cluster`")
     words = ["extract", videos, "--encoder", encoder, "--num_frames", 2, "--output_dir"]
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     for address in (f"127.0.0.1:{port}", "127.0.0.1", "127.0.0.1:99999", f"ray://127.0.0.1:{port}"):
         code, _, err = call(capsys, *words, tmp_path / "store", "--cluster", address)
-        assert code == 2 and f"mmt: --cluster {address} cannot be reached (" in err.splitlines()[-1]
+        assert code == 2 and err.startswith(f"mmt: --cluster {address} cannot be reached (") and err.count("\n") == 1
+        assert not (tmp_path / "store").exists()
 
 
 def test_a_cluster_needs_ray_and_one_process_does_not(videos, encoder, tmp_path, capsys, monkeypatch):
@@ -104,7 +105,7 @@ def test_a_cluster_needs_ray_and_one_process_does_not(videos, encoder, tmp_path,
     monkeypatch.setitem(sys.modules, "ray", None)  # as if it were not installed
     code, _, err = call(capsys, *words, tmp_path / "store", "--cluster", "local")
     assert code == 2 and err.splitlines()[-1] == "mmt: --cluster needs Ray: pip install modeling_mmt[cluster]"
-    assert call(capsys, *words, tmp_path / "store")[0] == 0  # and goes on with what was begun
+    assert call(capsys, *words, tmp_path / "store")[0] == 0
     monkeypatch.setenv("WORLD_SIZE", "2")
     code, _, err = call(capsys, *words, tmp_path / "more", "--cluster", "local")
     assert code == 2 and "without torchrun" in err

@@ -142,6 +142,14 @@ def test_bad_input_is_one_line_and_exit_code_2(checkpoint, media, tmp_path, caps
     assert (code, out) == (2, "") and err.count("\n") == 1 and message in err
 
 
+def test_an_address_where_nothing_answers_is_one_line_before_anything_is_opened(media, tmp_path, capsys):
+    pytest.importorskip("ray", reason="an optional scheduler: extra `cluster`")
+    words = ["--model", "nothing/here/at/all", "--cluster", "127.0.0.1:1"]
+    code, out, err = call(capsys, "index", media, "--output_dir", tmp_path / "index", *words)
+    assert (code, out) == (2, "") and err.startswith("mmt: --cluster 127.0.0.1:1 cannot be reached (")
+    assert err.count("\n") == 1 and not list((tmp_path / "index").glob("*.json"))
+
+
 def test_the_index_of_another_folder_is_not_changed(checkpoint, media, tmp_path, capsys):
     index = tmp_path / "index"
     assert call(capsys, "index", media, "--model", checkpoint, "--output_dir", index)[0] == 0
