@@ -68,7 +68,7 @@ class LanceSearch:
         table = database.open_table(name) if name in database.list_tables().tables else None
         if table is None or table.schema != schema or table.schema.metadata != schema.metadata:
             everything = pa.RecordBatchReader.from_batches(schema, self._batches(range(len(marks)), marks, embeddings))
-            table = database.create_table(name, everything, mode="overwrite")
+            table = database.create_table(name, everything, mode="create" if table is None else "overwrite")
             self._build(table)
             return table
         theirs = table.search().select(["key", "sha256"]).to_arrow()

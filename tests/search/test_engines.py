@@ -165,7 +165,7 @@ def test_a_qdrant_collection_of_another_model_or_of_nobody_is_refused():
         QdrantSearch.sync(client, "theirs", ids, vectors, "f")
 
 
-def test_a_table_on_disk_is_changed_where_rows_differ_and_written_anew_for_another_model(tmp_path, monkeypatch):
+def test_a_table_on_disk_is_changed_where_rows_differ_and_written_anew_for_another_model(tmp_path, monkeypatch, capfd):
     pytest.importorskip("lancedb", reason=LANCEDB)
     ids, vectors, written = ids_of(range(300)), unit(300, WIDTH), []
     batches = LanceSearch._batches
@@ -189,6 +189,7 @@ def test_a_table_on_disk_is_changed_where_rows_differ_and_written_anew_for_anoth
     ] == [*(300, 0, 300, 0)]
     vectors[7] = -vectors[7]
     assert sent([*ids[1:], "it's new"], torch.cat([vectors[1:], unit(1, WIDTH, seed=9)]), "g") == 2
+    assert capfd.readouterr().err == ""  # nor does LanceDB warn that a new table is new
 
 
 @pytest.mark.parametrize("most_named", [0, 1000])
