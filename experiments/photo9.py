@@ -14,7 +14,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 import run
@@ -41,14 +42,40 @@ PHOTOS = "runs/data/photo9"
 NAMED = "train+validation+test+test_unseen"  # the concepts whose nine names are CLDR's
 POOLED, NAMES = "efficientnet-lite0", "efficientnet-lite0-names"
 WITHOUT = Path("runs") / "without_photo9"  # an encoder that knows no class of these concepts, and its features
-ROWS = {  # name -> recipe, encoder, what it is trained on, whether it saw photographs
-    "emoji9": ("emoji9", POOLED, "emoji9", False),
-    "prototypes": ("prototypes", str(WITHOUT), "prototypes", False),
-    "both": ("both", str(WITHOUT), "emoji9 + prototypes", False),
-    "both_with_their_classes": ("both", NAMES, "emoji9 + prototypes, the concepts' classes too", False),
-    "none_en": ("none_en", POOLED, "photo9 + emoji9, none / en", True),
-    "mmp_en": ("mmp_en", POOLED, "photo9 + emoji9, MMP / en", True),
-    "none_all": ("none_all", POOLED, "photo9 + emoji9, none / all", True),
+
+
+class Row(NamedTuple):
+    """A row of the table.
+
+    Attributes:
+        recipe: of `FOLDER`.
+        encoder: that reads the pictures.
+        trained_on: in words.
+        saw_photos: whether photographs were in training.
+        changes: of the recipe, as `run.changed` takes them.
+    """
+
+    recipe: str
+    encoder: str
+    trained_on: str
+    saw_photos: bool
+    changes: Mapping[str, Any] = MappingProxyType({})
+
+
+WITH_PHOTOS = "photo9 + emoji9"
+ROWS = {
+    "emoji9": Row("emoji9", POOLED, "emoji9", False),
+    "prototypes": Row("prototypes", str(WITHOUT), "prototypes", False),
+    "both": Row("both", str(WITHOUT), "emoji9 + prototypes", False),
+    "both_with_their_classes": Row("both", NAMES, "emoji9 + prototypes, the concepts' classes too", False),
+    "none_en": Row("none_en", POOLED, f"{WITH_PHOTOS}, none / en", True),
+    "mmp_en": Row("mmp_en", POOLED, f"{WITH_PHOTOS}, MMP / en", True),
+    "none_all": Row("none_all", POOLED, f"{WITH_PHOTOS}, none / all", True),
+    "mmp_en_intra": Row("mmp_en", POOLED, f"{WITH_PHOTOS}, MMP with the intra-modal term / en", True, run.INTRA),
+    "mmp_en_tp": Row("mmp_en", POOLED, f"{WITH_PHOTOS}, MMP / en, TP heads", True, run.TP_HEADS),
+    "mmp_en_tp_intra": Row(
+        "mmp_en", POOLED, f"{WITH_PHOTOS}, MMP with both / en", True, {**run.TP_HEADS, **run.INTRA}
+    ),
 }
 DRAWINGS = ("emoji9's test", "art4apps7, drawings of another style")  # each name has one right answer
 METRICS = ("R@1", "mAP", "nDCG@10", "photo to name")
@@ -114,12 +141,12 @@ def features_of(corpus: str, encoder: str) -> str:
 
 def recipe_of(name: str) -> dict[str, Any]:
     """The recipe of a row; one without the concepts' classes learns from other features of the same kinds."""
-    recipe, encoder, _, _ = ROWS[name]
-    text = (run.ROOT / FOLDER / f"{recipe}.yaml").read_text("utf-8")
-    if encoder == str(WITHOUT):
+    row = ROWS[name]
+    text = (run.ROOT / FOLDER / f"{row.recipe}.yaml").read_text("utf-8")
+    if row.encoder == str(WITHOUT):
         for part in ("features/", "data/imagenet_prototypes"):
             text = text.replace(f"runs/{part}", f"{WITHOUT}/{part}")
-    return yaml.safe_load(text)
+    return run.changed(yaml.safe_load(text), row.changes)
 
 
 def read_drawings(folder: Path) -> Dataset:
@@ -136,7 +163,7 @@ def read_drawings(folder: Path) -> Dataset:
 
 def splits_of(name: str) -> tuple[str, ...]:
     """What a row searches: all photos only if it was trained on none of them."""
-    return ("test", "test_unseen") if ROWS[name][-1] else (NAMED, "test", "test_unseen")
+    return ("test", "test_unseen") if ROWS[name].saw_photos else (NAMED, "test", "test_unseen")
 
 
 def trained_and_searched(one: run.Run, name: str, drawings: Dataset) -> dict[str, Any]:
@@ -147,7 +174,7 @@ def trained_and_searched(one: run.Run, name: str, drawings: Dataset) -> dict[str
         started = time.monotonic()
         train.main(one.words)
         model, processor = open_checkpoint(str(one.folder))
-        encoder, figures = ROWS[name][1], {}
+        encoder, figures = ROWS[name].encoder, {}
         store = features_of("photo9", encoder)
         for split in splits_of(name):
             spec = EvalSpec(PHOTOS, features=[store], split=split, text_column="name", languages=LANGUAGES)
@@ -201,7 +228,7 @@ def row(name: str, split: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, A
         if chosen.any():
             figures[part] = {metric: cells(metric, runs, chosen) for metric in METRICS}
     seen = {"concepts": int(len(in_training)), "photos": runs[0]["photos"]}
-    return {"row": name, "trained_on": ROWS[name][2], "split": split, **seen, "figures": figures}
+    return {"row": name, "trained_on": ROWS[name].trained_on, "split": split, **seen, "figures": figures}
 
 
 def cells(metric: str, runs: Sequence[Mapping[str, Any]], chosen: np.ndarray) -> dict[str, Any]:
@@ -233,7 +260,7 @@ def markdown(results: Mapping[str, Any]) -> str:
     lines += ["| trained on | " + " | ".join(f"{place}: en | nine" for place in DRAWINGS) + " |", "|---" * 5 + "|"]
     for name, places in results["drawings"].items():
         shown = [f"{places[place][key]:.1f}" for place in DRAWINGS for key in ("en", "avg")]
-        lines.append(f"| {ROWS[name][2]} | " + " | ".join(shown) + " |")
+        lines.append(f"| {ROWS[name].trained_on} | " + " | ".join(shown) + " |")
     return "\n".join([*lines, ""])
 
 

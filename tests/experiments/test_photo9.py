@@ -3,9 +3,9 @@
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+import yaml
 from datasets import Dataset
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -72,8 +72,8 @@ def test_the_page_has_a_line_for_each_row_and_part(found):
 
 
 def test_rows_that_learned_from_photographs_do_not_search_those_they_learned_from():
-    for name, (*_, saw_photographs) in photos.ROWS.items():
-        assert ("train" not in "+".join(photos.splits_of(name))) == saw_photographs
+    for name, row in photos.ROWS.items():
+        assert ("train" not in "+".join(photos.splits_of(name))) == row.saw_photos
 
 
 def test_a_row_without_the_concepts_classes_learns_from_features_of_its_own_alone():
@@ -87,10 +87,15 @@ def test_a_row_without_the_concepts_classes_learns_from_features_of_its_own_alon
 
 
 @pytest.mark.parametrize("name", photos.ROWS)
-def test_every_row_is_a_recipe_that_the_package_reads(name):
+def test_every_row_is_a_recipe_that_the_package_reads(name, tmp_path):
     from modeling_mmt.training.recipe_reading import load_recipe
 
-    recipe = load_recipe([str(ROOT / photos.FOLDER / f"{photos.ROWS[name][0]}.yaml")], "")
+    row = photos.ROWS[name]
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(photos.recipe_of(name)))
+    recipe = load_recipe([str(tmp_path / "recipe.yaml")], "")
     read = {recipe.data.dataset, *(source.dataset for source in recipe.finetuning.sources if source.dataset)}
-    assert (photos.PHOTOS in read) == photos.ROWS[name][-1]
-    assert np.all([source.noise_probability == 0 for source in recipe.finetuning.sources])
+    assert (photos.PHOTOS in read) == row.saw_photos
+    noise = row.changes.get("*.noise_probability", 0)
+    assert all(source.noise_probability == noise for source in recipe.finetuning.sources)
+    assert (recipe.model.config["intra_weight"] > 0) == (noise > 0) == name.endswith("intra")
+    assert (recipe.model.config["num_hidden_layers"] > 0) == ("tp" in name.split("_"))
