@@ -350,13 +350,14 @@ def open_checkpoint(source: str, revision: str | None = None) -> tuple[MMTModel,
         except (OSError, ValueError, TypeError, StrictDataclassError) as error:
             raise CheckpointError(_in_one_line(_suspect(source, "config.json"), error, remedy)) from error
     check_finite(model.state_dict(), source, remedy)
-    suspect = _suspect(source, "processor_config.json", "tokenizer.json", "tokenizer_config.json")
+    files = "processor_config.json", "tokenizer.json", "tokenizer_config.json"
     try:
         processor = MMTProcessor.from_pretrained(source, revision=revision or "main")
     except Exception as error:  # the libraries read what is there before they look whether it makes sense
-        raise CheckpointError(_in_one_line(f"{suspect}: processor and tokenizer", error, remedy)) from error
+        what = f"{_suspect(source, *files)}: processor and tokenizer"
+        raise CheckpointError(_in_one_line(what, error, remedy)) from error
     if processor.tokenizer.pad_token is None:
-        raise CheckpointError(f"{suspect}: the tokenizer has no padding token; {remedy}")
+        raise CheckpointError(f"{_suspect(source, *files)}: the tokenizer has no padding token; {remedy}")
     return model, processor
 
 
