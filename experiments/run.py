@@ -96,16 +96,20 @@ TP_HEADS = {  # the paper's heads, narrow enough for 1,152 clips
 }
 KEYWORDS_ONLY = ("max_keywords", "exclude_text_column", "keyword_pool_size")  # not of sources of names
 INTRA = {"model.config.intra_weight": 1.0, "*.noise_probability": 0.05, "*.noise_pool_size": 2}
-PAIRS = {"pretraining.sources.0.languages_per_clip": 2}
+PAIRS, TRIPLES = ({"pretraining.sources.0.languages_per_clip": number} for number in (2, 3))
+NO_CROSS = {"model.config.cross_weight": 0.0}
 ABLATIONS: dict[str, dict[str, Any]] = {  # name -> the one difference to `mmp_en`
     "as in the table": {},
     "intra-modal, 5 % noise": INTRA,
     "intra-modal, 15 % noise": INTRA | {"*.noise_probability": 0.15},
-    "pairs of languages": PAIRS | {"model.config.cross_weight": 0.0},
+    "pairs of languages": PAIRS | NO_CROSS,
     "TP heads, mean of outputs": TP_HEADS,
     "TP heads, first output": TP_HEADS | {"model.config.pooling": "first"},
     "TP heads, intra-modal": TP_HEADS | INTRA,
+    "TP heads, pairs": TP_HEADS | PAIRS | NO_CROSS,
     "TP heads, pairs, cross-lingual": TP_HEADS | PAIRS,
+    "TP heads, three languages": TP_HEADS | TRIPLES | NO_CROSS,
+    "TP heads, three languages, cross-lingual": TP_HEADS | TRIPLES,
     "without the linear skip": {"model.config.projection_skip": False},
     "without input dropout": {"model.config.video_input_dropout_prob": 0.0},
     "input dropout on text too": {"model.config.text_input_dropout_prob": 0.3},
