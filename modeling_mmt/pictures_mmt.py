@@ -92,7 +92,8 @@ def open_picture(file: io.BytesIO, name: str) -> Any:
     except DAMAGED as error:
         is_heic = file.getvalue()[8:12] in HEIC_BRANDS and "HEIF" not in formats
         remedy = ". It is HEIC: pip install pillow-heif" if is_heic else ""
-        raise VideoDecodingError(f"{name} cannot be read as a picture: {first_line(error)}{remedy}") from error
+        reason = first_line(error).replace(f" {file!r}", "")  # whose address is another each time
+        raise VideoDecodingError(f"{name} cannot be read as a picture: {reason}{remedy}") from error
     if image.format == "PNG":
         _check_png(file.getbuffer(), name)
     return image

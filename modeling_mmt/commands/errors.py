@@ -38,7 +38,9 @@ def exit_code_of(program: str, call: Callable[[], int | None], traceback: bool =
             raise
         words = " ".join(str(error).split()) or type(error).__name__
         words += remedy_of(error)
-        print(f"{program}: {printable(words)}", file=sys.stderr)
+        from modeling_mmt.data.wording import without_passwords
+
+        print(f"{program}: {printable(without_passwords(words))}", file=sys.stderr)
         return BAD_INPUT
 
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from modeling_mmt.data.errors import InputError, naming_input
+from modeling_mmt.data.wording import without_passwords
 
 
 def is_url(place: str | os.PathLike) -> bool:
@@ -47,14 +48,14 @@ def built_for(place: str, last: str) -> Iterator[Path]:
         raise FileExistsError(f"{place} already has a {last}; choose another URL, or delete what is there")
     digest = hashlib.sha256(place.encode()).hexdigest()[:8]
     folder = Path(f"{remote.rpartition('/')[2] or 'upload'}-{digest}")
-    print(f"{place}: built in ./{folder}, then copied")
+    print(f"{without_passwords(place)}: built in ./{folder}, then copied")
     yield folder
     if not (folder / last).is_file():
         raise InputError(f"{folder} is not complete, so that nothing was copied to {place}; run the command again")
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    with naming_input(place):
+    with naming_input(f"{place}: ./{folder} is complete, but was not copied"):
         files.makedirs(remote, exist_ok=True)
         for name in sorted(names, key=lambda name: name == last):
             files.put_file(str(folder / name), f"{remote}/{name}")
     shutil.rmtree(folder)
-    print(f"{place}: {len(names)} files copied; ./{folder} removed")
+    print(f"{without_passwords(place)}: {len(names)} files copied; ./{folder} removed")

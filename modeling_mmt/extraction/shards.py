@@ -74,14 +74,14 @@ class Extraction:
         num_processes: int = 1,
     ):
         self.folder, self.videos, self.shard_size = Path(folder), videos, shard_size
+        if self.folder.exists():  # also one without a name: / and .
+            raise FileExistsError(f"{self.folder} exists; choose another folder or delete it")
         self.partial = self.folder.with_name(self.folder.name + ".partial")
         self.progress = self.partial / "progress"
         self.settings = json.loads(json.dumps(dict(settings)))  # as it will be read again: tuples are lists
         self.num_shards = -(-len(videos) // shard_size)
         self._own_shards = range(rank, self.num_shards, num_processes)
         self._records: dict[int, dict[str, Any]] = {}
-        if self.folder.exists():
-            raise FileExistsError(f"{self.folder} exists; choose another folder or delete it")
         self._make_plan(self.settings | {"num_clips": len(videos), "shard_size": shard_size})
         self._lock = ExitStack()
         name = f"process {rank} of {num_processes}"

@@ -39,6 +39,12 @@ def test_what_a_shipped_file_or_the_disk_says_is_one_line_too(tmp_path, capsys):
     assert capsys.readouterr().err == "mmt: [Errno 28] No space left\n"
 
 
+def test_a_password_in_a_url_is_not_printed(capsys):
+    error = OSError("s3://bob:sec:ret@host/x: no bob:sec:ret@host; s3://bucket/a:b@c is")
+    assert exit_code_of("mmt", raising(error)) == 2
+    assert capsys.readouterr().err == "mmt: s3://bob:***@host/x: no bob:***@host; s3://bucket/a:b@c is\n"
+
+
 @pytest.mark.parametrize("error", [ValueError("x"), RuntimeError(), KeyError("x")])
 def test_any_other_error_keeps_its_type_and_its_traceback(error):
     with pytest.raises(type(error)) as raised:

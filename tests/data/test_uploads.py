@@ -71,7 +71,7 @@ def test_a_copy_that_breaks_off_has_no_manifest_and_begins_anew(memory, monkeypa
 
     with monkeypatch.context() as patch:
         patch.setattr(type(memory), "put_file", breaks)
-        with pytest.raises(InputError, match="memory://bucket/mine: the network is gone"):  # noqa: SIM117
+        with pytest.raises(InputError, match="memory://bucket/mine: ./mine.* complete, .* the network is gone"):  # noqa: SIM117
             with built_for("memory://bucket/mine", LAST) as folder:
                 build(folder, "a.parquet", "b.parquet", LAST)
     assert [name.rpartition("/")[2] for name in memory.find("/bucket/mine")] == ["a.parquet"]
@@ -93,6 +93,12 @@ def test_a_path_and_a_file_url_are_the_folder_itself(tmp_path):
     with built_for(f"file://{tmp_path}/c", LAST) as folder:
         assert folder == tmp_path / "c"
     assert not list(tmp_path.iterdir())
+
+
+def test_a_password_is_not_printed(memory, capsys):
+    with built_for("memory://bob:secret@bucket/mine", LAST) as folder:
+        build(folder, LAST)
+    assert "secret" not in (shown := capsys.readouterr().out) and shown.count("memory://bob:***@bucket/mine") == 2
 
 
 @pytest.mark.parametrize(("url", "words"), [("nowhere://x/y", "nowhere"), ("s3://bucket/x", "s3fs")])

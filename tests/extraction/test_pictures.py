@@ -70,6 +70,12 @@ def test_heic_without_its_reader_says_what_to_install(tmp_path, monkeypatch):
         read_clip(tmp_path / "a.heic", FrameSampling(1))
 
 
+def test_what_is_no_picture_has_the_same_words_each_time(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(64))
+    with pytest.raises(VideoDecodingError, match="a.png cannot be read as a picture: cannot identify image file$"):
+        read_clip(tmp_path / "a.png", FrameSampling(1))
+
+
 def test_a_source_may_say_which_span_of_it_is_the_clip(tmp_path):
     frames = [Image.fromarray(number_frame(number)) for number in range(10)]
     path = tmp_path / "a.webp"

@@ -62,6 +62,12 @@ def test_killed_in_earnest_a_run_goes_on_without_reading_a_finished_shard_again(
     assert not set(again) & {f"clip{number}" for number in range(6)} and set(again) >= {"clip9", "clip10"}
 
 
+@pytest.mark.parametrize("folder", ["/", "."])
+def test_a_folder_without_a_name_of_its_own_is_refused(folder):
+    with pytest.raises(FileExistsError, match="choose another folder"):
+        Extraction(folder, clips(), {})
+
+
 def kill_before_change(number):
     """This process ends by SIGKILL before it changes a folder for the n-th time, counted from 0."""
     left = [number]
