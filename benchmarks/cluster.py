@@ -89,7 +89,7 @@ def on_ray(args: argparse.Namespace) -> Run:
     """Tasks of a cluster, a shard each."""
     encoder, reader = encoder_and_reader()
     function = ShardEncoder(reader, encoder, "cpu", b10.BATCH_SIZE, 1, TIMEOUT, b10.SETTINGS["dtype"])
-    pool = ClusterPool("local", function).__enter__()
+    pool = ClusterPool("local").__enter__()
     if pool.num_slots != PROCESSES:
         raise RuntimeError(
             f"this machine has {pool.num_slots} cores; pin the benchmark to {PROCESSES}: taskset -c 0,1"
@@ -100,7 +100,7 @@ def on_ray(args: argparse.Namespace) -> Run:
     def step() -> None:
         shutil.rmtree(folder, ignore_errors=True)
         with Extraction(folder, find_videos(args.inputs), b10.SETTINGS, b10.SHARD_SIZE) as extraction:
-            if not run_on_cluster(extraction, pool, max_failures=0, quiet=True):
+            if not run_on_cluster(extraction, pool, function, max_failures=0, quiet=True):
                 raise RuntimeError("the store does not exist")
 
     def check() -> dict[str, Any]:
@@ -114,10 +114,10 @@ def on_ray(args: argparse.Namespace) -> Run:
 
 def seconds_a_task(number: int) -> float:
     """Of calls that do nothing, on the cluster that this process is connected to."""
-    with ClusterPool("local", abs) as pool:
-        list(pool.map(range(100)))  # the processes have the function
+    with ClusterPool("local") as pool:
+        list(pool.map(abs, range(100)))  # the processes have the function
         start = time.perf_counter()
-        for _ in pool.map(range(number)):
+        for _ in pool.map(abs, range(number)):
             pass
         return (time.perf_counter() - start) / number
 

@@ -28,7 +28,7 @@ import datasets
 from datasets_scripts import corpus
 from datasets_scripts.corpus import About, Clock, CueLists, Row, build, cue_row, cue_schema, options_of
 from modeling_mmt.data import cues
-from modeling_mmt.data.cluster import ClusterPool, Unread, check_read_here_too, connected, unread
+from modeling_mmt.data.cluster import ClusterPool, Unread, check_read_here_too, unread
 from modeling_mmt.data.cues import Cue, CueCleaner, is_seconds, spoken_cues
 from modeling_mmt.data.language_tags import language_tag
 from modeling_mmt.data.sources import SourceError, Sources, Tally, checked_language
@@ -138,16 +138,15 @@ class OfGroup:
 
 
 def read_all(
-    read: Callable[[Any, Notes], Any], videos: Iterable[Any], notes: Notes, cluster: str | None
+    read: Callable[[Any, Notes], Any], videos: Iterable[Any], notes: Notes, pool: ClusterPool | None
 ) -> Iterator[Any]:
     """What `read` makes of each video, in order; by the nodes of a cluster if there is one."""
     left = iter(videos)
     groups = iter(lambda: list(islice(left, VIDEOS_A_TASK)), [])
     of_group = OfGroup(read, notes.sources.folder)
-    with ClusterPool(cluster, of_group) if cluster else nullcontext() as pool:
-        for values, noted in pool.map(groups) if pool else map(of_group, groups):
-            notes.add(noted)
-            yield from values
+    for values, noted in pool.map(of_group, groups) if pool else map(of_group, groups):
+        notes.add(noted)
+        yield from values
 
 
 class TrackFinder:
@@ -314,18 +313,18 @@ def cues_of_span(found: Iterable[Cue], video: Video) -> Iterator[Cue]:
         yield start, end, text
 
 
-def make_read(default: str | None = None, wanted: Sequence[str] = (), cluster: str | None = None):
+def make_read(default: str | None = None, wanted: Sequence[str] = (), pool: ClusterPool | None = None):
     """The reading function for `--language`, `--languages` and `--cluster`."""
 
     def read(sources: Sources, tally: Tally, clock: Clock) -> tuple[datasets.Features, dict[str, Iterator[Row]]]:
-        if cluster is not None:
+        if pool is not None:
             sources.folder = sources.folder.absolute()  # a node works in another folder
         notes = Notes(tally, sources)
         found = find_videos(sources.folder)
         videos = [video for video in found if Path(video.source).suffix.lower() not in PICTURE_SUFFIXES]
         beside = files_beside(dict.fromkeys(Path(video.source) for video in videos), tally)
         finder = TrackFinder(default, wanted)
-        tracks = dict(zip(beside, read_all(finder, beside.items(), notes, cluster), strict=True))
+        tracks = dict(zip(beside, read_all(finder, beside.items(), notes, pool), strict=True))
         languages = sorted({language for found in tracks.values() for language in found})
         if not languages:
             raise SourceError(
@@ -335,7 +334,7 @@ def make_read(default: str | None = None, wanted: Sequence[str] = (), cluster: s
         with_tracks = [video for video in videos if tracks[Path(video.source)]]
         tally.count("no_subtitles", len(videos) - len(with_tracks))
         to_read = ((video, tracks[Path(video.source)], clock.seconds(video.video_id)) for video in with_tracks)
-        cues = zip(with_tracks, read_all(read_cues, to_read, notes, cluster), strict=True)
+        cues = zip(with_tracks, read_all(read_cues, to_read, notes, pool), strict=True)
         return cue_schema(languages), {"train": rows(cues, languages, tally)}
 
     return read
@@ -368,6 +367,6 @@ def run(arguments: argparse.Namespace) -> dict[str, int]:
     named = [language for language in (arguments.language, *arguments.languages) if language]
     tags = {name: language_tag(name) or checked_language(name, "--language or --languages") for name in named}
     wanted = [tags[name] for name in arguments.languages]
-    reader = make_read(tags.get(arguments.language), wanted, arguments.cluster)
-    with connected(arguments.cluster) if arguments.cluster else nullcontext():  # once, for tracks and for cues
+    with ClusterPool(arguments.cluster) if arguments.cluster else nullcontext() as pool:
+        reader = make_read(tags.get(arguments.language), wanted, pool)
         return build(ABOUT, reader, options_of(arguments), RULES)

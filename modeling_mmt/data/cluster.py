@@ -1,7 +1,7 @@
 """Calls a function on the nodes of a Ray cluster.
 
-    with ClusterPool("10.0.0.1:6379", function) as pool:
-        for result in pool.map(arguments):
+    with ClusterPool("10.0.0.1:6379") as pool:
+        for result in pool.map(function, arguments):
             write(result)
 
 Nodes compute, and the process that asks writes: so there is one lock, one rule for going on after a stop, and the
@@ -18,7 +18,6 @@ import socket
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
 from functools import cache
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
@@ -27,7 +26,8 @@ from typing import Any, NamedTuple
 
 from modeling_mmt.data.errors import PACKAGE, InputError
 
-LOCAL = "local"
+LOCAL, AUTO = "local", "auto"
+ADDRESS = "RAY_ADDRESS"  # the environment's, which Ray takes for `auto`
 RETRIES = 5  # of a call whose node dies, or runs out of memory
 CALLS_A_SLOT = 2  # under way or waiting to be taken, for each that can run at once
 CONNECT_SECONDS = 10.0
@@ -40,12 +40,12 @@ class ClusterError(InputError):
 
 
 class ClusterPool:
-    """A function on the nodes of a cluster. Use it as a context manager.
+    """The nodes of a cluster, which call functions. Use it as a context manager.
 
     Args:
-        address: `HOST:PORT` of a cluster's head; `auto` for the cluster that this machine is a node of; `local` for
-            one of this machine's cores, which ends with the pool. A program that has called `ray.init` keeps its own.
-        function: anything that can be pickled; a worker process unpickles it once, for all its calls.
+        address: `HOST:PORT` of a cluster's head; `auto` for the one that RAY_ADDRESS names, or that this machine is a
+            node of; `local` for one of this machine's cores, which ends with the pool. A program that has called
+            `ray.init` keeps its own.
         num_cpus: cores that a call occupies.
         num_gpus: likewise.
 
@@ -54,32 +54,24 @@ class ClusterPool:
         ClusterError: nothing answers at the address, or it has no room for a call.
     """
 
-    def __init__(self, address: str, function: Callable[[Any], Any], num_cpus: int = 1, num_gpus: int = 0):
-        self.address, self.function = address, function
-        self.num_cpus, self.num_gpus = num_cpus, num_gpus
+    def __init__(self, address: str, num_cpus: int = 1, num_gpus: int = 0):
+        self.address, self.num_cpus, self.num_gpus = address, num_cpus, num_gpus
         self._ray: Any = None
-        self._connection = ExitStack()
+        self._function: Any = None
+        self._shared: list[Any] = []  # its reference; in a list, so that a call gets the reference
 
     def __enter__(self) -> ClusterPool:
-        self._ray = self._connection.enter_context(connected(self.address))
+        self._ray, self._is_own = _connected(self.address)
         try:
             self.num_slots = self._count_slots()
-            self._shared = [self._ray.put(self.function)]  # in a list, so that a call gets the reference
-            self._call = self._ray.remote(
-                num_cpus=self.num_cpus,
-                num_gpus=self.num_gpus,
-                max_retries=RETRIES,
-                retry_exceptions=False,
-                max_calls=0,  # else a process with a GPU ends after a call, and the next unpickles again
-                name=getattr(self.function, "__name__", type(self.function).__name__),  # for `ray list tasks`
-            )(_by_value())
         except BaseException:
             self.__exit__()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._connection.close()
+        if self._is_own:
+            self._ray.shutdown()
 
     def _count_slots(self) -> int:
         resources = self._ray.cluster_resources()
@@ -89,30 +81,45 @@ class ClusterPool:
         if slots < 1:
             wanted = f"{self.num_cpus} CPUs" + (f" and {self.num_gpus} GPUs" if self.num_gpus else "")
             found = f"{resources.get('CPU', 0):g} CPUs and {resources.get('GPU', 0):g} GPUs"
+            lacks_cards = resources.get("GPU", 0) < self.num_gpus
             raise ClusterError(
                 f"--cluster {self.address}: a task needs {wanted}, and its nodes have {found} in all; start nodes "
-                "with `ray start --address`, or lower --num_workers"
+                f"with `ray start --address`, or {'give --device cpu' if lacks_cards else 'lower --num_workers'}"
             )
         return int(slots)
 
-    def map(self, arguments: Iterable[Any]) -> Iterator[Any]:
-        """The results in the order of the arguments, which are asked for when there is room.
+    def map(self, function: Callable[[Any], Any], arguments: Iterable[Any]) -> Iterator[Any]:
+        """The function's results in the order of the arguments, which are asked for when there is room.
+
+        Args:
+            function: anything that can be pickled; a worker process unpickles it once, for all its calls.
+            arguments: one for each call; they are pickled too.
 
         Raises:
             ClusterError: a node cannot do its part, or a call died with its node again and again.
             Exception: what a call raised: an `InputError` or `OSError` as it was, others with the node's traceback.
         """
+        if function is not self._function:
+            self._function, self._shared = function, [self._ray.put(function)]
+        call = self._ray.remote(
+            num_cpus=self.num_cpus,
+            num_gpus=self.num_gpus,
+            max_retries=RETRIES,
+            retry_exceptions=False,
+            max_calls=0,  # else a process with a GPU ends after a call, and the next unpickles again
+            name=getattr(function, "__name__", type(function).__name__),  # for `ray list tasks`
+        )(_by_value())
         waiting: deque[Any] = deque()
         try:
             for argument in arguments:
-                waiting.append(self._call.remote(self._shared, versions(), argument))
+                waiting.append(call.remote(self._shared, versions(), argument))
                 if len(waiting) >= CALLS_A_SLOT * self.num_slots:
                     yield self._result(waiting.popleft())
             while waiting:
                 yield self._result(waiting.popleft())
         finally:
-            for call in waiting if self._ray.is_initialized() else ():
-                self._ray.cancel(call, force=True)
+            for unfinished in waiting if self._ray.is_initialized() else ():
+                self._ray.cancel(unfinished, force=True)
 
     def _result(self, call: Any) -> Any:
         try:
@@ -132,23 +139,13 @@ class ClusterPool:
             ) from error
 
 
-@contextmanager
-def connected(address: str) -> Iterator[Any]:
-    """Ray, connected to a cluster for as long as the block runs; pools inside share the connection.
-
-    Args:
-        address: as in `ClusterPool`.
-
-    Raises:
-        ImportError: Ray is not installed.
-        ClusterError: nothing answers at the address.
-    """
+def _connected(address: str) -> tuple[Any, bool]:
+    """Ray, connected, and whether it was this call that did it."""
     check_answers(address)
     import ray
 
     if ray.is_initialized():
-        yield ray
-        return
+        return ray, False
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address == LOCAL:
         quiet["include_dashboard"] = False
@@ -161,17 +158,17 @@ def connected(address: str) -> Iterator[Any]:
         reason = str(error.__cause__ or error).strip()
         if "Traceback" in reason:
             reason = reason.splitlines()[-1]
-        raise ClusterError(
-            f"--cluster {address}: {' '.join(reason.split())}; give HOST:PORT of a head that `ray start --head` "
-            "started, make this machine a node of it with `ray start --address=HOST:PORT`, or give local"
-        ) from error
+        remedy = (
+            "give HOST:PORT of a head that `ray start --head` started, make this machine a node of it with "
+            "`ray start --address=HOST:PORT`, or give local"
+        )
+        if isinstance(error, ray.exceptions.AuthenticationError):
+            remedy = "export RAY_AUTH_MODE=token, with the head's token in ~/.ray/auth_token"
+        raise ClusterError(f"--cluster {address}: {' '.join(reason.split())}; {remedy}") from error
     finally:
         if hurried:
             del os.environ[PATIENCE]
-    try:
-        yield ray
-    finally:
-        ray.shutdown()
+    return ray, True
 
 
 def check_answers(address: str) -> None:
@@ -185,7 +182,13 @@ def check_answers(address: str) -> None:
     """
     if find_spec("ray") is None:
         raise ImportError("--cluster needs Ray: pip install modeling_mmt[cluster]")
-    if address in (LOCAL, "auto") or ("ray" in sys.modules and sys.modules["ray"].is_initialized()):
+    if "ray" in sys.modules and sys.modules["ray"].is_initialized():
+        return
+    named = f"--cluster {address}"
+    if address == AUTO and ADDRESS in os.environ:
+        address = os.environ[ADDRESS]
+        named += f" is {ADDRESS}={address}, which"
+    if address in (LOCAL, AUTO):
         return
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     try:
@@ -194,7 +197,7 @@ def check_answers(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
     except (OSError, OverflowError, ValueError) as error:
         raise ClusterError(
-            f"--cluster {address} cannot be reached ({error}); give HOST:PORT of a head that `ray start --head` "
+            f"{named} cannot be reached ({error}); give HOST:PORT of a head that `ray start --head` "
             "started, auto or local"
         ) from error
 

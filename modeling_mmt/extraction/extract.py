@@ -18,6 +18,7 @@ import json
 import os
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -125,15 +126,18 @@ def extract(
         return finished_store(folder, settings)
     allowed = max_failures * len(clips.videos) if isinstance(max_failures, float) else max_failures
     name = settings["extractor"] + (f", process {rank} of {num_processes}" if num_processes > 1 else "")
+    cards = int(device.startswith("cuda"))
+    connection = ClusterPool(cluster, num_workers or 1, cards) if cluster is not None else nullcontext()
     try:
-        with Extraction(folder, clips.videos, settings, shard_size, rank, num_processes) as extraction:
+        with (
+            connection as nodes,
+            Extraction(folder, clips.videos, settings, shard_size, rank, num_processes) as extraction,
+        ):
             start, num_clips = time.perf_counter(), extraction.num_own_clips(extraction.own_missing())
-            if cluster is not None:
-                workers, gpus = num_workers or 1, int(device.startswith("cuda"))
-                on_node = "cuda" if gpus else device  # a task sees its own card alone
-                shards = ShardEncoder(reader, steps, on_node, batch_size, workers, timeout, settings["dtype"])
-                with ClusterPool(cluster, shards, workers, gpus) as nodes:
-                    is_whole = run_on_cluster(extraction, nodes, allowed, clips.load, name)
+            if nodes is not None:
+                on_node = "cuda" if cards else device  # a task sees its own card alone
+                shards = ShardEncoder(reader, steps, on_node, batch_size, nodes.num_cpus, timeout, settings["dtype"])
+                is_whole = run_on_cluster(extraction, nodes, shards, allowed, clips.load, name)
             else:
                 workers = max(1, (os.cpu_count() or 1) // on_machine) if num_workers is None else num_workers
                 with WorkerPool(reader, workers, timeout) as pool:

@@ -75,6 +75,7 @@ def file_of(source: Any) -> str | os.PathLike | None:
 def run_on_cluster(
     extraction: Extraction,
     pool: ClusterPool,
+    encoder: ShardEncoder,
     max_failures: float,
     load: Callable[[Video], Video] | None = None,
     description: str = "features",
@@ -84,7 +85,8 @@ def run_on_cluster(
 
     Args:
         extraction: what is to be done.
-        pool: of a `ShardEncoder`.
+        pool: of nodes.
+        encoder: what they do.
         max_failures: how many clips may fail.
         load: called here with each clip of a shard before it is sent, for clips that do not lie in files of their own.
         description: for the progress bar.
@@ -98,7 +100,7 @@ def run_on_cluster(
     def shard(number: int) -> list[Video]:
         return [_to_send(load(video) if load else video) for video in extraction.clips_of(number)]
 
-    results = pool.map(map(shard, extraction.own_missing()))
+    results = pool.map(encoder, map(shard, extraction.own_missing()))
 
     def of_shard(number: int, fail: Fail) -> Iterator[tuple[Video, np.ndarray]]:
         for video, outcome in zip(extraction.clips_of(number), next(results), strict=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -58,24 +59,26 @@ def bring_in_step(
         check_fingerprint(model, index.manifest.fingerprint, index.manifest.model)
     stored = index.manifest.settings["encoders"] if index is not None else None
     encoders, recorded = _encoders(model, processor, name, revision, options, stored, device)
-    if index is None:
-        chosen = {key: value for key, value in options.rule.items() if value is not None}
-        settings = {**with_defaults(chosen), "encoders": recorded}
-        _reader(settings, encoders)  # which refuses what it cannot do
-        dim = model.config.projection_dim
-        Manifest(model_fingerprint(model), name, revision, dim, settings).write(folder)
-        index = IndexFolder(folder)
-    elif stored != recorded:
-        raise SearchIndexError(
-            f"{folder} was made with the encoders {stored}, and these are {recorded}; leave --encoder and "
-            "--image_size out, or name a new folder"
-        )
-    else:
-        index.rename_model(name, revision)  # it may lie elsewhere by now
-    write_json(folder / SOURCE, source_of(media, name))
-    index.clean()
-    update = _Update(index, MediaEncoder(model, processor, encoders, options.batch_size), options)
-    return update.run(found)
+    workers, cards = options.num_workers or 1, int(options.device.startswith("cuda"))  # of a task
+    with ClusterPool(options.cluster, workers, cards) if options.cluster else nullcontext() as nodes:
+        if index is None:
+            chosen = {key: value for key, value in options.rule.items() if value is not None}
+            settings = {**with_defaults(chosen), "encoders": recorded}
+            _reader(settings, encoders)  # which refuses what it cannot do
+            dim = model.config.projection_dim
+            Manifest(model_fingerprint(model), name, revision, dim, settings).write(folder)
+            index = IndexFolder(folder)
+        elif stored != recorded:
+            raise SearchIndexError(
+                f"{folder} was made with the encoders {stored}, and these are {recorded}; leave --encoder and "
+                "--image_size out, or name a new folder"
+            )
+        else:
+            index.rename_model(name, revision)  # it may lie elsewhere by now
+        write_json(folder / SOURCE, source_of(media, name))
+        index.clean()
+        update = _Update(index, MediaEncoder(model, processor, encoders, options.batch_size), options, nodes)
+        return update.run(found)
 
 
 def _encoders(
@@ -111,8 +114,10 @@ def _reader(settings: Mapping[str, Any], encoders: Sequence[StepEncoder]) -> Med
 class _Update:
     """One run: files in their order through workers, encoders and model; what is finished is written now and then."""
 
-    def __init__(self, index: IndexFolder, encoder: MediaEncoder, options: IndexOptions):
-        self.index, self.encoder, self.options = index, encoder, options
+    def __init__(
+        self, index: IndexFolder, encoder: MediaEncoder, options: IndexOptions, nodes: ClusterPool | None = None
+    ):
+        self.index, self.encoder, self.options, self.nodes = index, encoder, options, nodes
         self.settings = index.manifest.settings
         self.report = IndexReport()
         self.known = {file.sha256: file for file in index.files.values() if file.sha256 and file.reason is None}
@@ -125,10 +130,10 @@ class _Update:
         todo = [found[name] for name in sorted([*status.new, *status.changed])]
         with self._bar(len(todo)) as self.bar:
             try:
-                if self.options.cluster is None:
+                if self.nodes is None:
                     self._encode_here(todo)
-                elif todo:  # else no cluster is needed
-                    self._encode_on_cluster(self.options.cluster, todo)
+                else:
+                    self._encode_on_cluster(self.nodes, todo)
             finally:
                 self._write()  # what is finished is kept, whatever ends this run
         self.index.commit(gone=status.gone)
@@ -149,17 +154,15 @@ class _Update:
         with WorkerPool(reader, self.options.num_workers or os.cpu_count() or 1, self.options.timeout) as pool:
             FilesEncoder(pool, self.encoder, reader.rate, self.known, self._take).run(files)
 
-    def _encode_on_cluster(self, address: str, files: Sequence[MediaFile]) -> None:
+    def _encode_on_cluster(self, nodes: ClusterPool, files: Sequence[MediaFile]) -> None:
         """A task a group of files; what comes back is taken in their order."""
-        reader, workers = _reader(self.settings, self.encoder.encoders), self.options.num_workers or 1
-        gpus = int(self.options.device.startswith("cuda"))
-        on_node = "cuda" if gpus else self.options.device  # a task sees its own card alone
-        function = GroupEncoder(reader, self.encoder, on_node, self.known, workers, self.options.timeout)
-        with ClusterPool(address, function, workers, gpus) as nodes:
-            encoded = chain.from_iterable(nodes.map(groups_of(files)))
-            for media, one in zip(files, encoded, strict=True):
-                check_read_here_too(one.unread)
-                self._take(media, one)
+        reader = _reader(self.settings, self.encoder.encoders)
+        on_node = "cuda" if nodes.num_gpus else self.options.device  # a task sees its own card alone
+        encoder = GroupEncoder(reader, self.encoder, on_node, self.known, nodes.num_cpus, self.options.timeout)
+        encoded = chain.from_iterable(nodes.map(encoder, groups_of(files)))
+        for media, one in zip(files, encoded, strict=True):
+            check_read_here_too(one.unread)
+            self._take(media, one)
 
     def _take(self, media: MediaFile, encoded: EncodedFile) -> None:
         """A file that is finished."""

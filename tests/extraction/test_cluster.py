@@ -20,7 +20,7 @@ from tiny_extraction import Reader, clips, encode
 from transformers import ResNetConfig, ResNetModel
 from video_files import number_frame, write_video
 
-from modeling_mmt.data.cluster import ClusterError, ClusterPool, unread, versions
+from modeling_mmt.data.cluster import ClusterError, ClusterPool, check_answers, unread, versions
 from modeling_mmt.extraction.extract import extract
 from modeling_mmt.extraction.remote_shards import FailedClip, ShardEncoder
 
@@ -129,7 +129,12 @@ def test_a_cluster_of_this_machine_that_is_interrupted_goes_on_to_the_same_store
     words += [word for name, value in options(encoder).items() for word in (f"--{name}", str(value))]
     environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     settings = {"cwd": videos.parent, "env": os.environ | environment, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen([*words, "--cluster", "local"], **settings, start_new_session=True)
+    process = subprocess.Popen(
+        [*words, "--cluster", "local"],
+        **settings,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
+    )
     while not list(tmp_path.glob("store.partial/progress/0*.json")) and process.poll() is None:
         time.sleep(0.01)
     own = psutil.Process(process.pid).children(recursive=True)
@@ -159,28 +164,41 @@ def test_a_node_with_other_code_or_none_is_named(other, tmp_path, monkeypatch):
     with cluster_of(0) as cluster:
         monkeypatch.setenv("PYTHONPATH", str(tmp_path))
         cluster.add_node(num_cpus=1)
-        with pytest.raises(ClusterError, match=rf"node \S+ {words}"), ClusterPool(cluster.address, abs) as pool:
-            list(pool.map([1, 2]))
+        with pytest.raises(ClusterError, match=rf"node \S+ {words}"), ClusterPool(cluster.address) as pool:
+            list(pool.map(abs, [1, 2]))
 
 
 @pytest.mark.slow
 def test_results_come_in_order_errors_as_they_were_and_a_cluster_without_room_is_refused(cluster, videos, monkeypatch):
-    with ClusterPool(cluster.address, abs) as pool:
+    with ClusterPool(cluster.address) as pool:
         taken = []
-        results = pool.map(taken.append(number) or -number for number in range(50))
+        results = pool.map(abs, (taken.append(number) or -number for number in range(50)))
         assert next(results) == 0 and len(taken) == 2 * pool.num_slots  # no more than there is room for
         assert list(results) == list(range(1, 50))
         with pytest.raises(TypeError):
-            list(pool.map([None]))
-    with ClusterPool(cluster.address, Path.read_bytes) as pool:
+            list(pool.map(abs, [None]))
         with pytest.raises(FileNotFoundError) as error:
-            list(pool.map([Path("/no/such/file")]))
+            list(pool.map(Path.read_bytes, [Path("/no/such/file")]))
         assert type(error.value) is FileNotFoundError
         monkeypatch.chdir(videos)
         with pytest.raises(ClusterError, match=r"node \S+ cannot read /proc/self/cwd/00.mp4, and this machine can"):
-            list(pool.map([Path("/proc/self/cwd/00.mp4")]))
-    with pytest.raises(ClusterError, match="a task needs 99 CPUs, and its nodes have"), ClusterPool("auto", abs, 99):
+            list(pool.map(Path.read_bytes, [Path("/proc/self/cwd/00.mp4")]))
+    with pytest.raises(ClusterError, match="a task needs 99 CPUs, and its nodes have"), ClusterPool("auto", 99):
         pass
+
+
+@pytest.mark.slow
+def test_cards_that_no_node_has_are_said_before_anything_is_written(cluster, videos, encoder, tmp_path):
+    with pytest.raises(ClusterError, match="needs 1 CPUs and 1 GPUs, and .* CPUs and 0 GPUs .* give --device cpu$"):
+        extract(videos, tmp_path / "store", **options(encoder, cluster=cluster.address, device="cuda"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_auto_is_the_address_of_the_environment(monkeypatch):
+    pytest.importorskip("ray", reason="an optional scheduler: extra `cluster`")
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(ClusterError, match=r"^--cluster auto is RAY_ADDRESS=127.0.0.1:1, which cannot be reached"):
+        check_answers("auto")
 
 
 @pytest.mark.slow
@@ -188,7 +206,7 @@ def test_an_address_where_something_else_answers_is_one_line():
     pytest.importorskip("ray", reason="an optional scheduler: extra `cluster`")
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
-        with pytest.raises(ClusterError) as error, ClusterPool(address, abs):
+        with pytest.raises(ClusterError) as error, ClusterPool(address):
             pass
     message = str(error.value)
     assert message.startswith(f"--cluster {address}: ") and "\n" not in message and "Traceback" not in message
