@@ -3,9 +3,11 @@
 import hashlib
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from modeling_mmt.data.errors import InputError, naming_input
 from modeling_mmt.data.wording import without_passwords
@@ -46,6 +48,8 @@ def built_for(place: str, last: str) -> Iterator[Path]:
         is_there = files.exists(f"{remote}/{last}")
     if is_there:
         raise FileExistsError(f"{place} already has a {last}; choose another URL, or delete what is there")
+    with naming_input(place):
+        try_to_write(files, remote)
     digest = hashlib.sha256(place.encode()).hexdigest()[:8]
     folder = Path(f"{remote.rpartition('/')[2] or 'upload'}-{digest}")
     print(f"{without_passwords(place)}: built in ./{folder}, then copied")
@@ -54,8 +58,36 @@ def built_for(place: str, last: str) -> Iterator[Path]:
         raise InputError(f"{folder} is not complete, so that nothing was copied to {place}; run the command again")
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     with naming_input(f"{place}: ./{folder} is complete, but was not copied"):
-        files.makedirs(remote, exist_ok=True)
         for name in sorted(names, key=lambda name: name == last):
             files.put_file(str(folder / name), f"{remote}/{name}")
     shutil.rmtree(folder)
     print(f"{without_passwords(place)}: {len(names)} files copied; ./{folder} removed")
+
+
+def try_to_write(files: Any, remote: str) -> None:
+    """Find out before the work what would stop the copy after it.
+
+    Args:
+        files: a file system of fsspec.
+        remote: the folder in it, which is made where a store has folders.
+
+    Raises:
+        ValueError: no folder is named.
+        FileNotFoundError: its bucket, repository or first folder does not exist.
+        Exception: what the store says.
+    """
+    names = [name for name in remote.split("/") if name]
+    if len(names) < 2 or ".." in names:
+        raise ValueError("give a bucket and a folder in it, without ..")
+    if "hf" in files.protocol:  # where each file that is written is a commit
+        files.resolve_path(remote)
+        return
+    probe = f"{remote}/.{uuid.uuid4().hex}"
+    try:
+        files.pipe_file(probe, b"")
+    except Exception as error:
+        if not files.exists(remote[: remote.index(names[0])] + names[0]):  # makedirs would make a bucket
+            raise FileNotFoundError(f"{names[0]} does not exist or cannot be read; make it first") from error
+        files.makedirs(remote, exist_ok=True)
+        files.pipe_file(probe, b"")
+    files.rm_file(probe)

@@ -4,6 +4,7 @@ import sys
 
 import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 from huggingface_hub import HfApi
 
 from modeling_mmt.data.errors import InputError
@@ -93,6 +94,53 @@ def test_a_path_and_a_file_url_are_the_folder_itself(tmp_path):
     with built_for(f"file://{tmp_path}/c", LAST) as folder:
         assert folder == tmp_path / "c"
     assert not list(tmp_path.iterdir())
+
+
+class Buckets(MemoryFileSystem):
+    """Takes files into a bucket that exists alone; a folder is what files' names begin with, or must be made first."""
+
+    protocol = ("buckets",)
+    buckets = ("bucket",)
+    made: list[str] = []
+    has_folders = False
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(path.removeprefix("buckets://"))
+
+    def exists(self, path, **kwargs):
+        return path.strip("/") in self.buckets or super().exists(path, **kwargs)
+
+    def makedirs(self, path, exist_ok=False):
+        self.made.append(path)
+
+    def pipe_file(self, path, value, **kwargs):
+        folder = path.rpartition("/")[0]
+        if path.strip("/").partition("/")[0] not in self.buckets or self.has_folders and folder not in self.made:
+            raise FileNotFoundError(path)
+        self.store[path] = MemoryFile(self, path, value)
+
+
+def test_a_bucket_that_does_not_exist_is_not_made_and_is_refused_before_the_work(memory, tmp_path, monkeypatch):
+    fsspec.register_implementation("buckets", Buckets, clobber=True)
+    monkeypatch.setattr(Buckets, "made", [])
+    with pytest.raises(InputError, match="buckets://bukket/mine: bukket does not exist or cannot be read; make it"):  # noqa: SIM117
+        with built_for("buckets://bukket/mine", LAST):
+            pytest.fail("the work began")
+    with built_for("buckets://bucket/mine", LAST) as folder:
+        assert Buckets.made == [] and not list(tmp_path.iterdir())
+        build(folder, LAST)
+    monkeypatch.setattr(Buckets, "has_folders", True)
+    with built_for("buckets://bucket/other", LAST) as folder:
+        assert Buckets.made[-1] == "/bucket/other"
+        build(folder, LAST)
+    assert memory.find("/bucket") == [f"/bucket/{name}/{LAST}" for name in ("mine", "other")]
+
+
+@pytest.mark.parametrize("url", ["memory://", "memory:///", "memory://bucket", "memory://bucket/../up"])
+def test_a_url_that_names_no_folder_is_refused_before_the_work(url, memory):
+    with pytest.raises(InputError, match="give a bucket and a folder in it"), built_for(url, LAST):
+        pytest.fail("the work began")
 
 
 def test_a_password_is_not_printed(memory, capsys):
