@@ -4,8 +4,11 @@ The tokens of a micro-batch, padding included, are bounded; rows are sorted by l
 longest, so that little of what is encoded is padding. They are the chunks of `large_batch.two_pass_backward`.
 """
 
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 import torch
 
@@ -15,12 +18,15 @@ CLIP_VIEWS = ("", "noised_")
 CLIP_INPUTS = ("video_features", "pixel_values")  # pixel_values_1, ... of more vision encoders
 
 
+COST = 1 / 16  # of one more micro-batch, in parts of the budget's tokens: padding up to that is cheaper
+
+
 @dataclass
 class MicroBatches:
     """The micro-batches of one batch, and the way back to its rows.
 
     Args:
-        chunks: batches as `MMTModel.embed` takes them, longest rows first.
+        chunks: batches as `MMTModel.embed` takes them, largest first.
         orders: by kind (`"text"`, `"video"`): `(V B,)` int64, where each row of each of its V views is among the rows
             of all chunks.
         views: by kind, what its views' names begin with.
@@ -181,6 +187,9 @@ def _held(mask: torch.Tensor) -> slice:
 def token_budget_batches(lengths: torch.Tensor, budget: int | None, at_least: int = 1) -> list[torch.Tensor]:
     """Cut a batch, sorted by length, into micro-batches of at most `budget` tokens, padding included.
 
+    Micro-batches of fewer lengths have less padding, but the more there are, the fewer rows each product has: cuts are
+    where padding and `COST` for each micro-batch are least together.
+
     Args:
         lengths: `(N,)` int: the tokens of each row, such as `attention_mask.sum(dim=1)`.
         budget: tokens of a micro-batch: its rows times its longest row. A single row longer than that stands alone.
@@ -189,8 +198,8 @@ def token_budget_batches(lengths: torch.Tensor, budget: int | None, at_least: in
             than one row in each.
 
     Returns:
-        `(n,)` int64 each: the rows of a micro-batch, longest first, so that memory runs out at once or never. Each
-        row is in exactly one; among equal lengths the order is kept.
+        `(n,)` int64 each: the rows of a micro-batch, the one of most tokens first, so that memory runs out at once or
+        never. Each row is in exactly one; among equal lengths the order is kept.
 
     Raises:
         ValueError: if the budget is below 1 or `lengths` has not one dimension.
@@ -200,16 +209,41 @@ def token_budget_batches(lengths: torch.Tensor, budget: int | None, at_least: in
     if lengths.dim() != 1:
         raise ValueError(f"lengths has shape {tuple(lengths.shape)}; give (N,), one length a row")
     order = lengths.argsort(descending=True, stable=True)
-    longest = lengths[order].tolist()
-    batches, start = [], 0
-    while start < len(longest):
-        stop = len(longest) if budget is None else start + max(1, budget // max(1, longest[start]))
-        batches.append(order[start:stop])
-        start = stop
+    cuts = _cheapest_cuts(lengths[order].tolist(), budget) if budget is not None else [0]
+    batches = [order[start:stop] for start, stop in pairwise([*cuts, len(order)]) if start < stop]
     while batches and len(batches) < min(at_least, len(order)):
         largest = max(range(len(batches)), key=lambda number: len(batches[number]))
         batches[largest : largest + 1] = batches[largest].tensor_split(2)
-    return batches
+    return sorted(batches, key=lambda rows: len(rows) * int(lengths[rows[0]]), reverse=True)
+
+
+def _cheapest_cuts(lengths: Sequence[int], budget: int) -> list[int]:
+    """Where micro-batches begin in falling lengths, by dynamic programming over the distinct ones."""
+    distinct = [(max(1, length), count) for length, count in Counter(lengths).items()]
+    ends = [0, *accumulate(count for _, count in distinct)]
+    capacities = [max(1, budget // length) for length, _ in distinct]  # rows of a micro-batch that begins there
+
+    def cost(first: int, last: int) -> float:
+        """Of micro-batches of the distinct lengths from the first to the one before the last."""
+        rows = ends[last] - ends[first]
+        return rows * distinct[first][0] + math.ceil(rows / capacities[first]) * COST * budget
+
+    last, least, begins = (
+        0,
+        [0.0],
+        [0],
+    )  # for the first 0, 1, ... distinct lengths: the least cost, and where the last cut is
+    for last in range(1, len(ends)):
+        costs = [least[first] + cost(first, last) for first in range(last)]
+        least.append(min(costs))
+        begins.append(costs.index(least[-1]))
+    cuts: list[int] = []
+    last = len(distinct)
+    while last:
+        first = begins[last]
+        cuts += range(ends[first], ends[last], capacities[first])
+        last = first
+    return sorted(cuts)
 
 
 def restore_order(batches: Sequence[torch.Tensor]) -> torch.Tensor:

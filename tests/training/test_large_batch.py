@@ -1,7 +1,9 @@
 """Chunked encoding against the plain step, and the ways to encode less. `test_distributed.py` has the processes."""
 
 import copy
+import math
 from contextlib import contextmanager
+from itertools import product
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from modeling_mmt.training.large_batch import gather_embeddings, gather_ids, two_pass_backward
-from modeling_mmt.training.micro_batches import restore_order, token_budget_batches, unique_rows
+from modeling_mmt.training.micro_batches import COST, restore_order, token_budget_batches, unique_rows
 from modeling_mmt.training.streaming_loss import contrastive_loss
 
 N = 10
@@ -202,9 +204,32 @@ def test_micro_batches_stay_within_the_budget_and_hold_each_row_once():
     assert sum(padded) < 1.1 * lengths.sum()
 
 
-def test_micro_batches_go_from_long_to_short_and_keep_the_order_of_equals():
+def test_no_other_cuts_cost_less_in_padding_and_micro_batches():
+    """Against all cuts between distinct lengths."""
+    generator = torch.Generator().manual_seed(0)
+    for budget in (64, 512, 4096):
+        lengths = torch.randint(1, 9, (60,), generator=generator) ** 2
+        found = token_budget_batches(lengths, budget)
+        cost = sum(len(rows) * int(lengths[rows].max()) + budget * COST for rows in found)
+        distinct, counts = lengths.unique(return_counts=True)
+        expected = []
+        for ends in product([False, True], repeat=len(distinct) - 1):
+            total, rows = 0.0, 0
+            for length, count, is_end in zip(distinct.tolist(), counts.tolist(), [*ends, True], strict=True):
+                rows += count
+                if is_end:
+                    total += rows * length + math.ceil(rows / max(1, budget // length)) * budget * COST
+                    rows = 0
+            expected.append(total)
+        assert cost <= min(expected)  # cut further by the budget, a micro-batch may have a shorter longest row
+        assert budget < 4096 or cost == min(expected)
+
+
+def test_micro_batches_go_from_large_to_small_and_keep_the_order_of_equals():
     batches = token_budget_batches(torch.tensor([2, 9, 2, 4, 4]), budget=8)
     assert [batch.tolist() for batch in batches] == [[1], [3, 4], [0, 2]]
+    batches = token_budget_batches(torch.tensor([1, 9, 1] + [2] * 8), budget=16)
+    assert [batch.tolist() for batch in batches] == [[*range(3, 11)], [1], [0, 2]]
 
 
 def test_a_row_beyond_the_budget_stands_alone_and_no_row_is_no_batch():
