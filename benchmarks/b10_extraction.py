@@ -97,7 +97,8 @@ def encoding(args: argparse.Namespace) -> Run:
 
     def step() -> None:
         clips = ((video, pixels) for video in videos)
-        last["frames"] = sum(len(features) for _, features in encode_clips(clips, encoder.encode, BATCH_SIZE))
+        encoded = encode_clips(clips, encoder.encode, BATCH_SIZE, encoder.num_streams)
+        last["frames"] = sum(len(features) for _, features in encoded)
 
     return step, lambda: dict(last)
 
@@ -110,7 +111,8 @@ def ours(args: argparse.Namespace) -> Run:
     def step() -> None:
         shutil.rmtree(folder, ignore_errors=True)
         with Extraction(folder, videos, SETTINGS, SHARD_SIZE) as extraction:
-            if not run(extraction, pool, encoder.encode, BATCH_SIZE, max_failures=0, quiet=True):
+            streams = encoder.num_streams
+            if not run(extraction, pool, encoder.encode, BATCH_SIZE, max_failures=0, quiet=True, num_streams=streams):
                 raise RuntimeError("the store does not exist")
 
     return step, lambda: {"frames": sum(FeatureStore(folder).num_steps(video.video_id) for video in videos)}

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from modeling_mmt.data.files import file_sha256
 from modeling_mmt.extraction.packaged_encoders import resolve_encoder
+from modeling_mmt.extraction.streams import MOST_STREAMS
 from modeling_mmt.extraction.video_backbones import load_backbone
 from modeling_mmt.frames_mmt import FrameSampling
 from modeling_mmt.image_processing_mmt import PixelSettings, in_steps
@@ -53,6 +54,11 @@ class StepEncoder:
     def to(self, device: str | torch.device) -> None:
         """Run on this device from now on."""
         self.model, self.device = self.model.to(device), torch.device(device)
+
+    @property
+    def num_streams(self) -> int:
+        """Batches to encode at once: on the CPU as many as there are threads, up to `MOST_STREAMS`."""
+        return min(MOST_STREAMS, torch.get_num_threads()) if self.device.type == "cpu" else 1
 
     @torch.inference_mode()
     def encode(self, pixels: np.ndarray) -> np.ndarray:

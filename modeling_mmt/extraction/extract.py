@@ -141,8 +141,11 @@ def extract(
             else:
                 workers = max(1, (os.cpu_count() or 1) // on_machine) if num_workers is None else num_workers
                 with WorkerPool(reader, workers, timeout) as pool:
-                    quiet = local_rank != 0
-                    is_whole = run(extraction, pool, steps.encode, batch_size, allowed, clips.load, name, quiet)
+                    shown = {"description": name, "quiet": local_rank != 0}
+                    streams = steps.num_streams
+                    is_whole = run(
+                        extraction, pool, steps.encode, batch_size, allowed, clips.load, num_streams=streams, **shown
+                    )
     except (FileExistsError, FileNotFoundError):  # this process had nothing to do, and came when all was done
         if not (folder / MANIFEST).is_file():
             raise

@@ -60,7 +60,8 @@ class ShardEncoder:
             outcomes[video.video_id] = FailedClip(reason, unread(file_of(video.source)))
 
         reading = self._pool.map(videos, clips_at_once(self._pool, self.batch_size))
-        for video, values in encode_videos(videos, reading, self.encoder.encode, self.batch_size, self.dtype, fail):
+        encode, streams = self.encoder.encode, self.encoder.num_streams
+        for video, values in encode_videos(videos, reading, encode, self.batch_size, self.dtype, fail, streams):
             outcomes[video.video_id] = values
         return [outcomes[video.video_id] for video in videos]
 

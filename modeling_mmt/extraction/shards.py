@@ -19,6 +19,7 @@ import os
 import platform
 import re
 import shutil
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import chain, islice
@@ -34,6 +35,7 @@ from modeling_mmt.data.feature_store import MANIFEST, MAX_SHARD_VALUES, FeatureS
 from modeling_mmt.data.feature_store_writer import checked_values, write_manifest, write_shard
 from modeling_mmt.data.files import locked, put_in_place, write_text
 from modeling_mmt.data.video_lists import Video
+from modeling_mmt.extraction.streams import in_streams
 from modeling_mmt.extraction.workers import CallFailedError, WorkerPool
 
 FAILURES = "failures.jsonl"
@@ -226,6 +228,7 @@ def run(
     load: Callable[[Video], Video] | None = None,
     description: str = "features",
     quiet: bool = False,
+    num_streams: int = 1,
 ) -> bool:
     """Does this process's missing shards; the workers read clips ahead, over the bounds of shards, while this encodes.
 
@@ -238,6 +241,7 @@ def run(
         load: called here with a clip before a worker reads it, for clips that do not lie in files of their own.
         description: for the progress bar.
         quiet: no progress bar.
+        num_streams: as in `encode_clips`.
 
     Returns:
         Whether the store is there; if not, other processes have shards to do.
@@ -250,7 +254,7 @@ def run(
 
     def of_shard(number: int, fail: Fail) -> Iterator[tuple[Video, np.ndarray]]:
         dtype = extraction.settings["dtype"]
-        return encode_videos(extraction.clips_of(number), reading, encode, batch_size, dtype, fail)
+        return encode_videos(extraction.clips_of(number), reading, encode, batch_size, dtype, fail, num_streams)
 
     return write_shards(extraction, of_shard, max_failures, description, quiet)
 
@@ -301,7 +305,13 @@ def write_shards(
 
 
 def encode_videos(
-    videos: Iterable[Video], reading: Iterable[Any], encode: Encode, batch_size: int, dtype: str, fail: Fail
+    videos: Iterable[Video],
+    reading: Iterable[Any],
+    encode: Encode,
+    batch_size: int,
+    dtype: str,
+    fail: Fail,
+    num_streams: int = 1,
 ) -> Iterator[tuple[Video, np.ndarray]]:
     """Clips with their values, in order; `fail` hears at once of one that cannot be read, encoded or stored.
 
@@ -312,9 +322,10 @@ def encode_videos(
         batch_size: likewise.
         dtype: of the values.
         fail: gets the clip and the reason.
+        num_streams: as in `encode_clips`.
     """
     read = zip(videos, reading, strict=False)  # what is read ahead of these videos is for the next
-    for video, features in encode_clips(_good(read, fail), encode, batch_size):
+    for video, features in encode_clips(_good(read, fail), encode, batch_size, num_streams):
         try:
             values = checked_values("features", features, dtype)
         except FeatureStoreError as error:
@@ -324,35 +335,40 @@ def encode_videos(
 
 
 def encode_clips(
-    clips: Iterable[tuple[Any, np.ndarray]], encode: Encode, batch_size: int
+    clips: Iterable[tuple[Any, np.ndarray]], encode: Encode, batch_size: int, num_streams: int = 1
 ) -> Iterator[tuple[Any, np.ndarray]]:
     """Runs clips through the encoder, in order: `(F, D_v)` for a clip of `(F, ...)` pixels.
 
     Batches hold exactly `batch_size` steps, across clips; the last one is filled up. For a batch of another shape the
     kernels add in another order, and on CPU they are set up anew: so a clip's features depend on no other clip, to the
     last bit. On CPU a small batch, whose activations stay in the cache, is the fastest.
-    """
-    lengths: list[tuple[Any, int]] = []
-    rows: list[np.ndarray] = []
-    features: list[np.ndarray] = []
 
-    def whole_clips(lengths: list[tuple[Any, int]], features: list[np.ndarray]) -> Iterator[tuple[Any, np.ndarray]]:
+    Args:
+        clips: each with its pixels.
+        encode: `(B, ...)` of them to `(B, D_v)`.
+        batch_size: B.
+        num_streams: batches that are encoded at once (`in_streams`).
+    """
+    lengths: deque[tuple[Any, int]] = deque()
+
+    def batches() -> Iterator[np.ndarray]:
+        rows: list[np.ndarray] = []
+        for clip, pixels in clips:
+            lengths.append((clip, len(pixels)))
+            rows.extend(pixels)
+            while len(rows) >= batch_size:
+                yield np.stack(rows[:batch_size])
+                del rows[:batch_size]
+        if rows:
+            yield np.stack(rows + [rows[-1]] * (batch_size - len(rows)))
+
+    features: list[np.ndarray] = []
+    for encoded in in_streams(encode, batches(), num_streams):
+        features.extend(encoded)
         while lengths and len(features) >= lengths[0][1]:
-            clip, num_steps = lengths.pop(0)
+            clip, num_steps = lengths.popleft()
             yield clip, np.stack(features[:num_steps])
             del features[:num_steps]
-
-    for clip, pixels in clips:
-        lengths.append((clip, len(pixels)))
-        rows.extend(pixels)
-        while len(rows) >= batch_size:
-            features.extend(encode(np.stack(rows[:batch_size])))
-            del rows[:batch_size]
-        yield from whole_clips(lengths, features)
-    if rows:
-        filled = rows + [rows[-1]] * (batch_size - len(rows))
-        features.extend(encode(np.stack(filled))[: len(rows)])
-    yield from whole_clips(lengths, features)
 
 
 def _good(clips: Iterable[tuple[Video, Any]], fail: Fail) -> Iterator[tuple[Video, np.ndarray]]:

@@ -62,7 +62,12 @@ class MediaEncoder:
     def features(self, chunks: Iterable[tuple[Any, Chunk]]) -> Iterator[tuple[Any, np.ndarray]]:
         """`(S, D_v)` float32 of each chunk, with its key, in order."""
         streams = [
-            encode_clips(((key, chunk.pixels[number]) for key, chunk in stream), encoder.encode, self.batch_size)
+            encode_clips(
+                ((key, chunk.pixels[number]) for key, chunk in stream),
+                encoder.encode,
+                self.batch_size,
+                encoder.num_streams,
+            )
             for number, (encoder, stream) in enumerate(
                 zip(self.encoders, tee(chunks, len(self.encoders)), strict=True)
             )

@@ -217,6 +217,7 @@ class TinyEncoder:
     """That of `tiny_extraction`."""
 
     encode = staticmethod(encode)
+    num_streams = 2
 
     def to(self, device):
         pass
