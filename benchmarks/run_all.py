@@ -24,6 +24,7 @@ BENCHMARKS = (
     "retrieval_metrics",
     "b9_pretraining",
     "b10_extraction",
+    "b11_short_media",
 )
 
 
