@@ -110,7 +110,7 @@ def ours(args: argparse.Namespace) -> Run:
 
     def step() -> None:
         shutil.rmtree(folder, ignore_errors=True)
-        with Extraction(folder, videos, SETTINGS, SHARD_SIZE) as extraction:
+        with Extraction(folder, videos, SETTINGS, getattr(args, "shard_size", SHARD_SIZE)) as extraction:
             streams = encoder.num_streams
             if not run(extraction, pool, encoder.encode, BATCH_SIZE, max_failures=0, quiet=True, num_streams=streams):
                 raise RuntimeError("the store does not exist")

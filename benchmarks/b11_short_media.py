@@ -24,6 +24,7 @@ from PIL import Image
 PHOTOGRAPHS, CLIPS = "photographs", "short clips"
 PHOTO, CLIP = (1024, 768), (640, 360)
 CLIP_SECONDS, PHOTOS_A_CLIP = 2, 4
+SHARD_SIZE = 256  # as `mmt extract` has it: batches of a shard are encoded side by side
 TARGET = 0.9
 
 
@@ -58,7 +59,12 @@ def link(path: Path, count: int, make: Callable[[Path], None]) -> None:
 
 def of_kind(kind: str, contestant: harness.Contestant) -> harness.Contestant:
     """A contestant of B10, on media of a kind, with a worker for every core."""
-    return lambda args: contestant(argparse.Namespace(**vars(args) | {"inputs": args.inputs / kind, "threads": 0}))
+
+    def prepare(args: argparse.Namespace) -> b10.Run:
+        own = {"inputs": args.inputs / kind, "threads": 0, "shard_size": SHARD_SIZE}
+        return contestant(argparse.Namespace(**vars(args) | own))
+
+    return prepare
 
 
 def judge(results: dict[tuple[str, int], harness.Measurement]) -> list[harness.Verdict]:
@@ -78,7 +84,7 @@ def judge(results: dict[tuple[str, int], harness.Measurement]) -> list[harness.V
 PARTS = {b10.DECODE: b10.decoding, b10.ENCODE: b10.encoding, b10.OURS: b10.ours}
 
 if __name__ == "__main__":
-    arguments = harness.parser(__doc__, sizes=[1024], quick_sizes=[32])
+    arguments = harness.parser(__doc__, sizes=[512], quick_sizes=[32])
     contestants = {
         f"{kind}, {name}": of_kind(kind, contestant)
         for kind in (PHOTOGRAPHS, CLIPS)
