@@ -228,11 +228,7 @@ def _cheapest_cuts(lengths: Sequence[int], budget: int) -> list[int]:
         rows = ends[last] - ends[first]
         return rows * distinct[first][0] + math.ceil(rows / capacities[first]) * COST * budget
 
-    last, least, begins = (
-        0,
-        [0.0],
-        [0],
-    )  # for the first 0, 1, ... distinct lengths: the least cost, and where the last cut is
+    least, begins = [0.0], [0]  # of the first 0, 1, ... distinct lengths: the least cost, and where the last cut is
     for last in range(1, len(ends)):
         costs = [least[first] + cost(first, last) for first in range(last)]
         least.append(min(costs))
