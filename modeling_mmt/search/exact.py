@@ -16,7 +16,9 @@ All four norms are computed from the vectors at hand and rounded up; those of th
 each group of 64 rows. For `a`: a sum of `P` products in float32, in any order, loses at most
 `g |y| |w|`, `g = P u / (1 - P u)`, `u = 2^-24` (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1);
 float16 and bfloat16 products are summed in float32 and the result is rounded once more, `2^-11` or `2^-8` of it; int8
-products are summed in int32 without error (`P < 133,000`) and then scaled, which is two roundings.
+products are summed in int32 without error (`P < 133,000`) and then scaled, which is two roundings. Without error only
+where none is larger than `L = LARGEST`: for a processor without VNNI (AMD before Zen 4, Intel before Cascade Lake) oneDNN
+adds 128 to one factor and sums two products in 16 bits, which hold them if `2 (L + 128) L < 2^15`.
 
 **Why nothing is lost.** `z - e` is a lower bound of a row's score and `z + e` an upper one. Let `t` be the k-th
 largest lower bound among distinct rows (we take at most one of a group). Then k rows score at least `t`, so the k-th
@@ -43,6 +45,7 @@ import numpy as np
 import torch
 
 GROUP = 64  # rows that share a scale and a bound
+LARGEST = 79  # integer of an int8 screen
 SCREENS = ("float32", "float16", "bfloat16", "int8")
 # Chosen by measurement (benchmarks/b5_search.py): below this many rows a float32 pass is over before it matters;
 # above, int8 for a few queries, whose cost is reading the corpus, float32 for many, whose cost is the products.
@@ -329,6 +332,8 @@ def _product(queries: torch.Tensor, rows: torch.Tensor, kind: str) -> torch.Tens
     if kind == "int8":
         if queries.shape[1] == 1:  # torch 2.13's integer product of width 1 is what was in memory before
             return queries.int() * rows.T.int()
+        if len(queries) == 1:  # the faster order, whose result is a row only then
+            return torch._int_mm(rows, queries.T).T
         return torch._int_mm(queries, rows.T)
     if kind == "float32" and len(queries) > 1:
         return _multiply(rows, queries.T).T  # the order in which a tall matrix is read once
@@ -341,8 +346,8 @@ def _quantize(vectors: torch.Tensor, kind: str, largest: torch.Tensor) -> tuple[
     """Vectors in the screen's type, and the float64 scale to multiply them with; `largest` bounds their entries."""
     if kind != "int8":
         return vectors.to(getattr(torch, kind)), torch.ones(largest.shape, dtype=torch.float64)
-    scale = (largest / 127).clamp(min=torch.finfo(torch.float32).tiny)
-    return (vectors / scale).round().clamp(-127, 127).to(torch.int8), scale.double()
+    scale = (largest / LARGEST).clamp(min=torch.finfo(torch.float32).tiny)
+    return (vectors / scale).round().clamp(-LARGEST, LARGEST).to(torch.int8), scale.double()
 
 
 def _make_screen(embeddings: torch.Tensor, kind: str) -> _Screen:
@@ -351,7 +356,7 @@ def _make_screen(embeddings: torch.Tensor, kind: str) -> _Screen:
     values = embeddings if kind == "float32" else torch.empty(embeddings.shape, dtype=getattr(torch, kind))
     num_groups = -(-num_rows // GROUP)
     scale, residual, norm = (torch.empty(num_groups, dtype=torch.float64) for _ in range(3))
-    size = 256 * GROUP
+    size = 32 * GROUP  # which stay in the cache
     for start in range(0, num_rows, size):
         rows = embeddings[start : start + size]
         here = slice(start // GROUP, -(-(start + len(rows)) // GROUP))

@@ -1,5 +1,10 @@
 """`modeling_mmt.search.exact`: the ids are those of a float64 search, whatever the screen."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -265,3 +270,25 @@ def test_a_program_that_allows_coarser_products_has_exact_search_still_and_keeps
         torch.set_float32_matmul_precision("highest")
     assert set(allowed) == {"medium"}
     assert torch.equal(scores, wanted[0]) and torch.equal(found, wanted[1])
+
+
+LARGEST_PRODUCTS = """
+import torch
+from modeling_mmt.search.exact import LARGEST, _product
+
+for width in (2, 64, 257):
+    for count in (1, 2, 40):
+        for sign in (-1, 1):
+            rows = torch.full((200, width), LARGEST, dtype=torch.int8)
+            rows[::2] = -LARGEST
+            queries = torch.full((count, width), sign * LARGEST, dtype=torch.int8)
+            found, exact = _product(queries, rows, "int8"), queries.double() @ rows.double().T
+            assert (found == exact).all(), (width, count, sign, found[0, :2], exact[0, :2])
+"""
+
+
+@pytest.mark.parametrize("processor", ["SSE41", "AVX2", "AVX512_CORE", "ALL"])
+def test_int8_products_are_exact_on_processors_that_add_them_up_in_16_bits(processor):
+    """oneDNN chooses its kernels when torch is imported, for the processor or what it is told of one."""
+    environment = os.environ | {"ONEDNN_MAX_CPU_ISA": processor, "PYTHONPATH": str(Path(__file__).parents[2])}
+    subprocess.run([sys.executable, "-c", LARGEST_PRODUCTS], env=environment, check=True)
