@@ -97,7 +97,7 @@ def encoding(args: argparse.Namespace) -> Run:
 
     def step() -> None:
         clips = ((video, pixels) for video in videos)
-        encoded = encode_clips(clips, encoder.encode, BATCH_SIZE, encoder.num_streams)
+        encoded = encode_clips(clips, encoder.encode_batches, BATCH_SIZE)
         last["frames"] = sum(len(features) for _, features in encoded)
 
     return step, lambda: dict(last)
@@ -111,8 +111,7 @@ def ours(args: argparse.Namespace) -> Run:
     def step() -> None:
         shutil.rmtree(folder, ignore_errors=True)
         with Extraction(folder, videos, SETTINGS, getattr(args, "shard_size", SHARD_SIZE)) as extraction:
-            streams = encoder.num_streams
-            if not run(extraction, pool, encoder.encode, BATCH_SIZE, max_failures=0, quiet=True, num_streams=streams):
+            if not run(extraction, pool, encoder.encode_batches, BATCH_SIZE, max_failures=0, quiet=True):
                 raise RuntimeError("the store does not exist")
 
     return step, lambda: {"frames": sum(FeatureStore(folder).num_steps(video.video_id) for video in videos)}

@@ -66,7 +66,7 @@ class Part:
             cls.cached = encoder, WorkerPool(reader, 1, TIMEOUT)
         encoder, pool = cls.cached
         with Extraction(folder, find_videos(inputs), b10.SETTINGS, b10.SHARD_SIZE, rank, PROCESSES) as extraction:
-            return run(extraction, pool, encoder.encode, b10.BATCH_SIZE, max_failures=0, quiet=True)
+            return run(extraction, pool, encoder.encode_batches, b10.BATCH_SIZE, max_failures=0, quiet=True)
 
 
 def plain(args: argparse.Namespace) -> Run:

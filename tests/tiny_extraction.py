@@ -41,9 +41,9 @@ class Reader:
         return np.array([[number, step, 1, 0] for step in range(number % 3 + 1)], np.float32)
 
 
-def encode(pixels):
+def encode_batches(batches):
     """Twice the numbers; infinity for clip 13."""
-    return np.where(pixels[:, :1] == 13, np.inf, 2 * pixels)
+    return (np.where(pixels[:, :1] == 13, np.inf, 2 * pixels) for pixels in batches)
 
 
 def clips(num_clips=11, special=()):
@@ -74,7 +74,7 @@ def extract(folder, videos, log, num_workers=0, seconds=0.0, max_failures=0, tim
         Extraction(folder, videos, SETTINGS, 3, rank, num_processes) as extraction,
         WorkerPool(read, num_workers, timeout) if num_workers else nullcontext(InThisProcess(read)) as pool,
     ):
-        return run(extraction, pool, encode, 4, max_failures, quiet=True)
+        return run(extraction, pool, encode_batches, 4, max_failures, quiet=True)
 
 
 if __name__ == "__main__":

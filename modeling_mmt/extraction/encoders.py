@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from modeling_mmt.data.files import file_sha256
 from modeling_mmt.extraction.packaged_encoders import resolve_encoder
-from modeling_mmt.extraction.streams import MOST_STREAMS
+from modeling_mmt.extraction.streams import MOST_STREAMS, in_streams
 from modeling_mmt.extraction.video_backbones import load_backbone
 from modeling_mmt.frames_mmt import FrameSampling
 from modeling_mmt.image_processing_mmt import PixelSettings, in_steps
@@ -55,11 +55,6 @@ class StepEncoder:
         """Run on this device from now on."""
         self.model, self.device = self.model.to(device), torch.device(device)
 
-    @property
-    def num_streams(self) -> int:
-        """Batches to encode at once: on the CPU as many as there are threads, up to `MOST_STREAMS`."""
-        return min(MOST_STREAMS, torch.get_num_threads()) if self.device.type == "cpu" else 1
-
     @torch.inference_mode()
     def encode(self, pixels: np.ndarray) -> np.ndarray:
         """uint8 `(B, 3, S, S)`, or `(B, T, 3, S, S)`, to `(B, D_v)` float32."""
@@ -67,6 +62,11 @@ class StepEncoder:
         if steps.ndim == 4:
             steps = steps.contiguous(memory_format=torch.channels_last)
         return self.model(steps).float().cpu().numpy()
+
+    def encode_batches(self, batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """As `encode`, of each; on the CPU as many side by side as there are threads, up to `MOST_STREAMS`."""
+        num_streams = min(MOST_STREAMS, torch.get_num_threads()) if self.device.type == "cpu" else 1
+        return in_streams(self.encode, batches, num_streams)
 
 
 def load_encoder(

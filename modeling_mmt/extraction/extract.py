@@ -142,10 +142,7 @@ def extract(
                 workers = max(1, (os.cpu_count() or 1) // on_machine) if num_workers is None else num_workers
                 with WorkerPool(reader, workers, timeout) as pool:
                     shown = {"description": name, "quiet": local_rank != 0}
-                    streams = steps.num_streams
-                    is_whole = run(
-                        extraction, pool, steps.encode, batch_size, allowed, clips.load, num_streams=streams, **shown
-                    )
+                    is_whole = run(extraction, pool, steps.encode_batches, batch_size, allowed, clips.load, **shown)
     except (FileExistsError, FileNotFoundError):  # this process had nothing to do, and came when all was done
         if not (folder / MANIFEST).is_file():
             raise

@@ -60,8 +60,8 @@ class ShardEncoder:
             outcomes[video.video_id] = FailedClip(reason, unread(file_of(video.source)))
 
         reading = self._pool.map(videos, clips_at_once(self._pool, self.batch_size))
-        encode, streams = self.encoder.encode, self.encoder.num_streams
-        for video, values in encode_videos(videos, reading, encode, self.batch_size, self.dtype, fail, streams):
+        encode_batches = self.encoder.encode_batches
+        for video, values in encode_videos(videos, reading, encode_batches, self.batch_size, self.dtype, fail):
             outcomes[video.video_id] = values
         return [outcomes[video.video_id] for video in videos]
 

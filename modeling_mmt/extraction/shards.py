@@ -35,13 +35,12 @@ from modeling_mmt.data.feature_store import MANIFEST, MAX_SHARD_VALUES, FeatureS
 from modeling_mmt.data.feature_store_writer import checked_values, write_manifest, write_shard
 from modeling_mmt.data.files import locked, put_in_place, write_text
 from modeling_mmt.data.video_lists import Video
-from modeling_mmt.extraction.streams import in_streams
 from modeling_mmt.extraction.workers import CallFailedError, WorkerPool
 
 FAILURES = "failures.jsonl"
 RECORD = re.compile(r"(\d+)(\.failures)?\.json")
 
-Encode = Callable[[np.ndarray], np.ndarray]
+EncodeBatches = Callable[[Iterable[np.ndarray]], Iterable[np.ndarray]]
 Fail = Callable[[Video, str], None]  # what is told of a clip that failed, and why
 OfShard = Callable[[int, Fail], Iterator[tuple[Video, np.ndarray]]]  # a shard's clips, with values that can be stored
 
@@ -205,6 +204,7 @@ class Extraction:
     @staticmethod
     def clean(folder: Path) -> None:
         """Removes what a finished store does not need; a killed process may have left it."""
+        folder = Path(os.path.abspath(folder))  # `.` has no name to go by
         shutil.rmtree(folder / "progress", ignore_errors=True)
         folder.with_name(folder.name + ".lock").unlink(missing_ok=True)
         for begun in folder.parent.glob(f"{glob.escape(folder.name)}.partial.*"):
@@ -222,26 +222,24 @@ class Extraction:
 def run(
     extraction: Extraction,
     pool: WorkerPool,
-    encode: Encode,
+    encode_batches: EncodeBatches,
     batch_size: int,
     max_failures: float,
     load: Callable[[Video], Video] | None = None,
     description: str = "features",
     quiet: bool = False,
-    num_streams: int = 1,
 ) -> bool:
     """Does this process's missing shards; the workers read clips ahead, over the bounds of shards, while this encodes.
 
     Args:
         extraction: what is to be done.
         pool: reads: a `Video` to its pixels, `(F, ...)`, a row for each step.
-        encode: `(B, ...)` of such rows to `(B, D_v)`.
+        encode_batches: batches `(B, ...)` of such rows to the `(B, D_v)` of each, in order.
         batch_size: steps that are encoded together.
         max_failures: how many clips may fail, of all processes together.
         load: called here with a clip before a worker reads it, for clips that do not lie in files of their own.
         description: for the progress bar.
         quiet: no progress bar.
-        num_streams: as in `encode_clips`.
 
     Returns:
         Whether the store is there; if not, other processes have shards to do.
@@ -254,7 +252,7 @@ def run(
 
     def of_shard(number: int, fail: Fail) -> Iterator[tuple[Video, np.ndarray]]:
         dtype = extraction.settings["dtype"]
-        return encode_videos(extraction.clips_of(number), reading, encode, batch_size, dtype, fail, num_streams)
+        return encode_videos(extraction.clips_of(number), reading, encode_batches, batch_size, dtype, fail)
 
     return write_shards(extraction, of_shard, max_failures, description, quiet)
 
@@ -307,25 +305,23 @@ def write_shards(
 def encode_videos(
     videos: Iterable[Video],
     reading: Iterable[Any],
-    encode: Encode,
+    encode_batches: EncodeBatches,
     batch_size: int,
     dtype: str,
     fail: Fail,
-    num_streams: int = 1,
 ) -> Iterator[tuple[Video, np.ndarray]]:
     """Clips with their values, in order; `fail` hears at once of one that cannot be read, encoded or stored.
 
     Args:
         videos: the clips.
         reading: the pixels of each, or its `CallFailedError`.
-        encode: as in `encode_clips`.
+        encode_batches: as in `encode_clips`.
         batch_size: likewise.
         dtype: of the values.
         fail: gets the clip and the reason.
-        num_streams: as in `encode_clips`.
     """
     read = zip(videos, reading, strict=False)  # what is read ahead of these videos is for the next
-    for video, features in encode_clips(_good(read, fail), encode, batch_size, num_streams):
+    for video, features in encode_clips(_good(read, fail), encode_batches, batch_size):
         try:
             values = checked_values("features", features, dtype)
         except FeatureStoreError as error:
@@ -335,7 +331,7 @@ def encode_videos(
 
 
 def encode_clips(
-    clips: Iterable[tuple[Any, np.ndarray]], encode: Encode, batch_size: int, num_streams: int = 1
+    clips: Iterable[tuple[Any, np.ndarray]], encode_batches: EncodeBatches, batch_size: int
 ) -> Iterator[tuple[Any, np.ndarray]]:
     """Runs clips through the encoder, in order: `(F, D_v)` for a clip of `(F, ...)` pixels.
 
@@ -345,9 +341,8 @@ def encode_clips(
 
     Args:
         clips: each with its pixels.
-        encode: `(B, ...)` of them to `(B, D_v)`.
+        encode_batches: batches `(B, ...)` of them to the `(B, D_v)` of each, in order.
         batch_size: B.
-        num_streams: batches that are encoded at once (`in_streams`).
     """
     lengths: deque[tuple[Any, int]] = deque()
 
@@ -363,7 +358,7 @@ def encode_clips(
             yield np.stack(rows + [rows[-1]] * (batch_size - len(rows)))
 
     features: list[np.ndarray] = []
-    for encoded in in_streams(encode, batches(), num_streams):
+    for encoded in encode_batches(batches()):
         features.extend(encoded)
         while lengths and len(features) >= lengths[0][1]:
             clip, num_steps = lengths.popleft()

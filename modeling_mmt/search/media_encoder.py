@@ -64,9 +64,8 @@ class MediaEncoder:
         streams = [
             encode_clips(
                 ((key, chunk.pixels[number]) for key, chunk in stream),
-                encoder.encode,
+                encoder.encode_batches,
                 self.batch_size,
-                encoder.num_streams,
             )
             for number, (encoder, stream) in enumerate(
                 zip(self.encoders, tee(chunks, len(self.encoders)), strict=True)

@@ -16,7 +16,7 @@ import torch
 from killed_process import files_of
 from PIL import Image
 from ray_nodes import Killer, cluster_of
-from tiny_extraction import Reader, clips, encode
+from tiny_extraction import Reader, clips, encode_batches
 from transformers import ResNetConfig, ResNetModel
 from video_files import number_frame, write_video
 
@@ -216,8 +216,7 @@ def test_an_address_where_something_else_answers_is_one_line():
 class TinyEncoder:
     """That of `tiny_extraction`."""
 
-    encode = staticmethod(encode)
-    num_streams = 2
+    encode_batches = staticmethod(encode_batches)
 
     def to(self, device):
         pass

@@ -100,18 +100,22 @@ def test_the_batch_size_changes_no_feature(clips_folder, encoder_folder):
     encoder = load_encoder(str(encoder_folder), SIZE)
     generator = np.random.default_rng(0)
     clips = [(f"c{n}", generator.integers(0, 256, (n, 3, SIZE, SIZE), dtype=np.uint8)) for n in (3, 1, 7, 2)]
-    alone = dict(encode_clips(clips, encoder.encode, 1))
+    alone = dict(encode_clips(clips, encoder.encode_batches, 1))
     for batch_size in (2, 5, 100):
-        together = list(encode_clips(clips, encoder.encode, batch_size))
+        together = list(encode_clips(clips, encoder.encode_batches, batch_size))
         assert [video_id for video_id, _ in together] == ["c3", "c1", "c7", "c2"]
         assert all(np.allclose(features, alone[video_id], atol=1e-5) for video_id, features in together)
 
 
-def test_a_finished_store_is_kept_and_another_setting_is_refused(clips_folder, encoder_folder, tmp_path, capsys):
+def test_a_finished_store_is_kept_and_another_setting_is_refused(
+    clips_folder, encoder_folder, tmp_path, monkeypatch, capsys
+):
     command = options(clips_folder, encoder_folder, tmp_path / "store")
     extract(**command)
     before = (tmp_path / "store" / "manifest.json").stat().st_mtime_ns
     assert len(extract(**command)) == 6 and "already holds" in capsys.readouterr().out
+    monkeypatch.chdir(tmp_path / "store")
+    assert len(extract(**command | {"output_dir": "."})) == 6
     assert (tmp_path / "store" / "manifest.json").stat().st_mtime_ns == before
     with pytest.raises(ValueError, match="holds other features: source"):
         extract(**command | {"image_size": 64})

@@ -7,11 +7,12 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_extraction import SETTINGS, Reader, clips, encode, extract
+from tiny_extraction import SETTINGS, Reader, clips, encode_batches, extract
 
 from modeling_mmt.data import feature_store as features
 from modeling_mmt.data.feature_store import FeatureStore, FeatureStoreError
@@ -225,16 +226,17 @@ def test_a_shard_beyond_the_limit_of_a_file_is_refused(tmp_path, monkeypatch):
 def test_clips_are_read_while_others_are_encoded(tmp_path):
     videos, batches = clips(12), []
 
-    def slow_encode(pixels):
-        batches.append(len(pixels))
-        time.sleep(0.2)
-        return encode(pixels)
+    def slowly(steps):
+        for pixels in steps:
+            batches.append(len(pixels))
+            time.sleep(0.2)
+            yield pixels
 
     with WorkerPool(Reader(tmp_path / "log", 0.1), 1, 20) as pool:
         list(pool.map(videos[:1], ahead=1))  # the worker is up
         with Extraction(tmp_path / "store", videos, SETTINGS, 6) as whole_run:
             start = time.perf_counter()
-            assert extraction.run(whole_run, pool, slow_encode, 4, 0, quiet=True)
+            assert extraction.run(whole_run, pool, lambda steps: encode_batches(slowly(steps)), 4, 0, quiet=True)
             seconds = time.perf_counter() - start
     assert batches == [4] * 6  # 24 steps, 12 in each shard
     assert seconds < 2.1  # 1.2 for reading and 1.2 for encoding, one after the other 2.4
@@ -249,8 +251,8 @@ def test_a_clips_features_do_not_depend_on_its_neighbours_to_the_last_bit():
 
     generator = np.random.default_rng(0)
     some = [(f"c{steps}", generator.standard_normal((steps, 3)).astype(np.float32)) for steps in (3, 1, 7, 2)]
-    together = dict(extraction.encode_clips(some, by_shape, 4))
+    together = dict(extraction.encode_clips(some, partial(map, by_shape), 4))
     for clip in some:
-        ((name, alone),) = extraction.encode_clips([clip], by_shape, 4)
+        ((name, alone),) = extraction.encode_clips([clip], partial(map, by_shape), 4)
         assert np.array_equal(alone, together[name])
     assert shapes == {(4, 3)}

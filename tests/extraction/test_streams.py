@@ -2,6 +2,7 @@
 
 import threading
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -66,8 +67,8 @@ def test_clips_have_the_same_features_however_many_streams_there_are():
 
     generator = np.random.default_rng(0)
     clips = [(f"c{n}", generator.standard_normal((n, 3, 8, 8)).astype(np.float32)) for n in (3, 1, 17, 2, 40, 5)]
-    alone = list(encode_clips(clips, encode, 4))
+    alone = list(encode_clips(clips, partial(map, encode), 4))
     for streams in (2, 4):
-        together = list(encode_clips(clips, encode, 4, streams))
+        together = list(encode_clips(clips, partial(in_streams, encode, num_streams=streams), 4))
         assert [name for name, _ in together] == [name for name, _ in alone]
         assert all(np.array_equal(ours, theirs) for (_, ours), (_, theirs) in zip(together, alone, strict=True))
