@@ -67,6 +67,7 @@ class FeatureStoreWriter:
         if clips_per_shard < 1:
             raise FeatureStoreError(f"clips_per_shard is {clips_per_shard}; it must be at least 1")
         self.folder = Path(folder)
+        self._check_is_new()
         self.partial = self.folder.with_name(self.folder.name + ".partial")
         self.dtype, self.file_format, self.clips_per_shard = dtype, file_format, clips_per_shard
         settings = {"extractor": extractor, "revision": revision, "rate": rate, "dtype": dtype, "source": source}
@@ -87,9 +88,12 @@ class FeatureStoreWriter:
             self._lock.close()
             raise
 
-    def _open_partial(self, resume: bool) -> None:
-        if self.folder.exists():
+    def _check_is_new(self) -> None:
+        if self.folder.exists():  # also one without a name: / and .
             raise FileExistsError(f"{self.folder} exists; choose another folder or delete it")
+
+    def _open_partial(self, resume: bool) -> None:
+        self._check_is_new()  # another process may have been writing it until now
         progress = self.partial / MANIFEST
         if not (resume and progress.is_file()):
             shutil.rmtree(self.partial, ignore_errors=True)

@@ -35,6 +35,7 @@ VIDEO_SUFFIXES = frozenset(
 )
 MEDIA_SUFFIXES = VIDEO_SUFFIXES | PICTURE_SUFFIXES.keys()
 MAX_ID_BYTES = 1000
+MOST_LISTED = 5  # of what is wrong with a list
 
 
 class Video(NamedTuple):
@@ -124,21 +125,33 @@ def check_ids(videos: Iterable[Video], where: str) -> None:
     """Refuses ids that are empty, too long, of control characters, or there twice.
 
     Raises:
-        SourceError: an id is so.
+        SourceError: some are; it names the first five.
     """
     source_of: dict[str, Any] = {}
+    refused = []
     for video_id, source, *_ in videos:
-        shown = f"{where}: id {str(video_id)[:100]!r} of {source if isinstance(source, str) else 'a clip'}"
-        if not isinstance(video_id, str) or not video_id.strip():
-            raise SourceError(f"{shown}: an id must be a text that is not empty")
-        if len(video_id.encode(errors="replace")) > MAX_ID_BYTES:
-            raise SourceError(f"{shown} is longer than {MAX_ID_BYTES} bytes; give shorter ids in a list")
-        if any(unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") for char in video_id):
-            raise SourceError(f"{shown} has control characters or is not valid Unicode; give other ids in a list")
-        if video_id in source_of:
-            also = f", also of {source_of[video_id]}" if isinstance(source_of[video_id], str) else ""
-            raise SourceError(f"{shown} appears twice{also}; give the clips ids of their own in a list (video_id)")
-        source_of[video_id] = source
+        if reason := _refusal(video_id, source_of):
+            of = source if isinstance(source, str) else "a clip"
+            refused.append(f"id {repr(video_id)[:100]} of {of} {reason}")
+        else:
+            source_of[video_id] = source
+    if refused:
+        more = f"; and {len(refused) - MOST_LISTED} more" if len(refused) > MOST_LISTED else ""
+        raise SourceError(f"{where}: {'; '.join(refused[:MOST_LISTED])}{more}")
+
+
+def _refusal(video_id: Any, source_of: Mapping[str, Any]) -> str | None:
+    """Why an id cannot be used beside those of `source_of`."""
+    if not isinstance(video_id, str) or not video_id.strip():
+        return "must be a text that is not empty"
+    if len(video_id.encode(errors="replace")) > MAX_ID_BYTES:
+        return f"is longer than {MAX_ID_BYTES} bytes; give shorter ids in a list"
+    if any(unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") for char in video_id):
+        return "has control characters or is not valid Unicode; give other ids in a list"
+    if video_id in source_of:
+        also = f", also of {source_of[video_id]}" if isinstance(source_of[video_id], str) else ""
+        return f"appears twice{also}; give the clips ids of their own in a list (video_id)"
+    return None
 
 
 def fingerprint(videos: Sequence[Video], folder: str | Path) -> str:

@@ -3,6 +3,7 @@
 import re
 
 PASSWORD = re.compile(r"://[^/:@\s]*(:[^/\s]+@)")
+SIGNATURE = re.compile(r"([?&][^=&\s]*(?:sig|token|key|secret|pass|credential)[^=&\s]*=)[^&#\s'\"]+", re.IGNORECASE)
 
 
 def counted(number: int, noun: str) -> str:
@@ -11,7 +12,10 @@ def counted(number: int, noun: str) -> str:
 
 
 def without_passwords(text: str) -> str:
-    """A text with stars for the passwords of the URLs in it, wherever they stand: `ftp://name:***@host/folder`."""
+    """A text with stars for what the URLs in it keep secret: `ftp://name:***@host/folder`, `https://host/file?sig=***`.
+
+    A password also where it stands without its URL's beginning, as a library may say it.
+    """
     for password in set(PASSWORD.findall(text)):
         text = text.replace(password, ":***@")
-    return text
+    return SIGNATURE.sub(r"\1***", text)

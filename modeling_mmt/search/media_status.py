@@ -89,9 +89,14 @@ class IndexStatus:
     num_bytes: int
 
     @property
+    def to_encode(self) -> list[str]:
+        """Files whose rows must be made, by name."""
+        return sorted([*self.new, *self.changed])
+
+    @property
     def is_current(self) -> bool:
         """Whether the folder is as it was indexed."""
-        return not (self.new or self.changed or self.gone)
+        return not (self.to_encode or self.gone)
 
 
 @dataclass

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,8 @@ def bring_in_step(
     media: Path, folder: Path, index: IndexFolder | None, found: Mapping[str, MediaFile], options: IndexOptions
 ) -> IndexReport:
     """`update_index`, once it is known that there is something to do; the caller holds the lock."""
+    if index is not None and not status_of(index, found).to_encode:
+        options = replace(options, cluster=None, device="cpu")  # nodes and cards have nothing to do
     name = options.model or (index.manifest.model if index else "")
     name = os.path.abspath(name) if Path(name).exists() else name
     revision = options.revision or (index.manifest.revision if index else None)
@@ -127,7 +130,7 @@ class _Update:
     def run(self, found: Mapping[str, MediaFile]) -> IndexReport:
         """Do all that `status_of` names."""
         status = status_of(self.index, found)
-        todo = [found[name] for name in sorted([*status.new, *status.changed])]
+        todo = [found[name] for name in status.to_encode]
         with self._bar(len(todo)) as self.bar:
             try:
                 if self.nodes is None:

@@ -124,6 +124,14 @@ def test_an_existing_store_is_not_overwritten(tmp_path):
     assert len(FeatureStore(tmp_path / "store")) == 2
 
 
+@pytest.mark.parametrize("folder", [".", "/", ".."])
+def test_a_folder_without_a_name_exists(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileExistsError, match="choose another folder"):
+        write_feature_store(folder, ragged_clips(1).items(), **SETTINGS)
+    assert not list(tmp_path.iterdir())
+
+
 # Interruption
 
 

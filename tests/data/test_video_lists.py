@@ -1,5 +1,6 @@
 """Folders and lists of videos."""
 
+import json
 import os
 
 import pytest
@@ -196,3 +197,16 @@ def test_the_fingerprint_knows_that_a_file_was_replaced(tmp_path):
         video.write_bytes(content)
         found.append(fingerprint([Video("a", str(video))], tmp_path))
     assert found[0] != found[1] and found[0] == found[2]
+
+
+def test_all_that_is_wrong_with_a_lists_ids_is_said_at_once(tmp_path):
+    ids = ["a\nb", "ok", "fine", "ok", *7 * [1]]
+    lines = [{"file_name": f"{n}.mp4", "video_id": video_id} for n, video_id in enumerate(ids)]
+    (tmp_path / "l.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    for line in lines:
+        (tmp_path / line["file_name"]).touch()
+    with pytest.raises(SourceError) as error:
+        find_videos(tmp_path / "l.jsonl")
+    message = str(error.value)
+    words = ["0.mp4 has control", "3.mp4 appears twice", "4.mp4 must be a text", "id 1 of", "6.mp4 must", "and 4 more"]
+    assert all(word in message for word in words) and "7.mp4" not in message and "\n" not in message

@@ -61,7 +61,11 @@ def test_a_node_that_is_killed_while_it_works_changes_no_embedding_and_an_update
         report = update_index(media, tmp_path / "index", IndexOptions(cluster=cluster.address))
     assert (report.added, report.recognised, report.dropped) == (1, 1, 1)
     assert index_status(media, tmp_path / "index").is_current
-    assert update_index(media, tmp_path / "index", IndexOptions(cluster="10.255.255.1:1")).added == 0  # asks nobody
+    nobody = IndexOptions(cluster="10.255.255.1:1", device="cuda")
+    assert update_index(media, tmp_path / "index", nobody).added == 0
+    (media / "again.mkv").unlink()
+    report = update_index(media, tmp_path / "index", nobody)
+    assert (report.added, report.dropped) == (0, 1) and index_status(media, tmp_path / "index").is_current
 
 
 def test_files_of_a_task_are_few_or_of_few_bytes_and_keep_their_order(monkeypatch):
