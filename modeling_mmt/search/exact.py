@@ -17,8 +17,8 @@ each group of 64 rows. For `a`: a sum of `P` products in float32, in any order, 
 `g |y| |w|`, `g = P u / (1 - P u)`, `u = 2^-24` (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1);
 float16 and bfloat16 products are summed in float32 and the result is rounded once more, `2^-11` or `2^-8` of it; int8
 products are summed in int32 without error (`P < 133,000`) and then scaled, which is two roundings. Without error only
-where none is larger than `L = LARGEST`: for a processor without VNNI (AMD before Zen 4, Intel before Cascade Lake) oneDNN
-adds 128 to one factor and sums two products in 16 bits, which hold them if `2 (L + 128) L < 2^15`.
+where none is larger than `L = LARGEST`: without VNNI (AMD before Zen 4, Intel before Cascade Lake) oneDNN adds 128 to
+one factor and sums two products in 16 bits, which hold them if `2 (L + 128) L < 2^15`.
 
 **Why nothing is lost.** `z - e` is a lower bound of a row's score and `z + e` an upper one. Let `t` be the k-th
 largest lower bound among distinct rows (we take at most one of a group). Then k rows score at least `t`, so the k-th
