@@ -14,7 +14,7 @@ ARGS ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help install fix check test test-slow test-wheel test-real test-family test-system test-floors test-newest test-python \
+.PHONY: help install fix check test test-avx2 test-slow test-wheel test-real test-family test-system test-floors test-newest test-python \
 	docs demo table table-quick table-shares crossfit table-storybook8 table-photo9 ablations film9 bench clean
 
 help:  ## list the targets
@@ -48,9 +48,16 @@ check: $(STAMP)  ## lint, format, spelling and words, types, layers; changes not
 
 # One thread a worker: a file's tests stay in one process, and the cores are the workers'.
 SUITE = -m pytest -q -n 2 --dist loadfile $(ARGS)
-test test-floors test-newest test-python: export OMP_NUM_THREADS := 1
+test test-avx2 test-floors test-newest test-python: export OMP_NUM_THREADS := 1
 
 test: $(STAMP)  ## everything not marked slow, two files at a time
+	$(PY) $(SUITE)
+
+# Whose products round, and of 8-bit integers overflow, otherwise: most desktops, and many machines of CI services.
+test-avx2: export ATEN_CPU_CAPABILITY := avx2
+test-avx2: export MKL_ENABLE_INSTRUCTIONS := AVX2
+test-avx2: export ONEDNN_MAX_CPU_ISA := AVX2
+test-avx2: $(STAMP)  ## the same as on a processor without AVX-512
 	$(PY) $(SUITE)
 
 test-slow: $(STAMP)  ## the slow tests only

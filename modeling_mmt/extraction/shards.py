@@ -337,7 +337,8 @@ def encode_clips(
 
     Batches hold exactly `batch_size` steps, across clips; the last one is filled up. For a batch of another shape the
     kernels add in another order, and on CPU they are set up anew: so a clip's features depend on no other clip, to the
-    last bit. On CPU a small batch, whose activations stay in the cache, is the fastest.
+    last bit; on some processors (MKL's products with AVX2) on its place, which is why a shard begins a batch. On CPU a
+    small batch, whose activations stay in the cache, is the fastest.
 
     Args:
         clips: each with its pixels.

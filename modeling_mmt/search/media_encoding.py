@@ -16,7 +16,7 @@ from modeling_mmt.search.media_encoder import MediaEncoder
 from modeling_mmt.search.media_files import MediaFile
 from modeling_mmt.search.media_windows import Chunk, MediaReader, Plan, Planned, chunks_of, middle_frame
 
-FILES_A_TASK, BYTES_A_TASK = 64, 2**28  # on a cluster, whichever is reached first: a group fills batches
+FILES_A_GROUP, BYTES_A_GROUP = 128, 2**28  # whichever is reached first: a group fills batches
 
 
 class EncodedFile(NamedTuple):
@@ -67,7 +67,7 @@ class FilesEncoder:
         self.pool, self.encoder, self.rate, self.known, self.done = pool, encoder, rate, known, done
 
     def run(self, files: Sequence[MediaFile]) -> None:
-        """Do all of them."""
+        """Do a group of them (`groups_of`)."""
         for job, features in self.encoder.features(self._chunks(files)):
             job.features.append(features)
             if not job.failed and len(job.features) == job.num_chunks:
@@ -152,10 +152,15 @@ class GroupEncoder:
 
 
 def groups_of(files: Iterable[MediaFile]) -> Iterator[list[MediaFile]]:
-    """The files in their order, those of a task together."""
+    """The files in their order, those whose steps share batches together.
+
+    On some processors (MKL's products with AVX2) the last bits of a step's features depend on its place in its batch.
+    So batches begin anew with a group, a group is written whole, and a cluster has a task for each: then what a run
+    writes depends neither on where the one before was killed, nor on who encodes.
+    """
     group: list[MediaFile] = []
     for media in files:
-        if group and (len(group) == FILES_A_TASK or sum(one.size for one in group) + media.size > BYTES_A_TASK):
+        if group and (len(group) == FILES_A_GROUP or sum(one.size for one in group) + media.size > BYTES_A_GROUP):
             yield group
             group = []
         group.append(media)

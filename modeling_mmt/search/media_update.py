@@ -7,7 +7,6 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ from modeling_mmt.search.media_status import IndexOptions, IndexReport, source_o
 from modeling_mmt.search.media_windows import MediaReader, WindowRule, clip_id, with_defaults
 from modeling_mmt.search.segments import FILE_SCHEMA, NO_CLIPS, Rows
 
-ROWS_A_SEGMENT, SECONDS_A_SEGMENT = 4096, 60.0  # what a killed run loses at most
+ROWS_A_SEGMENT, SECONDS_A_SEGMENT = 4096, 60.0  # what a killed run loses at most, and the group that it is at
 
 
 def bring_in_step(
@@ -124,7 +123,8 @@ class _Update:
         self.settings = index.manifest.settings
         self.report = IndexReport()
         self.known = {file.sha256: file for file in index.files.values() if file.sha256 and file.reason is None}
-        self.pending: list[Rows] = []
+        self.group: list[Rows] = []  # of the files that share batches
+        self.pending: list[Rows] = []  # of whole groups
         self.written_at = time.monotonic()
 
     def run(self, found: Mapping[str, MediaFile]) -> IndexReport:
@@ -138,7 +138,7 @@ class _Update:
                 else:
                     self._encode_on_cluster(self.nodes, todo)
             finally:
-                self._write()  # what is finished is kept, whatever ends this run
+                self._write()  # whole groups are kept, whatever ends this run
         self.index.commit(gone=status.gone)
         self.report.dropped = len(status.gone)
         self.index.compact()
@@ -155,17 +155,22 @@ class _Update:
     def _encode_here(self, files: Sequence[MediaFile]) -> None:
         reader = _reader(self.settings, self.encoder.encoders)
         with WorkerPool(reader, self.options.num_workers or os.cpu_count() or 1, self.options.timeout) as pool:
-            FilesEncoder(pool, self.encoder, reader.rate, self.known, self._take).run(files)
+            encoder = FilesEncoder(pool, self.encoder, reader.rate, self.known, self._take)
+            for group in groups_of(files):
+                encoder.run(group)
+                self._finish_group()
 
     def _encode_on_cluster(self, nodes: ClusterPool, files: Sequence[MediaFile]) -> None:
-        """A task a group of files; what comes back is taken in their order."""
+        """A task a group; what comes back is taken in their order."""
         reader = _reader(self.settings, self.encoder.encoders)
         on_node = "cuda" if nodes.num_gpus else self.options.device  # a task sees its own card alone
         encoder = GroupEncoder(reader, self.encoder, on_node, self.known, nodes.num_cpus, self.options.timeout)
-        encoded = chain.from_iterable(nodes.map(encoder, groups_of(files)))
-        for media, one in zip(files, encoded, strict=True):
-            check_read_here_too(one.unread)
-            self._take(media, one)
+        groups = list(groups_of(files))
+        for group, encoded in zip(groups, nodes.map(encoder, groups), strict=True):
+            for media, one in zip(group, encoded, strict=True):
+                check_read_here_too(one.unread)
+                self._take(media, one)
+            self._finish_group()
 
     def _take(self, media: MediaFile, encoded: EncodedFile) -> None:
         """A file that is finished."""
@@ -200,14 +205,18 @@ class _Update:
         return pa.Table.from_pylist([dict(zip(FILE_SCHEMA.names, values, strict=True))], FILE_SCHEMA)
 
     def _put(self, rows: Rows) -> None:
-        """Keep a finished file's rows, and write what has come together."""
+        """Keep a finished file's rows."""
         is_new = rows.files["file"][0].as_py() not in self.index.files
         is_read = rows.files["reason"][0].as_py() is None
         self.report.failed += not is_read
         self.report.added += is_new and is_read
         self.report.replaced += not is_new and is_read
-        self.pending.append(rows)
+        self.group.append(rows)
         self.bar.update()
+
+    def _finish_group(self) -> None:
+        """Write what has come together, now and then."""
+        self.pending, self.group = self.pending + self.group, []
         many = sum(len(one.clips) for one in self.pending) >= ROWS_A_SEGMENT
         if many or time.monotonic() - self.written_at > SECONDS_A_SEGMENT:
             self._write()

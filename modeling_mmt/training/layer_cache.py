@@ -195,7 +195,8 @@ class FrozenTextCache:
 
         The encoder sees batches of one shape for each length, filled up with padding: matrix products of one shape
         give a row the same bits wherever it lies, so that a caption's states do not depend on what came with it, and a
-        resumed run, or two processes that share a folder, read what they would have computed. Autocast is off: states
+        resumed run, or two processes that share a folder, read what they would have computed (but for the last bits,
+        on a processor without AVX-512, where MKL's rounding depends on the row's place). Autocast is off: states
         that a half-precision run leaves in the folder are those that any other run would have computed.
         """
         overflow: Captions = {}

@@ -29,11 +29,11 @@ def test_a_node_that_is_killed_while_it_works_changes_no_embedding_and_an_update
         write_picture(media / "more" / f"{number:02d}.png", number)
         write_film(media / "more" / f"film{number:02d}.mp4", 6, first=number)
     options = {"model": str(checkpoint), "window": 8.0, "num_workers": 1}
+    monkeypatch.setattr(media_encoding, "FILES_A_GROUP", 2)
     update_index(media, tmp_path / "plain", IndexOptions(**options))
 
     taken, take = [], media_update._Update._take
     monkeypatch.setattr(media_update._Update, "_take", lambda self, *file: taken.append(file) or take(self, *file))
-    monkeypatch.setattr(media_encoding, "FILES_A_TASK", 2)
     with cluster_of(1, 1, 1) as cluster:
         with Killer(cluster, "GroupEncoder", lambda: len(taken) >= 2) as killer:
             words = [
@@ -68,9 +68,9 @@ def test_a_node_that_is_killed_while_it_works_changes_no_embedding_and_an_update
     assert (report.added, report.dropped) == (0, 1) and index_status(media, tmp_path / "index").is_current
 
 
-def test_files_of_a_task_are_few_or_of_few_bytes_and_keep_their_order(monkeypatch):
-    monkeypatch.setattr(media_encoding, "FILES_A_TASK", 3)
-    monkeypatch.setattr(media_encoding, "BYTES_A_TASK", 10)
+def test_files_of_a_group_are_few_or_of_few_bytes_and_keep_their_order(monkeypatch):
+    monkeypatch.setattr(media_encoding, "FILES_A_GROUP", 3)
+    monkeypatch.setattr(media_encoding, "BYTES_A_GROUP", 10)
     sizes = [1, 1, 1, 1, 9, 2, 8, 30, 1]
     files = [MediaFile(str(number), "", size, 0) for number, size in enumerate(sizes)]
     assert [[one.size for one in group] for group in groups_of(files)] == [[1, 1, 1], [1, 9], [2, 8], [30], [1]]

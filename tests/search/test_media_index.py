@@ -328,8 +328,11 @@ def test_killed_at_any_rename_an_index_is_whole_and_the_next_run_ends_as_an_undi
 ):
     monkeypatch.setattr(media_update, "WorkerPool", InThisProcess)
     monkeypatch.setattr(media_update, "ROWS_A_SEGMENT", 2)
+    monkeypatch.setattr(media_encoding, "FILES_A_GROUP", 2)
     monkeypatch.setattr(index_folder, "FAN", 2)
-    media, expected, rename = made / "media", content_of(made / "index"), os.replace
+    media, rename = made / "media", os.replace
+    update(media, tmp_path / "whole", model=str(checkpoint), window=8.0)
+    expected = content_of(tmp_path / "whole")
     for survived in range(100):
         left = [survived]
 
@@ -364,7 +367,7 @@ def _index(media, folder, checkpoint):
     """An update in a process that was forked: the fork server of the one before is not its own."""
     forkserver._forkserver.__init__()
     torch.set_num_threads(1)
-    media_update.ROWS_A_SEGMENT, index_folder.FAN = 2, 2
+    media_update.ROWS_A_SEGMENT, media_encoding.FILES_A_GROUP, index_folder.FAN = 2, 2, 2
     update(media, folder, model=checkpoint, window=8.0, num_workers=1)
 
 
@@ -373,7 +376,7 @@ def _index(media, folder, checkpoint):
 def test_killed_by_signal_at_10_random_moments_the_next_run_ends_as_an_undisturbed_one(
     made, checkpoint, tmp_path, seed
 ):
-    expected, context, generator = content_of(made / "index"), multiprocessing.get_context("fork"), random.Random(seed)
+    context, generator = multiprocessing.get_context("fork"), random.Random(seed)
 
     def num_segments(folder):
         return len(os.listdir(folder / SEGMENTS)) if (folder / SEGMENTS).is_dir() else 0
@@ -392,7 +395,7 @@ def test_killed_by_signal_at_10_random_moments_the_next_run_ends_as_an_undisturb
 
     begin = time.monotonic()
     assert index(tmp_path / "whole") == 0
-    seconds, codes, written = time.monotonic() - begin, [], []
+    seconds, codes, written, expected = time.monotonic() - begin, [], [], content_of(tmp_path / "whole")
     for number in range(10):
         folder, segments = tmp_path / str(number), generator.randint(1, 3) if number % 2 else 0
         codes.append(index(folder, generator.uniform(0, 0.05 if segments else seconds), segments))
