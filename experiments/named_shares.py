@@ -172,7 +172,10 @@ def write(results: Mapping[str, Any], folder: Path, title: str = "emoji9 with fe
 
 
 def gather(
-    outputs: Mapping[Key, Sequence[Mapping[str, Any]]], seeds: Sequence[int], splits: Sequence[str]
+    outputs: Mapping[Key, Sequence[Mapping[str, Any]]],
+    seeds: Sequence[int],
+    splits: Sequence[str],
+    script: str = "named_shares.py",
 ) -> dict[str, Any]:
     """Rows, paired tests and shares of the gap, of the first of the splits.
 
@@ -180,8 +183,9 @@ def gather(
         outputs: each row's runs, a seed each.
         seeds: of the runs.
         splits: that are reported.
+        script: of the command that makes a row, with its own options.
     """
-    rows = [described(key, runs, seeds, split) for key, runs in outputs.items() for split in splits]
+    rows = [described(key, runs, seeds, split, script) for key, runs in outputs.items() for split in splits]
     tests = [
         {"direction": direction, "metric": metric, **test}
         for direction in tables.DIRECTION_NAMES
@@ -194,7 +198,9 @@ def gather(
     return {"rows": rows, "comparisons": tests, "gap": list(gaps(hits)), "split": splits[0]}
 
 
-def described(key: Key, runs: Sequence[Mapping[str, Any]], seeds: Sequence[int], split: str) -> dict[str, Any]:
+def described(
+    key: Key, runs: Sequence[Mapping[str, Any]], seeds: Sequence[int], split: str, script: str
+) -> dict[str, Any]:
     """One row of `results.json`."""
     name, share = key
     row = ROWS[name]
@@ -206,7 +212,7 @@ def described(key: Key, runs: Sequence[Mapping[str, Any]], seeds: Sequence[int],
         "named_share": share,
         "names_removed": row.names_removed,
         "seeds": list(seeds),
-        "command": f"python experiments/named_shares.py --rows {name} --shares {share:g} --seeds "
+        "command": f"python experiments/{script} --rows {name} --shares {share:g} --seeds "
         + " ".join(map(str, seeds)),
         **run.summary(runs, split),
     }

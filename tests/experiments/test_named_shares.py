@@ -144,6 +144,23 @@ def test_every_clip_is_a_test_query_once_and_never_learned_from_in_that_fold():
     assert set(shuffled["test"]["video_id"]) == set(dict(crossfit.splits_of(rows, 3))["test"]["video_id"])
 
 
+def test_without_test_names_no_keyword_is_one_and_the_others_stay():
+    clips = [{"video_id": f"c{number}"} for number in range(400)]
+    for number, clip in enumerate(clips):
+        for code in run.LANGUAGES:
+            clip |= {f"name_{code}": f"Name {number} {code}"}
+            clip[f"keywords_{code}"] = [f"NAME {(number + 1) % 400} de", f"word {number}", f"name {number}"]
+    kept = dict(crossfit.splits_of(Dataset.from_list(clips), 2, without_test_names=True))
+    whole = dict(crossfit.splits_of(Dataset.from_list(clips), 2))
+    assert kept["test"].to_list() == whole["test"].to_list()
+    of_test = {int(video_id[1:]) for video_id in kept["test"]["video_id"]}
+    for row in [*kept["train"], *kept["validation"]]:
+        number = int(row["video_id"][1:])
+        next_one = [] if (number + 1) % 400 in of_test else [f"NAME {(number + 1) % 400} de"]
+        assert row["keywords_vi"] == [*next_one, f"word {number}", f"name {number}"]
+        assert row["name_en"] == f"Name {number} en"
+
+
 def test_folds_are_joined_to_one_run_over_all_clips():
     folds = [output(rate, seed) for rate, seed in ((0.2, 0), (0.6, 1))]
     one = crossfit.as_one_run(folds)
