@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,11 +14,12 @@ import torch
 
 from modeling_mmt.data.cluster import Unread, unread
 from modeling_mmt.extraction.workers import CallFailedError, WorkerPool
+from modeling_mmt.picture_formats_mmt import PICTURE_SUFFIXES
 from modeling_mmt.search.media_encoder import MediaEncoder
 from modeling_mmt.search.media_files import MediaFile
 from modeling_mmt.search.media_windows import Chunk, MediaReader, Plan, Planned, chunks_of, middle_frame
 
-FILES_A_GROUP, BYTES_A_GROUP = 128, 2**28  # whichever is reached first: a group fills batches
+FILES_A_GROUP, VIDEO_BYTES_A_GROUP = 64, 2**26  # whichever is reached first: a group fills batches
 
 
 class EncodedFile(NamedTuple):
@@ -42,8 +45,9 @@ Done = Callable[[MediaFile, EncodedFile], None]
 
 @dataclass
 class _Job:
-    """A file that is being decoded."""
+    """A file that is being decoded, of a group by its number."""
 
+    group: int
     media: MediaFile
     planned: Planned
     num_chunks: int
@@ -53,7 +57,7 @@ class _Job:
 
 
 class FilesEncoder:
-    """Decodes and embeds files in their order.
+    """Decodes and embeds groups of files in their order.
 
     Args:
         pool: of a `MediaReader`.
@@ -66,27 +70,36 @@ class FilesEncoder:
     def __init__(self, pool: WorkerPool, encoder: MediaEncoder, rate: float, known: Collection[str], done: Done):
         self.pool, self.encoder, self.rate, self.known, self.done = pool, encoder, rate, known, done
 
-    def run(self, files: Sequence[MediaFile]) -> None:
-        """Do a group of them (`groups_of`)."""
-        for job, features in self.encoder.features(self._chunks(files)):
-            job.features.append(features)
-            if not job.failed and len(job.features) == job.num_chunks:
-                self.done(job.media, self._embedded(job))
+    def run(self, groups: Sequence[Sequence[MediaFile]]) -> Iterator[int]:
+        """Do all of them (`groups_of`); decoding goes on over their bounds, batches do not.
 
-    def _chunks(self, files: Sequence[MediaFile]) -> Iterator[tuple[_Job, Chunk]]:
+        Yields:
+            How many groups are finished.
+        """
+        for group, chunks in groupby(self._chunks(groups), key=lambda pair: pair[0].group):
+            for job, features in self.encoder.features(chunks):
+                job.features.append(features)
+                if not job.failed and len(job.features) == job.num_chunks:
+                    self.done(job.media, self._embedded(job))
+            yield group + 1
+        yield len(groups)  # the last ones may have had nothing to decode
+
+    def _chunks(self, groups: Sequence[Sequence[MediaFile]]) -> Iterator[tuple[_Job, Chunk]]:
         """The pieces of the files that must be decoded, in order; the others are finished on the way."""
+        files = [(number, media) for number, group in enumerate(groups) for media in group]
         reading: deque[_Job] = deque()
         ahead = 2 * self.pool.num_workers
 
         def calls() -> Iterator[Any]:
-            for media, planned in zip(files, self.pool.map((Plan(one.path) for one in files), ahead), strict=True):
+            plans = self.pool.map((Plan(media.path) for _, media in files), ahead)
+            for (group, media), planned in zip(files, plans, strict=True):
                 if isinstance(planned, CallFailedError):
                     self.done(media, EncodedFile(None, reason=str(planned)))
                 elif planned.sha256 in self.known:
                     self.done(media, EncodedFile(planned))
                 else:
                     wanted = chunks_of(media.path, planned, self.rate, self.encoder.frames_per_step)
-                    job = _Job(media, planned, len(wanted))
+                    job = _Job(group, media, planned, len(wanted))
                     reading.extend([job] * len(wanted))
                     yield from wanted
 
@@ -147,7 +160,8 @@ class GroupEncoder:
         def done(media: MediaFile, encoded: EncodedFile) -> None:
             finished[media.file] = encoded._replace(unread=unread(media.path)) if encoded.reason else encoded
 
-        FilesEncoder(self._pool, self.encoder, self.reader.rate, self.known, done).run(files)
+        for _ in FilesEncoder(self._pool, self.encoder, self.reader.rate, self.known, done).run([files]):
+            pass
         return [finished[media.file] for media in files]
 
 
@@ -159,10 +173,13 @@ def groups_of(files: Iterable[MediaFile]) -> Iterator[list[MediaFile]]:
     writes depends neither on where the one before was killed, nor on who encodes.
     """
     group: list[MediaFile] = []
+    num_bytes = 0
     for media in files:
-        if group and (len(group) == FILES_A_GROUP or sum(one.size for one in group) + media.size > BYTES_A_GROUP):
+        of_video = 0 if Path(media.file).suffix.lower() in PICTURE_SUFFIXES else media.size
+        if group and (len(group) == FILES_A_GROUP or num_bytes + of_video > VIDEO_BYTES_A_GROUP):
             yield group
-            group = []
+            group, num_bytes = [], 0
         group.append(media)
+        num_bytes += of_video
     if group:
         yield group

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -123,8 +124,9 @@ class _Update:
         self.settings = index.manifest.settings
         self.report = IndexReport()
         self.known = {file.sha256: file for file in index.files.values() if file.sha256 and file.reason is None}
-        self.group: list[Rows] = []  # of the files that share batches
-        self.pending: list[Rows] = []  # of whole groups
+        self.group_of: dict[str, int] = {}  # number of a file's group
+        self.unfinished: defaultdict[int, list[Rows]] = defaultdict(list)  # rows of groups by their numbers
+        self.pending: list[Rows] = []  # of groups that are finished
         self.written_at = time.monotonic()
 
     def run(self, found: Mapping[str, MediaFile]) -> IndexReport:
@@ -133,10 +135,10 @@ class _Update:
         todo = [found[name] for name in status.to_encode]
         with self._bar(len(todo)) as self.bar:
             try:
-                if self.nodes is None:
-                    self._encode_here(todo)
-                else:
-                    self._encode_on_cluster(self.nodes, todo)
+                groups = list(groups_of(todo))
+                self.group_of = {media.file: number for number, group in enumerate(groups) for media in group}
+                for finished in self._encoded_here(groups) if self.nodes is None else self._encoded_there(groups):
+                    self._keep(finished)
             finally:
                 self._write()  # whole groups are kept, whatever ends this run
         self.index.commit(gone=status.gone)
@@ -152,25 +154,23 @@ class _Update:
     def _bar(self, total: int) -> tqdm:
         return tqdm(total=total, desc="indexed", unit="file", disable=not self.options.progress, smoothing=0.05)
 
-    def _encode_here(self, files: Sequence[MediaFile]) -> None:
+    def _encoded_here(self, groups: Sequence[Sequence[MediaFile]]) -> Iterator[int]:
+        """By this process; yields how many groups are finished."""
         reader = _reader(self.settings, self.encoder.encoders)
         with WorkerPool(reader, self.options.num_workers or os.cpu_count() or 1, self.options.timeout) as pool:
-            encoder = FilesEncoder(pool, self.encoder, reader.rate, self.known, self._take)
-            for group in groups_of(files):
-                encoder.run(group)
-                self._finish_group()
+            yield from FilesEncoder(pool, self.encoder, reader.rate, self.known, self._take).run(groups)
 
-    def _encode_on_cluster(self, nodes: ClusterPool, files: Sequence[MediaFile]) -> None:
-        """A task a group; what comes back is taken in their order."""
+    def _encoded_there(self, groups: Sequence[Sequence[MediaFile]]) -> Iterator[int]:
+        """By the nodes, a task a group; what comes back is taken in their order."""
+        assert (nodes := self.nodes) is not None
         reader = _reader(self.settings, self.encoder.encoders)
         on_node = "cuda" if nodes.num_gpus else self.options.device  # a task sees its own card alone
         encoder = GroupEncoder(reader, self.encoder, on_node, self.known, nodes.num_cpus, self.options.timeout)
-        groups = list(groups_of(files))
-        for group, encoded in zip(groups, nodes.map(encoder, groups), strict=True):
+        for number, (group, encoded) in enumerate(zip(groups, nodes.map(encoder, groups), strict=True), start=1):
             for media, one in zip(group, encoded, strict=True):
                 check_read_here_too(one.unread)
                 self._take(media, one)
-            self._finish_group()
+            yield number
 
     def _take(self, media: MediaFile, encoded: EncodedFile) -> None:
         """A file that is finished."""
@@ -206,17 +206,19 @@ class _Update:
 
     def _put(self, rows: Rows) -> None:
         """Keep a finished file's rows."""
-        is_new = rows.files["file"][0].as_py() not in self.index.files
+        file = rows.files["file"][0].as_py()
+        is_new = file not in self.index.files
         is_read = rows.files["reason"][0].as_py() is None
         self.report.failed += not is_read
         self.report.added += is_new and is_read
         self.report.replaced += not is_new and is_read
-        self.group.append(rows)
+        self.unfinished[self.group_of[file]].append(rows)
         self.bar.update()
 
-    def _finish_group(self) -> None:
-        """Write what has come together, now and then."""
-        self.pending, self.group = self.pending + self.group, []
+    def _keep(self, finished: int) -> None:
+        """Write the rows of the groups that are finished, now and then."""
+        for number in sorted(number for number in self.unfinished if number < finished):
+            self.pending += self.unfinished.pop(number)
         many = sum(len(one.clips) for one in self.pending) >= ROWS_A_SEGMENT
         if many or time.monotonic() - self.written_at > SECONDS_A_SEGMENT:
             self._write()

@@ -70,8 +70,10 @@ def test_a_node_that_is_killed_while_it_works_changes_no_embedding_and_an_update
 
 def test_files_of_a_group_are_few_or_of_few_bytes_and_keep_their_order(monkeypatch):
     monkeypatch.setattr(media_encoding, "FILES_A_GROUP", 3)
-    monkeypatch.setattr(media_encoding, "BYTES_A_GROUP", 10)
+    monkeypatch.setattr(media_encoding, "VIDEO_BYTES_A_GROUP", 10)
     sizes = [1, 1, 1, 1, 9, 2, 8, 30, 1]
-    files = [MediaFile(str(number), "", size, 0) for number, size in enumerate(sizes)]
+    files = [MediaFile(f"{number}.mp4", "", size, 0) for number, size in enumerate(sizes)]
     assert [[one.size for one in group] for group in groups_of(files)] == [[1, 1, 1], [1, 9], [2, 8], [30], [1]]
     assert [one for group in groups_of(files) for one in group] == files and not list(groups_of([]))
+    pictures = [one._replace(file=f"{number}.JPG") for number, one in enumerate(files)]
+    assert list(map(len, groups_of(pictures))) == [3, 3, 3]  # whatever their size: each has one step
