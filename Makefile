@@ -134,7 +134,7 @@ table-quick: $(STAMP)  ## the same path with one seed; at most 20 minutes
 table-shares: $(STAMP)  ## pre-training where a quarter, a half or all clips have names, 5 seeds; hours, resumes row by row
 	$(PY) experiments/named_shares.py $(ARGS)
 
-crossfit: $(STAMP)  ## four of its rows in five folds, so that every concept is a test query; hours, resumes run by run
+crossfit: $(STAMP)  ## six of its rows in five folds, so that every concept is a test query; hours, resumes run by run
 	$(PY) experiments/crossfit.py $(ARGS)
 
 table-storybook8: $(STAMP)  ## the same rows on picture books: make table-storybook8 DATA=<folder with storybook8/>
