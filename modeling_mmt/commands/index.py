@@ -36,6 +36,12 @@ def main(
     """
     if is_url(output_dir):
         raise InputError(f"{output_dir}: an index is kept in a folder; give one, and mmt publish or copy it")
+    if engine is not None:
+        from modeling_mmt.search.engines import check_engine  # imports torch
+
+        check_engine(engine)
+    if embeddings is not None and status:
+        raise InputError("--status is of an index of media; leave it out with --embeddings")
     if embeddings is not None:
         index_vectors(media, embeddings, output_dir, options.get("model"), as_json)
         keep_engine(output_dir, engine)
@@ -70,7 +76,7 @@ def keep_engine(folder: str, engine: str | None):
 
 def index_vectors(table: str, embeddings: str, folder: str, model: str | None, as_json: bool):
     """Make an index of vectors, and say what it is."""
-    if model is None:
+    if not model:
         raise InputError("--embeddings needs --model: name the model that made the vectors")
     from modeling_mmt.search.vectors import (
         index_of_vectors,

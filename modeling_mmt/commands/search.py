@@ -81,6 +81,7 @@ def main(
     check_options(texts, media, top, at if by_video is None else None, contact_sheet, save_moments)
     conditions = conditions_of(where)
     model, processor, searched = open_index(place, index, EvaluationOptions(**options), engine)
+    top = min(top, len(searched))
     parts = [embed_texts(model, processor, texts)] if texts else []
     if media:
         from modeling_mmt.search.media_queries import embed_media
@@ -88,10 +89,8 @@ def main(
         parts += [embed_media(model, processor, file, at, searched.settings, searched) for file, at in media]
     embeddings = torch.cat(parts)
     if windows:
-        most = min(top, len(searched))
         found = [
-            [searched.timeline.moment_of(hit) for hit in hits]
-            for hits in searched.search(embeddings, most, conditions)
+            [searched.timeline.moment_of(hit) for hit in hits] for hits in searched.search(embeddings, top, conditions)
         ]
     else:
         found = searched.search_moments(embeddings, top, conditions)

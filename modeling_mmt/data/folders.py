@@ -44,11 +44,15 @@ def _files(root: str, left: Counter[str]) -> Iterator[str]:
             left[UNREADABLE] += 1
             continue
         for entry in entries:
+            try:
+                is_folder, is_file = entry.is_dir(), entry.is_file()
+            except OSError:  # a link that leads to itself
+                is_folder = is_file = False
             if entry.name.startswith("."):
                 left[HIDDEN] += 1
-            elif entry.is_dir():
+            elif is_folder:
                 (links if entry.is_symlink() else folders).append(entry.path)
-            elif entry.is_file():
+            elif is_file:
                 yield entry.path
             else:
                 left[BROKEN if entry.is_symlink() else SPECIAL] += 1

@@ -26,6 +26,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -33,14 +34,14 @@ import numpy as np
 import torch
 from datasets import Dataset
 
-from modeling_mmt.data.errors import InputError
+from modeling_mmt.data.errors import InputError, naming_input
 from modeling_mmt.data.files import file_sha256, write_text, writing_file
 from modeling_mmt.search.exact import ExactSearch, check_request, check_unit_rows
-from modeling_mmt.search.lance import LanceSearch
+from modeling_mmt.search.lance import KINDS, LanceSearch
 
 ENGINES = "engines"  # folder beside an index's segments
 POINTS_AT_ONCE = 1024
-EXTRAS = {"lancedb": "lancedb"}  # of an engine's library; else `search`
+LIBRARIES = {"faiss": "faiss", "lancedb": "lancedb", "qdrant": "qdrant_client"}
 
 
 class EngineError(InputError):
@@ -119,7 +120,7 @@ class FaissSearch:
         if (
             path.is_file()
             and note.is_file()
-            and note.read_text("utf-8") == _noted(says | {"sha256": file_sha256(path)})
+            and note.read_bytes() == _noted(says | {"sha256": file_sha256(path)}).encode()
         ):
             engine = cls.__new__(cls)
             engine.index, engine.width = faiss.read_index(str(path)), embeddings.shape[1]
@@ -316,34 +317,47 @@ def open_engine(
     Raises:
         EngineError: no such engine, its library is not installed, its server is not there, or it cannot be built.
     """
+    check_engine(name)
     kind, _, detail = name.partition(":")
-    if name == "exact":
+    if kind == "exact":
         return ExactSearch(embeddings)
     try:
-        if kind == "faiss" and detail:
+        if kind == "faiss":
             path = folder / ENGINES / f"faiss-{re.sub(r'[^A-Za-z0-9]+', '_', detail)}.index"
             return FaissSearch.cached(path, embeddings, detail, rows_digest(ids, embeddings))
         if kind == "lancedb":
             return LanceSearch(folder / ENGINES / "lancedb", ids, embeddings, fingerprint, detail)
-        if kind == "qdrant":
-            from qdrant_client import QdrantClient
+        from qdrant_client import QdrantClient
 
-            if detail:
-                client = QdrantClient(detail, api_key=os.environ.get("QDRANT_API_KEY"), check_compatibility=False)
-            else:
-                client = QdrantClient(path=str(folder / ENGINES / "qdrant"))
-            with _naming_server(detail or str(folder)):
-                return QdrantSearch.sync(client, folder.resolve().name, ids, embeddings, fingerprint)
-    except ImportError as error:
-        raise EngineError(
-            f"engine {name!r} needs {error.name}: pip install modeling_mmt[{EXTRAS.get(kind, 'search')}]"
-        ) from error
+        rows, own = (folder.resolve().name, ids, embeddings, fingerprint), folder / ENGINES / "qdrant"
+        if detail:
+            client = QdrantClient(detail, api_key=os.environ.get("QDRANT_API_KEY"), check_compatibility=False)
+            with _naming_server(detail):
+                return QdrantSearch.sync(client, *rows)
+        with naming_input(f"{own} (delete it, and it is made again)"):
+            return QdrantSearch.sync(QdrantClient(path=str(own)), *rows)
     except ValueError as error:
         raise EngineError(f"engine {name!r}: {error}") from error
-    raise EngineError(
-        f"engine is {name!r}; give exact, faiss:FACTORY such as faiss:IVF256,SQ8, lancedb, lancedb:IVF_PQ, qdrant or "
-        "qdrant:URL"
-    )
+
+
+def check_engine(name: str) -> None:
+    """Refuse a name before there is anything to search.
+
+    Raises:
+        EngineError: no such engine, or its library is not installed.
+    """
+    kind, _, detail = name.partition(":")
+    if name == "exact":
+        return
+    is_known = kind in LIBRARIES and (detail or kind != "faiss")
+    if not is_known or (kind == "lancedb" and detail not in ("", *KINDS)):
+        raise EngineError(
+            f"engine is {name!r}; give exact, faiss:FACTORY such as faiss:IVF256,SQ8, lancedb, "
+            f"{', '.join(f'lancedb:{kind}' for kind in KINDS)}, qdrant or qdrant:URL"
+        )
+    if find_spec(LIBRARIES[kind]) is None:
+        extra = "lancedb" if kind == "lancedb" else "search"
+        raise EngineError(f"engine {name!r} needs {LIBRARIES[kind]}: pip install modeling_mmt[{extra}]")
 
 
 @contextmanager

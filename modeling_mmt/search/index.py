@@ -96,11 +96,11 @@ class SearchIndex:
         self._rows = {video_id: row for row, video_id in enumerate(ids)}
         if len(self._rows) != len(ids):
             twice = next(video_id for row, video_id in enumerate(ids) if self._rows[video_id] != row)
-            raise SearchIndexError(f"video_id {twice!r} appears twice; a clip has one row")
+            raise SearchIndexError(f"video_id {twice!r} appears twice; a clip has one row: build the index again")
         self.engine: SearchEngine = ExactSearch(embeddings) if engine is None else engine
         if len(self.engine) != len(ids):
             raise SearchIndexError(f"the engine holds {len(self.engine)} rows, the index {len(ids)}")
-        if set(PLACES) - set(clips.column_names):
+        if any(name not in clips.features or clips.features[name].dtype == "null" for name in PLACES):
             clips = Dataset(with_places(clips.with_format("arrow")[:]))
         self.embeddings, self.clips, self.thumbnails = embeddings, clips, thumbnails
         self.fingerprint, self.model, self.revision = fingerprint, model, revision

@@ -151,8 +151,9 @@ class IndexFolder:
         return []
 
     def _put(self, segments: Sequence[Segment], written: int) -> None:
-        self.manifest = replace(self.manifest, segments=tuple(segments), written=written)
-        self.manifest.write(self.folder)
+        manifest = replace(self.manifest, segments=tuple(segments), written=written)
+        manifest.write(self.folder)
+        self.manifest = manifest
 
     def clean(self) -> None:
         """Remove what the manifest does not name: merged segments, and what a killed writer left."""

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from modeling_mmt.data.errors import InputError
 from modeling_mmt.search.exact import check_request, check_unit_rows
 
 ROWS_AT_ONCE = 65_536
@@ -52,7 +53,7 @@ class LanceSearch:
         check_unit_rows("embeddings", embeddings)
         if kind and kind not in KINDS:
             raise ValueError(f"LanceDB's index is {kind!r}; give {' or '.join(KINDS)}, or none")
-        self.width, self.kind = embeddings.shape[1], kind
+        self.folder, self.width, self.kind = folder, embeddings.shape[1], kind
         self.keys = [uuid.uuid5(uuid.NAMESPACE_URL, video_id).hex for video_id in ids]
         self.rows = {key: row for row, key in enumerate(self.keys)}
         with _naming_folder(folder):
@@ -69,8 +70,14 @@ class LanceSearch:
         if table is None or table.schema != schema or table.schema.metadata != schema.metadata:
             everything = pa.RecordBatchReader.from_batches(schema, self._batches(range(len(marks)), marks, embeddings))
             table = database.create_table(name, everything, mode="create" if table is None else "overwrite")
+        else:
+            self._bring_in_step(table, schema, marks, embeddings)
+        if self.kind and not table.list_indices():  # nor has one whose first build was killed
             self._build(table)
-            return table
+        return table
+
+    def _bring_in_step(self, table: Any, schema: pa.Schema, marks: Sequence[str], embeddings: torch.Tensor) -> None:
+        """Write rows that are new or differ, and delete those that are gone."""
         theirs = table.search().select(["key", "sha256"]).to_arrow()
         known = dict(zip(theirs["key"].to_pylist(), theirs["sha256"].to_pylist(), strict=True))
         gone = [key for key in known if key not in self.rows]
@@ -82,7 +89,6 @@ class LanceSearch:
             table.merge_insert("key").when_matched_update_all().when_not_matched_insert_all().execute(rows)
         if gone or changed:
             table.optimize(cleanup_older_than=KEPT)
-        return table
 
     def _batches(
         self, rows: Sequence[int], marks: Sequence[str], embeddings: torch.Tensor
@@ -94,12 +100,11 @@ class LanceSearch:
             yield pa.RecordBatch.from_pydict({**columns, "vector": vectors})
 
     def _build(self, table: Any) -> None:
-        """Make the table's index, if it is to have one."""
-        if self.kind:
-            from lancedb.index import HnswSq, IvfPq
+        """Make the table's index."""
+        from lancedb.index import HnswSq, IvfPq
 
-            config = {"IVF_PQ": IvfPq, "IVF_HNSW_SQ": HnswSq}[self.kind](distance_type="dot")
-            table.create_index("vector", config=config)
+        config = {"IVF_PQ": IvfPq, "IVF_HNSW_SQ": HnswSq}[self.kind](distance_type="dot")
+        table.create_index("vector", config=config)
 
     def __len__(self) -> int:
         return self.table.count_rows()
@@ -128,7 +133,8 @@ class LanceSearch:
         asked = self.table.search(queries.numpy()).distance_type("dot").select(["key", "_distance"]).limit(top)
         if self.kind:
             asked = asked.refine_factor(RERANKED)
-        found = (asked.where(where, prefilter=True) if where else asked).to_arrow()
+        with _naming_folder(self.folder):
+            found = (asked.where(where, prefilter=True) if where else asked).to_arrow()
         scores = torch.full((len(queries), top), -torch.inf, dtype=torch.float64)
         rows = torch.full((len(queries), top), -1)
         numbers = found["query_index"].to_pylist() if len(queries) > 1 else [0] * len(found)
@@ -153,4 +159,4 @@ def _naming_folder(folder: Path) -> Iterator[None]:
         yield
     except (RuntimeError, OSError, ValueError) as error:
         words = " ".join(str(error).split())[:300]
-        raise ValueError(f"{folder}: {words}; delete that folder if it is damaged") from error
+        raise InputError(f"{folder}: {words}; delete that folder if it is damaged: it is made again") from error

@@ -224,6 +224,7 @@ class _Update:
             self._write()
 
     def _write(self) -> None:
-        if self.pending:
-            self.index.commit(Rows.join(self.pending))
-        self.pending, self.written_at = [], time.monotonic()
+        pending, self.pending = self.pending, []  # before the commit: one that is interrupted is not made twice
+        if pending:
+            self.index.commit(Rows.join(pending))
+        self.written_at = time.monotonic()

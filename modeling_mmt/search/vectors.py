@@ -47,30 +47,35 @@ def index_of_vectors(table: str | Path, embeddings: str | Path, model: str) -> S
         raise InputError(
             f"{table} has {len(rows)} rows, {embeddings} {len(vectors)}; give one line a vector, in order"
         )
-    clips = Dataset(pa.Table.from_pylist([_placed(*row) for row in rows]))
+    clips = Dataset(_columns(table, [_placed(*row) for row in rows]))
     return SearchIndex(vectors, clips, FINGERPRINT + model, model)
 
 
 def _unit_vectors(path: Path) -> torch.Tensor:
     """`(N, P)` float32."""
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; give the .npy file of the vectors")
-    with naming_input(str(path)):
+        raise FileNotFoundError(f"{path} is not a file; give the .npy file of the vectors")
+    try:
         vectors = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError) as error:  # whose words advise to load it unsafely
+        raise InputError(f"{path}: damaged, or no array of numbers; save the matrix by itself with np.save") from error
+    if not isinstance(vectors, np.ndarray):
+        raise InputError(f"{path}: several arrays; save the matrix by itself with np.save")
     if vectors.ndim != 2 or 0 in vectors.shape or vectors.dtype.kind != "f":
         raise InputError(f"{path}: {vectors.dtype} {vectors.shape}; give a matrix of real numbers, a row a clip")
-    norms = np.linalg.norm(vectors.astype(np.float64), axis=1)
-    bad = np.flatnonzero(~np.isfinite(norms) | (norms == 0))
+    largest = np.abs(vectors).max(axis=1)
+    bad = np.flatnonzero(~np.isfinite(largest) | (largest == 0))
     if len(bad):
         raise InputError(f"{path}: row {bad[0]} is zero or not finite; leave it out of both files")
-    return torch.from_numpy((vectors / norms[:, None]).astype(np.float32))
+    scaled = (vectors / largest[:, None]).astype(np.float64)  # whose squares are neither too large nor too small
+    return torch.from_numpy((scaled / np.linalg.norm(scaled, axis=1)[:, None]).astype(np.float32))
 
 
 def _rows(path: Path) -> list[tuple[str, dict[str, Any]]]:
     """The lines of a table, each with its place."""
     suffix, sources = path.suffix.lower(), Sources(path.parent)
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; give the table of what the vectors are of")
+        raise FileNotFoundError(f"{path} is not a file; give the table of what the vectors are of")
     if suffix == ".parquet":
         with naming_input(str(path)):
             table = pq.read_table(path)
@@ -91,8 +96,24 @@ def _placed(where: str, row: dict[str, Any]) -> dict[str, Any]:
         video_id = file if times["start"] is None else f"{file}#{times['start']}-{times['end']}"
     if not isinstance(video_id, str) or not isinstance(file, str | None):
         raise InputError(f"{where}: neither video_id nor file names the clip in words; write one")
+    start, end = times["start"], times["end"]
+    if (start is None) != (end is None) or (start is not None and end is not None and start >= end):
+        raise InputError(f"{where}: start is {start} and end {end}; write both, the end after the start, or neither")
     others = {name: value for name, value in row.items() if name not in (*PLACES, "video_id")}
     return {"video_id": video_id, "file": file, **times, **others}
+
+
+def _columns(path: str | Path, rows: list[dict[str, Any]]) -> pa.Table:
+    """Rows as columns: every one that any row has, of one type each."""
+    columns = {}
+    for name in dict.fromkeys(name for row in rows for name in row):
+        try:
+            columns[name] = pa.array([row.get(name) for row in rows], PLACES.get(name))
+        except (pa.ArrowException, OverflowError) as error:
+            raise InputError(f"{path}: {name} has values of several types, or too large; give it one type") from error
+        if pa.types.is_struct(kind := columns[name].type) and not kind.num_fields:
+            raise InputError(f"{path}: {name} has empty objects, which no file of an index can hold; leave it out")
+    return pa.table(columns)
 
 
 def _seconds(value: Any, where: str) -> float | None:

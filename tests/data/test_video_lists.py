@@ -54,11 +54,12 @@ def test_links_to_folders_are_followed_once_and_never_in_a_circle(folder, tmp_pa
     (tmp_path / "album" / "back").symlink_to(tmp_path / "other")
     (tmp_path / "other" / "forth").symlink_to(tmp_path / "album")  # a circle outside
     (folder / "gone.mp4").symlink_to(tmp_path / "nothing.mp4")
+    (folder / "itself.mp4").symlink_to(folder / "itself.mp4")
     (folder / "linked.mp4").symlink_to(folder / "b.mp4")
     found = find_videos(folder)
     ids = {video.video_id for video in found if video.video_id not in ("a/b/d", "a/c", "a/cup", "b")}
     assert ids == {"linked", "x/one", "x/deep/two", "x/back/three"}
-    assert found.left["link to a folder"] == 5 and found.left["broken link"] == 1
+    assert found.left["link to a folder"] == 5 and found.left["broken link"] == 2
     assert "5 links to folders" in found.summary()
 
 

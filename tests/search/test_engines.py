@@ -8,6 +8,7 @@ import pytest
 import torch
 from datasets import Dataset
 
+from modeling_mmt.data.errors import InputError
 from modeling_mmt.search import lance
 from modeling_mmt.search.engines import EngineError, FaissSearch, QdrantSearch, open_engine
 from modeling_mmt.search.exact import ExactSearch
@@ -234,7 +235,7 @@ def test_bringing_a_collection_in_step_sends_only_what_differs(monkeypatch):
     [
         ("nothing", "engine is 'nothing'; give exact, faiss:FACTORY such as"),
         ("faiss", "engine is 'faiss'; give exact"),
-        ("lancedb:HNSW", "LanceDB's index is 'HNSW'; give IVF_PQ or IVF_HNSW_SQ, or none"),
+        ("lancedb:HNSW", "engine is 'lancedb:HNSW'; give .*, lancedb:IVF_PQ, lancedb:IVF_HNSW_SQ,"),
         (
             "faiss:Nonsense",
             "factory is 'Nonsense', which FAISS cannot build from 50 vectors of width .*: could not parse",
@@ -278,3 +279,36 @@ def test_a_saved_index_is_opened_with_an_engine_beside_it(tmp_path):
     index = SearchIndex.load(folder, engine="faiss:Flat")
     assert isinstance(index.engine, FaissSearch) and isinstance(SearchIndex.load(folder).engine, ExactSearch)
     assert [hits[0].video_id for hits in index.search(vectors, 1)] == ids
+
+
+def test_a_lancedb_index_whose_first_build_was_killed_is_built_by_the_next_opening(tmp_path, monkeypatch):
+    pytest.importorskip("lancedb", reason=LANCEDB)
+    ids, vectors = ids_of(range(NUM_ROWS)), unit(NUM_ROWS, WIDTH)
+
+    def killed(self, table):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(LanceSearch, "_build", killed)
+        open_engine("lancedb:IVF_PQ", tmp_path, ids, vectors, "f")
+    assert open_engine("lancedb:IVF_PQ", tmp_path, ids, vectors, "f").table.list_indices()
+
+
+@pytest.mark.parametrize("name", ["lancedb:IVF_HNSW_SQ", "qdrant", "faiss:Flat"])
+def test_damaged_files_of_an_engine_are_named_with_the_remedy_or_made_again(tmp_path, name):
+    pytest.importorskip(LIBRARIES[name.partition(":")[0]], reason=SEARCH)
+    ids, vectors = ids_of(range(NUM_ROWS)), unit(NUM_ROWS, WIDTH)
+    engine = open_engine(name, tmp_path, ids, vectors, "f")
+    if isinstance(engine, QdrantSearch):
+        engine.client.close()
+    for pattern in ("*.idx", "storage.sqlite", "*.index.json"):
+        for file in tmp_path.rglob(pattern):
+            file.write_bytes(b"\xff" * 100)
+    try:
+        found = open_engine(name, tmp_path, ids, vectors, "f").search(vectors[:1], 1)[1]
+    except InputError as error:
+        words = str(error)
+        assert str(tmp_path / "engines") in words and "delete" in words and "made again" in words and "\n" not in words
+        assert name != "faiss:Flat"
+    else:
+        assert found.tolist() == [[0]]

@@ -371,6 +371,29 @@ def test_killed_at_any_rename_an_index_is_whole_and_the_next_run_ends_as_an_undi
     assert 10 < survived < 100
 
 
+def test_interrupted_in_a_commit_no_row_is_written_twice(made, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(media_update, "WorkerPool", InThisProcess)
+    monkeypatch.setattr(media_update, "ROWS_A_SEGMENT", 2)
+    monkeypatch.setattr(media_encoding, "FILES_A_GROUP", 2)
+    for place in ("_put", "_note_files"):
+        folder, whole, calls = tmp_path / place, getattr(IndexFolder, place), []
+
+        def interrupted(self, *words, whole=whole, calls=calls, place=place):
+            if calls or (place == "_note_files" and not words[0]):  # or no segment is added
+                return whole(self, *words)
+            calls.append(place)
+            if place == "_put":
+                whole(self, *words)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+            patched.setattr(IndexFolder, place, interrupted)
+            update(made / "media", folder, model=str(checkpoint), window=8.0)
+        assert calls
+        update(made / "media", folder, model=str(checkpoint), window=8.0)
+        assert vectors_of(folder).keys() == vectors_of(made / "index").keys()
+
+
 def _index(media, folder, checkpoint):
     """An update in a process that was forked: the fork server of the one before is not its own."""
     forkserver._forkserver.__init__()

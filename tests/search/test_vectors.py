@@ -68,7 +68,9 @@ def test_a_model_of_ours_may_not_ask_somebody_else_s_vectors(tmp_path, vectors, 
         (np.ones(3), ROWS, r"float64 \(3,\); give a matrix"),
         (np.ones((3, 5), int), ROWS, "give a matrix of real numbers"),
         (np.array([[1.0], [0.0], [np.nan]]), ROWS, "row 1 is zero or not finite"),
-        (np.array([[1, {}]] * 3, dtype=object), ROWS, "vectors.npy"),
+        (np.array([[1, {}]] * 3, dtype=object), ROWS, "vectors.npy: damaged, or no array of numbers; save the matrix"),
+        (np.ones((3, 5)), [{**ROWS[0], "end": ""}, *ROWS[1:]], "line 2: start is 0.0 and end None; write both"),
+        (np.ones((3, 5)), [{**ROWS[0], "start": "9"}, *ROWS[1:]], "line 2: start is 9.0 and end 8.0; write both"),
         (np.ones((3, 5)), [{**ROWS[0], "start": "soon"}, *ROWS[1:]], "line 2: start is 'soon'; write seconds"),
         (np.ones((3, 5)), [{"place": "kitchen"}] * 3, "line 2: neither video_id nor file names the clip"),
         (np.ones((3, 5)), [ROWS[0]] * 3, "video_id 'a.mp4#0.0-8.0' appears twice"),
@@ -78,3 +80,43 @@ def test_what_is_wrong_with_vectors_or_table_is_named(tmp_path, values, rows, wo
     np.save(tmp_path / "vectors.npy", values)
     with pytest.raises(InputError, match=words):
         index_of_vectors(write(tmp_path, "csv", rows), tmp_path / "vectors.npy", "somebody's")
+
+
+@pytest.mark.parametrize("names", [["video_id"], ["file"], ["file", "start", "end"]])
+def test_a_table_may_lack_any_of_the_places(tmp_path, vectors, names):
+    rows = [{name: {"start": 0, "end": 8}.get(name, f"c{number}") for name in names} for number in range(3)]
+    index_of_vectors(write(tmp_path, "jsonl", rows), tmp_path / "vectors.npy", "m").save(tmp_path / "index")
+    ids = [f"c{number}#0.0-8.0" if "start" in names else f"c{number}" for number in range(3)]
+    assert SearchIndex.load(tmp_path / "index").clips["video_id"][:] == ids
+
+
+def test_columns_are_those_of_any_row_and_of_one_type_each(tmp_path, vectors):
+    rows = [{"video_id": "a"}, {"video_id": "b", "color": "red"}, {"video_id": "c", "count": 3}]
+    index = index_of_vectors(write(tmp_path, "jsonl", rows), tmp_path / "vectors.npy", "m")
+    assert index.clips["color"][:] == [None, "red", None] and index.clips["count"][:] == [None, None, 3]
+    for values in ([1, "red", [1]], [10**23, 1, 1], [{}, {}, {}]):
+        mixed = [{"video_id": name, "kind": value} for name, value in zip("abc", values, strict=True)]
+        with pytest.raises(InputError, match="clips.jsonl: kind has"):
+            index_of_vectors(write(tmp_path, "jsonl", mixed), tmp_path / "vectors.npy", "m")
+
+
+def test_rows_of_any_magnitude_are_divided_by_their_norm(tmp_path, vectors):
+    np.save(tmp_path / "vectors.npy", vectors * np.array([[1e200], [1e-200], [1]]))
+    index = index_of_vectors(write(tmp_path, "csv"), tmp_path / "vectors.npy", "m")
+    wanted = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    np.testing.assert_allclose(index.embeddings.numpy(), wanted, rtol=1e-6)
+
+
+def test_several_arrays_in_one_file_are_refused(tmp_path, vectors):
+    np.savez(tmp_path / "several.npz", a=vectors, b=vectors)
+    (tmp_path / "several.npz").rename(tmp_path / "vectors.npy")
+    with pytest.raises(InputError, match="vectors.npy: several arrays; save the matrix by itself"):
+        index_of_vectors(write(tmp_path, "csv"), tmp_path / "vectors.npy", "m")
+
+
+@pytest.mark.parametrize("more", [["--engine", "nonsense"], ["--status"], ["--model", ""]])
+def test_what_is_wrong_with_the_command_is_said_before_anything_is_written(tmp_path, vectors, capsys, more):
+    words = ["--embeddings", tmp_path / "vectors.npy", "--model", "m", "--output_dir", tmp_path / "index", *more]
+    code, _, err = call(capsys, "index", write(tmp_path, "csv"), *words)
+    assert code == 2 and err.count("\n") == 1 and more[0] in err.replace("engine is", "--engine")
+    assert not (tmp_path / "index").exists()
