@@ -55,19 +55,21 @@ def _unit_vectors(path: Path) -> torch.Tensor:
     """`(N, P)` float32."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not a file; give the .npy file of the vectors")
-    try:
-        vectors = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:  # whose words advise to load it unsafely
-        raise InputError(f"{path}: damaged, or no array of numbers; save the matrix by itself with np.save") from error
+    with naming_input(str(path)):
+        try:
+            vectors = np.load(path, allow_pickle=False)
+        except (ValueError, EOFError) as error:  # whose words advise to load it unsafely
+            raise InputError(f"{path}: damaged, or no array of numbers; save the matrix alone by np.save") from error
     if not isinstance(vectors, np.ndarray):
         raise InputError(f"{path}: several arrays; save the matrix by itself with np.save")
     if vectors.ndim != 2 or 0 in vectors.shape or vectors.dtype.kind != "f":
         raise InputError(f"{path}: {vectors.dtype} {vectors.shape}; give a matrix of real numbers, a row a clip")
-    largest = np.abs(vectors).max(axis=1)
+    values = vectors.astype(np.float64)
+    largest = np.abs(values).max(axis=1)
     bad = np.flatnonzero(~np.isfinite(largest) | (largest == 0))
     if len(bad):
         raise InputError(f"{path}: row {bad[0]} is zero or not finite; leave it out of both files")
-    scaled = (vectors / largest[:, None]).astype(np.float64)  # whose squares are neither too large nor too small
+    scaled = values / largest[:, None]  # whose squares are neither too large nor too small
     return torch.from_numpy((scaled / np.linalg.norm(scaled, axis=1)[:, None]).astype(np.float32))
 
 

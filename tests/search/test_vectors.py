@@ -68,7 +68,7 @@ def test_a_model_of_ours_may_not_ask_somebody_else_s_vectors(tmp_path, vectors, 
         (np.ones(3), ROWS, r"float64 \(3,\); give a matrix"),
         (np.ones((3, 5), int), ROWS, "give a matrix of real numbers"),
         (np.array([[1.0], [0.0], [np.nan]]), ROWS, "row 1 is zero or not finite"),
-        (np.array([[1, {}]] * 3, dtype=object), ROWS, "vectors.npy: damaged, or no array of numbers; save the matrix"),
+        (np.array([[1, {}]] * 3, dtype=object), ROWS, "vectors.npy: damaged, or no array of numbers"),
         (np.ones((3, 5)), [{**ROWS[0], "end": ""}, *ROWS[1:]], "line 2: start is 0.0 and end None; write both"),
         (np.ones((3, 5)), [{**ROWS[0], "start": "9"}, *ROWS[1:]], "line 2: start is 9.0 and end 8.0; write both"),
         (np.ones((3, 5)), [{**ROWS[0], "start": "soon"}, *ROWS[1:]], "line 2: start is 'soon'; write seconds"),
@@ -105,6 +105,24 @@ def test_rows_of_any_magnitude_are_divided_by_their_norm(tmp_path, vectors):
     index = index_of_vectors(write(tmp_path, "csv"), tmp_path / "vectors.npy", "m")
     wanted = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     np.testing.assert_allclose(index.embeddings.numpy(), wanted, rtol=1e-6)
+
+
+def test_rows_of_few_bits_lose_no_more_of_them(tmp_path, vectors):
+    few = vectors.astype(np.float16)
+    np.save(tmp_path / "vectors.npy", few)
+    index = index_of_vectors(write(tmp_path, "csv"), tmp_path / "vectors.npy", "m")
+    wanted = few.astype(np.float64) / np.linalg.norm(few.astype(np.float64), axis=1, keepdims=True)
+    np.testing.assert_allclose(index.embeddings.numpy(), wanted, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["archive", "shape"])
+def test_a_file_that_is_cut_or_lies_about_its_size_is_one_line(tmp_path, vectors, kind):
+    path = tmp_path / "vectors.npy"
+    whole = path.read_bytes()
+    path.write_bytes(b"PK\x03\x04 cut" if kind == "archive" else whole.replace(b"(3, 5)", b"(3, 5" + b"0" * 14 + b")"))
+    with pytest.raises(InputError, match="vectors.npy") as error:
+        index_of_vectors(write(tmp_path, "csv"), path, "m")
+    assert "\n" not in str(error.value)
 
 
 def test_several_arrays_in_one_file_are_refused(tmp_path, vectors):
